@@ -1,0 +1,92 @@
+//! One record of a link: a fixed header of 32 bytes, then a protobuf body (see proto/link.proto).
+//!
+//! | offset | size | field |
+//! |---|---|---|
+//! | 0 | 4 | length of the record, header included |
+//! | 4 | 1 | kind |
+//! | 5 | 1 | reserved, 0 |
+//! | 6 | 2 | partition |
+//! | 8 | 8 | number: dense per direction and pair of incarnations; 0 for Hello and Ack, which cost no credit |
+//! | 16 | 8 | epoch of the partition's owner (downlink), else 0 |
+//! | 24 | 8 | session, or 0 |
+//!
+//! All little-endian: links join servers of one operator.
+
+use bytes::Bytes;
+
+use crate::ids::{Partition, SessionId};
+
+/// Bytes of a record's header.
+pub const HEADER_BYTES: usize = 32;
+
+/// Bytes of a record at most, header included: above any client frame with its envelope, and above a page.
+pub const RECORD_BYTES_MAX: usize = 1 << 20;
+
+/// What a record is about; its body is the message of the same name in proto/link.proto.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+#[allow(missing_docs)]
+pub enum Kind {
+    Hello = 1,
+    Ack = 2,
+    // Gateway to dispatcher.
+    Register = 10,
+    Unregister = 11,
+    Subscribe = 12,
+    Unsubscribe = 13,
+    ClientRequest = 14,
+    Fetch = 15,
+    NoSession = 16,
+    Closed = 17,
+    Lease = 18,
+    // Dispatcher to gateway.
+    Registered = 40,
+    Subscribed = 41,
+    Reply = 42,
+    FanOut = 43,
+    Remove = 44,
+    Direct = 45,
+    Attach = 46,
+    Close = 47,
+    Page = 48,
+    Gap = 49,
+    Announce = 50,
+    NotOwner = 51,
+    ClusterMap = 52,
+    LeaseAnswer = 53,
+}
+
+impl Kind {
+    /// Reads a kind byte.
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        use Kind::*;
+        const ALL: [Kind; 25] = [
+            Hello, Ack, Register, Unregister, Subscribe, Unsubscribe, ClientRequest, Fetch, NoSession, Closed, Lease,
+            Registered, Subscribed, Reply, FanOut, Remove, Direct, Attach, Close, Page, Gap, Announce, NotOwner,
+            ClusterMap, LeaseAnswer,
+        ];
+        ALL.into_iter().find(|kind| *kind as u8 == byte)
+    }
+}
+
+/// One record, decoded or about to be queued. Its number is given by the link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// What it is about.
+    pub kind: Kind,
+    /// The partition that must handle it, or that it comes from.
+    pub partition: Partition,
+    /// The owner's epoch (downlink), else 0.
+    pub epoch: u64,
+    /// The session that it is about, or none.
+    pub session: SessionId,
+    /// The protobuf body.
+    pub body: Bytes,
+}
+
+impl Record {
+    /// Bytes on the link, header included: what it costs in credit.
+    pub fn size_bytes(&self) -> usize {
+        HEADER_BYTES + self.body.len()
+    }
+}
