@@ -5,10 +5,12 @@
 
 pub mod client_session;
 pub mod conversation;
+pub mod deframe;
 pub mod frame;
 pub mod ids;
 pub mod link;
 pub mod messages;
+pub mod received;
 pub mod transport;
 pub mod ws;
 

@@ -61,9 +61,31 @@ impl Kind {
     pub fn from_byte(byte: u8) -> Option<Self> {
         use Kind::*;
         const ALL: [Kind; 25] = [
-            Hello, Ack, Register, Unregister, Subscribe, Unsubscribe, ClientRequest, Fetch, NoSession, Closed, Lease,
-            Registered, Subscribed, Reply, FanOut, Remove, Direct, Attach, Close, Page, Gap, Announce, NotOwner,
-            ClusterMap, LeaseAnswer,
+            Hello,
+            Ack,
+            Register,
+            Unregister,
+            Subscribe,
+            Unsubscribe,
+            ClientRequest,
+            Fetch,
+            NoSession,
+            Closed,
+            Lease,
+            Registered,
+            Subscribed,
+            Reply,
+            FanOut,
+            Remove,
+            Direct,
+            Attach,
+            Close,
+            Page,
+            Gap,
+            Announce,
+            NotOwner,
+            ClusterMap,
+            LeaseAnswer,
         ];
         ALL.into_iter().find(|kind| *kind as u8 == byte)
     }
