@@ -1,0 +1,1 @@
+//! Threads, sockets, clocks, configuration: what carries bytes and jobs between the core, the store and the world.

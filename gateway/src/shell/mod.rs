@@ -1,0 +1,1 @@
+//! Threads, sockets, clocks, configuration: what carries bytes between the core and the world.
