@@ -1,0 +1,11 @@
+//! What tests over several processes share: finding the binaries, starting servers and ending them by their pid.
+//!
+//! Every server is a child that is killed when its handle is dropped, also when a test panics.
+
+mod http;
+mod redis;
+mod server;
+
+pub use http::get;
+pub use redis::Redis;
+pub use server::{Server, binary, free_port, wait_until};
