@@ -8,20 +8,28 @@
 //! other's state does a new connection continue; in every other case numbers start at 1 again, what was not
 //! acknowledged is handed back as lost, and [`LinkEvent::Up`] says `fresh`.
 
-use bytes::Bytes;
+use std::collections::VecDeque;
+
+use bytes::{Buf, Bytes, BytesMut};
+use prost::Message;
 use thiserror::Error;
 
-use crate::link::record::{Kind, Record};
-use crate::messages::link::Hello;
+use crate::ids::SessionId;
+use crate::link::record::{HEADER_BYTES, Header, Kind, RECORD_BYTES_MAX, Record};
+use crate::messages::link::{Ack, Hello};
 
 /// The link protocol spoken here; a peer with another one is refused.
 pub const LINK_VERSION: u32 = 1;
 
+/// Bytes of records that may be queued before the peer told its window: no more than what any peer tolerates above
+/// its own.
+const FIRST_WINDOW_BYTES: u64 = RECORD_BYTES_MAX as u64;
+
 /// What one end of a link holds at most.
 #[derive(Clone, Copy, Debug)]
 pub struct LinkLimits {
-    /// Bytes of records that the peer may have unacknowledged towards this end (told in the hello), and, until the
-    /// peer has told its own, that may be queued here.
+    /// Bytes of records that the peer may have unacknowledged towards this end; it is told in the hello. Until the
+    /// peer has told its own, as much (but at most 1 MiB) may be queued here.
     pub window_bytes: u64,
     /// Bytes after which a batch is closed and the next one begun, so that one send stays of bounded size.
     pub batch_bytes_max: usize,
@@ -91,69 +99,197 @@ pub struct NoCredit(pub Record);
 pub struct LinkEnd {
     identity: Hello,
     limits: LinkLimits,
+    connected: bool,
     up: bool,
+    /// On this connection. The end is up while it has as many of the peer's as it said itself.
+    hellos_sent: u32,
+    hellos_received: u32,
+    /// Encoded hellos that are still to be transmitted.
+    hello_out: BytesMut,
+    /// 0: never up since this end was made, or since it took a new incarnation.
+    peer_incarnation: u64,
+    peer_window_bytes: u64,
+    outgoing: Outgoing,
+    incoming: Incoming,
+    events: VecDeque<LinkEvent>,
+    ack_now: bool,
+}
+
+/// Records towards the peer. Numbers acknowledged + 1 ..= last are kept: first `batches`, then `pending`.
+#[derive(Debug, Default)]
+struct Outgoing {
+    last: u64,
+    acknowledged: u64,
+    /// The highest number that was ever given to a transport.
+    transmitted: u64,
+    /// Of each kept record.
+    sizes: VecDeque<u32>,
+    kept_bytes: u64,
+    /// Closed batches with their last number; acknowledged records are cut off the first.
+    batches: VecDeque<(u64, Bytes)>,
+    /// Batches before this one were transmitted on the present connection.
+    next_batch: usize,
+    pending: BytesMut,
+}
+
+/// Records from the peer.
+#[derive(Debug, Default)]
+struct Incoming {
+    /// The start of a record of which the rest is still to come.
+    partial: BytesMut,
+    /// The highest number read, and the highest given out by `poll`.
+    received: u64,
+    taken: u64,
+    /// Read and not given out; given out and not acknowledged.
+    held_bytes: u64,
+    taken_bytes: u64,
 }
 
 impl LinkEnd {
-    /// An end that is not connected. `identity` needs cluster, role, gateway, shard, node, incarnation and
+    /// An end that is not connected. `identity` needs cluster, role, gateway, shard, node, incarnation (not 0) and
     /// partitions; the other fields are filled in here.
     pub fn new(identity: Hello, limits: LinkLimits) -> Self {
-        LinkEnd { identity, limits, up: false }
+        debug_assert_ne!(identity.incarnation, 0, "0 means that a peer was never seen");
+        LinkEnd {
+            identity: Hello { version: LINK_VERSION, window_bytes: limits.window_bytes, ..identity },
+            limits,
+            connected: false,
+            up: false,
+            hellos_sent: 0,
+            hellos_received: 0,
+            hello_out: BytesMut::new(),
+            peer_incarnation: 0,
+            peer_window_bytes: limits.window_bytes.min(FIRST_WINDOW_BYTES),
+            outgoing: Outgoing::default(),
+            incoming: Incoming::default(),
+            events: VecDeque::new(),
+            ack_now: false,
+        }
     }
 
     /// The transport is up: the hello goes first.
-    pub fn connected(&mut self) {}
+    pub fn connected(&mut self) {
+        self.disconnected();
+        self.connected = true;
+        self.say_hello();
+    }
 
     /// The transport is gone. Unacknowledged records stay for the next connection; received records that were not
     /// polled yet are dropped here and sent again by the peer.
     pub fn disconnected(&mut self) {
+        self.connected = false;
         self.up = false;
+        self.hellos_sent = 0;
+        self.hellos_received = 0;
+        self.hello_out.clear();
+        self.outgoing.next_batch = 0;
+        self.incoming.partial.clear();
+        self.ack_now = false;
+        self.drop_unpolled();
     }
 
     /// Takes received bytes, cut anywhere. Bodies of records that lie whole in `bytes` are slices of it. On an error
     /// the connection is useless: drop it, call [`LinkEnd::disconnected`].
-    pub fn receive(&mut self, bytes: Bytes) -> Result<(), LinkError> {
-        drop(bytes);
+    pub fn receive(&mut self, mut bytes: Bytes) -> Result<(), LinkError> {
+        if !self.connected {
+            return Ok(());
+        }
+        while !bytes.is_empty() {
+            let partial = &mut self.incoming.partial;
+            if partial.is_empty() && bytes.len() >= HEADER_BYTES {
+                let length = record_length(&bytes)?;
+                if bytes.len() >= length {
+                    let record = bytes.split_to(length);
+                    self.take(record)?;
+                    continue;
+                }
+                partial.reserve(length);
+            }
+            let wanted = if partial.len() < HEADER_BYTES { HEADER_BYTES } else { record_length(partial)? };
+            let more = bytes.split_to(bytes.len().min(wanted - partial.len()));
+            partial.extend_from_slice(&more);
+            if partial.len() >= HEADER_BYTES && partial.len() == record_length(partial)? {
+                let record = partial.split().freeze();
+                self.take(record)?;
+            }
+        }
         Ok(())
     }
 
     /// The next event; call until `None`. A record counts as received, for acknowledgement, when it was given here.
     pub fn poll(&mut self) -> Option<LinkEvent> {
-        None
+        let event = self.events.pop_front()?;
+        if let LinkEvent::Record(record) = &event {
+            self.incoming.taken += 1;
+            self.incoming.taken_bytes += record.size_bytes() as u64;
+            self.incoming.held_bytes -= record.size_bytes() as u64;
+        }
+        Some(event)
     }
 
-    /// Numbers a record and keeps it until it is acknowledged, connected or not.
+    /// Numbers a record and keeps it until it is acknowledged, connected or not. It is taken when it fits in the
+    /// credit, or when nothing at all is unacknowledged.
     ///
     /// # Panics
-    /// When the record is larger than [`RECORD_BYTES_MAX`](crate::link::record::RECORD_BYTES_MAX), or a Hello or Ack.
+    /// When the record is larger than [`RECORD_BYTES_MAX`], or a Hello or Ack.
     pub fn queue(&mut self, record: Record) -> Result<(), NoCredit> {
-        Err(NoCredit(record))
+        let size = record.size_bytes();
+        assert!(size <= RECORD_BYTES_MAX, "a {:?} record of {size} bytes", record.kind);
+        assert!(!is_control(record.kind), "{:?} is the link's own", record.kind);
+        if size as u64 > self.credit_bytes() && self.outgoing.kept_bytes > 0 {
+            return Err(NoCredit(record));
+        }
+        self.outgoing.push(&record, self.limits.batch_bytes_max);
+        Ok(())
     }
 
     /// Bytes of records, headers included, that [`LinkEnd::queue`] still takes.
     pub fn credit_bytes(&self) -> u64 {
-        self.limits.window_bytes
+        self.peer_window_bytes.saturating_sub(self.outgoing.kept_bytes)
     }
 
     /// The next bytes to send, in order; call until `None`, then again after events. Everything queued since the last
     /// call comes as one batch (up to `batch_bytes_max`), an acknowledgement with it if one is due.
     pub fn transmit(&mut self) -> Option<Bytes> {
-        None
+        if !self.hello_out.is_empty() {
+            return Some(self.hello_out.split().freeze());
+        }
+        if !self.up {
+            return None;
+        }
+        if let Some(batch) = self.outgoing.next_closed_batch() {
+            return Some(batch);
+        }
+        let records_bytes = self.outgoing.pending.len();
+        let due = self.ack_now || self.incoming.taken_bytes >= self.limits.window_bytes / 4;
+        if self.needs_ack() && (due || records_bytes > 0) {
+            self.acknowledge_taken();
+        }
+        self.outgoing.close_batch(records_bytes)
     }
 
     /// Records were taken in that the peer doesn't know of yet.
     pub fn needs_ack(&self) -> bool {
-        false
+        self.up && self.incoming.taken_bytes > 0
     }
 
     /// The next [`LinkEnd::transmit`] acknowledges whatever was taken in, even with nothing else to send. For the end
     /// of a turn; below a quarter of the window acknowledgements otherwise wait for data to ride with.
-    pub fn ack_now(&mut self) {}
+    pub fn ack_now(&mut self) {
+        self.ack_now = true;
+    }
 
     /// This process took a new incarnation. What is unacknowledged comes back as [`LinkEvent::Lost`]; a connected end
     /// says hello again and is not up until the peer answers it.
     pub fn set_incarnation(&mut self, incarnation: u64) {
         self.identity.incarnation = incarnation;
+        self.lose_all();
+        self.forget_peer();
+        self.peer_incarnation = 0;
+        self.up = false;
+        if self.connected {
+            self.say_hello();
+        }
     }
 
     /// Whether both hellos of the present connection were exchanged.
@@ -163,6 +299,221 @@ impl LinkEnd {
 
     /// Bytes of records queued or sent and not yet acknowledged.
     pub fn unacknowledged_bytes(&self) -> u64 {
-        0
+        self.outgoing.kept_bytes
     }
+
+    /// Encodes what is known now: the peer decides by it whether the link goes on.
+    fn say_hello(&mut self) {
+        let hello = Hello {
+            peer_incarnation: self.peer_incarnation,
+            received: self.incoming.taken,
+            ..self.identity.clone()
+        };
+        encode_control(Kind::Hello, &hello, &mut self.hello_out);
+        self.hellos_sent += 1;
+        self.incoming.taken_bytes = 0;
+    }
+
+    fn acknowledge_taken(&mut self) {
+        encode_control(Kind::Ack, &Ack { number: self.incoming.taken }, &mut self.outgoing.pending);
+        self.incoming.taken_bytes = 0;
+        self.ack_now = false;
+    }
+
+    fn take(&mut self, bytes: Bytes) -> Result<(), LinkError> {
+        let header = Header::read(&bytes);
+        let kind = Kind::from_byte(header.kind).ok_or(LinkError::UnknownKind(header.kind))?;
+        if is_control(kind) != (header.number == 0) {
+            return Err(LinkError::Numbering(kind));
+        }
+        if self.hellos_received == 0 && kind != Kind::Hello {
+            return Err(LinkError::HelloExpected(kind));
+        }
+        let body = bytes.slice(HEADER_BYTES..);
+        match kind {
+            Kind::Hello => self.take_hello(Hello::decode(body).map_err(|_| LinkError::Body(kind))?),
+            // An answer to a hello that this end has since replaced: meant for its former incarnation.
+            _ if !self.up => Ok(()),
+            Kind::Ack => {
+                let ack = Ack::decode(body).map_err(|_| LinkError::Body(kind))?;
+                self.outgoing.acknowledge(ack.number)
+            }
+            _ => self.take_record(header, kind, body),
+        }
+    }
+
+    fn take_record(&mut self, header: Header, kind: Kind, body: Bytes) -> Result<(), LinkError> {
+        let expected = self.incoming.received + 1;
+        if header.number < expected {
+            return Ok(());
+        }
+        if header.number > expected {
+            return Err(LinkError::Missing { expected, found: header.number });
+        }
+        let record = header.record(kind, body);
+        let incoming = &mut self.incoming;
+        incoming.held_bytes += record.size_bytes() as u64;
+        let (held, window) = (incoming.held_bytes + incoming.taken_bytes, self.limits.window_bytes);
+        // The slack covers what a peer queues before it knows the window, and one record above a tiny window.
+        if held > window + RECORD_BYTES_MAX as u64 {
+            return Err(LinkError::Overrun { held, window });
+        }
+        incoming.received = expected;
+        self.events.push_back(LinkEvent::Record(record));
+        Ok(())
+    }
+
+    fn take_hello(&mut self, peer: Hello) -> Result<(), LinkError> {
+        self.check_hello(&peer)?;
+        self.hellos_received += 1;
+        if self.hellos_received < self.hellos_sent {
+            return Ok(());
+        }
+        let goes_on =
+            self.peer_incarnation == peer.incarnation && peer.peer_incarnation == self.identity.incarnation;
+        if goes_on {
+            self.outgoing.acknowledge(peer.received)?;
+        } else {
+            // Before the first Up, what is queued was meant for whoever answers.
+            if self.peer_incarnation != 0 {
+                self.lose_all();
+            }
+            self.forget_peer();
+        }
+        self.peer_incarnation = peer.incarnation;
+        self.peer_window_bytes = peer.window_bytes;
+        if self.hellos_received > self.hellos_sent {
+            self.say_hello();
+        }
+        self.up = true;
+        self.events.push_back(LinkEvent::Up { peer, fresh: !goes_on });
+        Ok(())
+    }
+
+    fn check_hello(&self, peer: &Hello) -> Result<(), LinkError> {
+        let ours = &self.identity;
+        if peer.version != ours.version {
+            return Err(LinkError::Version { ours: ours.version, theirs: peer.version });
+        }
+        if peer.cluster != ours.cluster {
+            return Err(LinkError::Cluster { ours: ours.cluster.clone(), theirs: peer.cluster.clone() });
+        }
+        if peer.partitions != ours.partitions {
+            return Err(LinkError::Partitions { ours: ours.partitions, theirs: peer.partitions });
+        }
+        if peer.incarnation == 0 {
+            return Err(LinkError::Body(Kind::Hello));
+        }
+        Ok(())
+    }
+
+    /// Hands back everything unacknowledged and numbers from 1 again.
+    fn lose_all(&mut self) {
+        for record in self.outgoing.drain() {
+            self.events.push_back(LinkEvent::Lost(record));
+        }
+    }
+
+    /// Numbers from the peer start at 1 again; its records that were not polled are void.
+    fn forget_peer(&mut self) {
+        self.drop_unpolled();
+        self.incoming.received = 0;
+        self.incoming.taken = 0;
+        self.incoming.taken_bytes = 0;
+    }
+
+    fn drop_unpolled(&mut self) {
+        self.events.retain(|event| !matches!(event, LinkEvent::Record(_)));
+        self.incoming.received = self.incoming.taken;
+        self.incoming.held_bytes = 0;
+    }
+}
+
+impl Outgoing {
+    fn push(&mut self, record: &Record, batch_bytes_max: usize) {
+        let size = record.size_bytes();
+        if !self.pending.is_empty() && self.pending.len() + size > batch_bytes_max {
+            let batch = self.pending.split().freeze();
+            self.batches.push_back((self.last, batch));
+        }
+        self.last += 1;
+        Header::of(record, self.last).write(&mut self.pending);
+        self.pending.extend_from_slice(&record.body);
+        self.sizes.push_back(size as u32);
+        self.kept_bytes += size as u64;
+    }
+
+    fn next_closed_batch(&mut self) -> Option<Bytes> {
+        let (last, batch) = self.batches.get(self.next_batch)?;
+        self.next_batch += 1;
+        self.transmitted = self.transmitted.max(*last);
+        Some(batch.clone())
+    }
+
+    /// Closes the pending batch, whose first `records_bytes` bytes are records to be kept.
+    fn close_batch(&mut self, records_bytes: usize) -> Option<Bytes> {
+        if self.pending.is_empty() {
+            return None;
+        }
+        let batch = self.pending.split().freeze();
+        if records_bytes > 0 {
+            self.batches.push_back((self.last, batch.slice(..records_bytes)));
+            self.next_batch = self.batches.len();
+            self.transmitted = self.last;
+        }
+        Some(batch)
+    }
+
+    fn acknowledge(&mut self, number: u64) -> Result<(), LinkError> {
+        if number > self.transmitted {
+            return Err(LinkError::Acknowledged { acknowledged: number, sent: self.transmitted });
+        }
+        while self.acknowledged < number {
+            self.acknowledged += 1;
+            let size = self.sizes.pop_front().expect("one size per kept record");
+            self.kept_bytes -= u64::from(size);
+            let (_, batch) = self.batches.front_mut().expect("what was transmitted is in a batch");
+            batch.advance(size as usize);
+            if batch.is_empty() {
+                self.batches.pop_front();
+                self.next_batch = self.next_batch.saturating_sub(1);
+            }
+        }
+        Ok(())
+    }
+
+    /// All kept records, oldest first; as new afterwards.
+    fn drain(&mut self) -> Vec<Record> {
+        let gone = std::mem::take(self);
+        let mut records = Vec::with_capacity(gone.sizes.len());
+        for mut batch in gone.batches.into_iter().map(|(_, batch)| batch).chain([gone.pending.freeze()]) {
+            while !batch.is_empty() {
+                let header = Header::read(&batch);
+                let record = batch.split_to(header.length as usize);
+                let kind = Kind::from_byte(header.kind).expect("encoded here");
+                records.push(header.record(kind, record.slice(HEADER_BYTES..)));
+            }
+        }
+        records
+    }
+}
+
+fn is_control(kind: Kind) -> bool {
+    matches!(kind, Kind::Hello | Kind::Ack)
+}
+
+fn encode_control(kind: Kind, message: &impl Message, out: &mut BytesMut) {
+    let body = Bytes::from(message.encode_to_vec());
+    let record = Record { kind, partition: 0, epoch: 0, session: SessionId::NONE, body };
+    Header::of(&record, 0).write(out);
+    out.extend_from_slice(&record.body);
+}
+
+/// The length of the record whose header `bytes` begin with, checked.
+fn record_length(bytes: &[u8]) -> Result<usize, LinkError> {
+    let length = Header::read(bytes).length as usize;
+    if !(HEADER_BYTES..=RECORD_BYTES_MAX).contains(&length) {
+        return Err(LinkError::Length { length, max: RECORD_BYTES_MAX });
+    }
+    Ok(length)
 }

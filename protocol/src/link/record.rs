@@ -12,7 +12,7 @@
 //!
 //! All little-endian: links join servers of one operator.
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::ids::{Partition, SessionId};
 
@@ -110,5 +110,66 @@ impl Record {
     /// Bytes on the link, header included: what it costs in credit.
     pub fn size_bytes(&self) -> usize {
         HEADER_BYTES + self.body.len()
+    }
+}
+
+/// The 32 bytes before each body, as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) length: u32,
+    pub(crate) kind: u8,
+    pub(crate) partition: Partition,
+    pub(crate) number: u64,
+    pub(crate) epoch: u64,
+    pub(crate) session: u64,
+}
+
+impl Header {
+    pub(crate) fn of(record: &Record, number: u64) -> Self {
+        Header {
+            length: record.size_bytes() as u32,
+            kind: record.kind as u8,
+            partition: record.partition,
+            number,
+            epoch: record.epoch,
+            session: record.session.0,
+        }
+    }
+
+    /// Reads the first [`HEADER_BYTES`] of `bytes`.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub(crate) fn read(bytes: &[u8]) -> Self {
+        let at = |offset| u64::from_le_bytes(bytes[offset..offset + 8].try_into().expect("eight bytes"));
+        let first = at(0);
+        Header {
+            length: first as u32,
+            kind: (first >> 32) as u8,
+            partition: (first >> 48) as u16,
+            number: at(8),
+            epoch: at(16),
+            session: at(24),
+        }
+    }
+
+    pub(crate) fn write(&self, out: &mut BytesMut) {
+        out.reserve(self.length as usize);
+        out.put_u64_le(
+            u64::from(self.length) | u64::from(self.kind) << 32 | u64::from(self.partition) << 48,
+        );
+        out.put_u64_le(self.number);
+        out.put_u64_le(self.epoch);
+        out.put_u64_le(self.session);
+    }
+
+    pub(crate) fn record(&self, kind: Kind, body: Bytes) -> Record {
+        Record {
+            kind,
+            partition: self.partition,
+            epoch: self.epoch,
+            session: SessionId(self.session),
+            body,
+        }
     }
 }
