@@ -5,9 +5,13 @@
 
 use prost::Message;
 
-use crate::frame::FrameKind;
-use crate::messages::client::{self, Request, request::Op};
-use crate::received::{Limits, Received, Violation};
+use crate::deframe::{Piece, TcpDeframer, WsDeframer};
+use crate::frame::{FrameKind, HEADER_BYTES, PING, PONG, encode_header};
+use crate::messages::client::{self, Code, Request, request::Op};
+pub use crate::peek::{DeliverRef, peek_deliver};
+pub use crate::received::{Limits, Received, Violation};
+use crate::ws::handshake::{self, Head};
+use crate::ws::{self, Opcode, Role};
 
 /// What came from the server. Bodies are not decoded: see [`decode_response`], [`decode_notify`], [`peek_deliver`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,104 +40,176 @@ pub enum ServerFrame<'a> {
 /// Decoder and encoder of one client connection.
 #[derive(Debug)]
 pub struct ClientSession {
-    websocket: bool,
+    mode: Mode,
+    /// The state of the generator of masking keys. They keep caches on the way from being fed by web pages that
+    /// choose the bytes; the bytes here are chosen by this code.
     mask: u32,
 }
+
+#[derive(Debug)]
+enum Mode {
+    Tcp(TcpDeframer),
+    /// The head of the response is coming in, and must carry this Sec-WebSocket-Accept.
+    Opening(Box<(Head, String)>),
+    WebSocket(WsDeframer),
+}
+
+const _: () = assert!(size_of::<ClientSession>() <= 24, "loadgen holds a million of these");
 
 impl ClientSession {
     /// On framed TCP; nothing is sent first.
     pub fn tcp() -> Self {
-        ClientSession { websocket: false, mask: 0 }
+        ClientSession { mode: Mode::Tcp(TcpDeframer::default()), mask: 0 }
     }
 
     /// On WebSocket, with the upgrade request to send first. `nonce` is 16 random bytes (masking keys come from it
     /// too); `host` and `path` are what the request names. Frames may be sent after [`ServerFrame::Open`].
     pub fn websocket(host: &str, path: &str, nonce: [u8; 16]) -> (Self, Vec<u8>) {
-        let _ = (host, path);
-        (ClientSession { websocket: true, mask: u32::from(nonce[0]) }, Vec::new())
+        let (request, accept) = handshake::request(host, path, nonce);
+        let [.., a, b, c, d] = nonce;
+        let mask = u32::from_ne_bytes([a, b, c, d]).max(1);
+        (ClientSession { mode: Mode::Opening(Box::new((Head::default(), accept))), mask }, request)
     }
 
-    /// The next thing in `input`; `None` when all of it was consumed. Call until `None` or a violation.
+    /// The next thing in `input`; `None` when all of it was consumed. Call until `None` or a violation, with the same
+    /// `input`.
     pub fn next<'a>(
         &'a mut self,
         input: &'a mut Received<'_>,
         limits: &Limits,
     ) -> Result<Option<ServerFrame<'a>>, Violation> {
-        let _ = limits;
-        input.at = input.bytes.len();
-        Ok(None)
+        if let Mode::Opening(opening) = &mut self.mode {
+            let (head, accept) = &mut **opening;
+            let whole = head
+                .take(input)
+                .map_err(|_| Violation::new(Code::TooBig, "WebSocket: the response's head is above 8 KiB"))?;
+            if !whole {
+                return Ok(None);
+            }
+            handshake::check_response(head.bytes(), accept)?;
+            self.mode = Mode::WebSocket(WsDeframer::default());
+            return Ok(Some(ServerFrame::Open));
+        }
+        let piece = match &mut self.mode {
+            Mode::Tcp(deframer) => deframer.next(input, limits)?,
+            Mode::WebSocket(deframer) => deframer.next(input, Role::Client, limits)?,
+            Mode::Opening(_) => None,
+        };
+        piece.map(server_frame).transpose()
     }
 
     /// Whether frames travel in WebSocket messages.
     pub fn is_websocket(&self) -> bool {
-        self.websocket
+        !matches!(self.mode, Mode::Tcp(_))
     }
 
     /// Bytes of heap held because something is partial.
     pub fn held_bytes(&self) -> usize {
-        0
+        match &self.mode {
+            Mode::Tcp(deframer) => deframer.held_bytes(),
+            Mode::Opening(opening) => {
+                size_of::<(Head, String)>() + opening.0.held_bytes() + opening.1.capacity()
+            }
+            Mode::WebSocket(deframer) => deframer.held_bytes(),
+        }
     }
 
-    /// Appends a request, ready to send, to `out`.
+    /// Appends a request, ready to send, to `out`. `id` is not 0.
     pub fn request(&mut self, id: u64, op: Op, out: &mut Vec<u8>) {
         self.encode(FrameKind::Request, &Request { id, op: Some(op) }, out);
     }
 
     /// Appends a frame with this message as its body, ready to send, to `out`.
     pub fn encode(&mut self, kind: FrameKind, message: &impl Message, out: &mut Vec<u8>) {
-        let _ = (kind, message, out);
+        let body_bytes = message.encoded_len();
+        let key = self.begin_message(HEADER_BYTES + body_bytes, out);
+        let start = out.len();
+        out.extend_from_slice(&encode_header(kind, body_bytes));
+        message.encode_raw(out);
+        self.end_message(key, &mut out[start..]);
     }
 
     /// Appends a heartbeat to `out`.
     pub fn ping(&mut self, out: &mut Vec<u8>) {
-        let _ = out;
+        self.heartbeat(PING, out);
     }
 
     /// Appends the answer to a heartbeat to `out`.
     pub fn pong(&mut self, out: &mut Vec<u8>) {
-        let _ = out;
+        self.heartbeat(PONG, out);
     }
 
     /// Appends the answer to a WebSocket ping to `out`; nothing on TCP.
     pub fn ws_pong(&mut self, payload: &[u8], out: &mut Vec<u8>) {
-        let _ = (payload, out);
+        if self.is_websocket() {
+            let key = self.next_mask();
+            ws::encode_frame(Opcode::Pong, payload, Some(key), out);
+        }
     }
 
     /// Appends what ends a connection properly to `out`: a WebSocket close frame; nothing on TCP.
     pub fn close(&mut self, code: u16, reason: &str, out: &mut Vec<u8>) {
-        let _ = (code, reason, out);
+        if self.is_websocket() {
+            let key = self.next_mask();
+            ws::encode_frame(Opcode::Close, &ws::close_payload(code, reason), Some(key), out);
+        }
     }
+
+    fn heartbeat(&mut self, frame: [u8; HEADER_BYTES], out: &mut Vec<u8>) {
+        let key = self.begin_message(HEADER_BYTES, out);
+        let start = out.len();
+        out.extend_from_slice(&frame);
+        self.end_message(key, &mut out[start..]);
+    }
+
+    fn begin_message(&mut self, message_bytes: usize, out: &mut Vec<u8>) -> Option<[u8; 4]> {
+        out.reserve(ws::HEADER_BYTES_MAX + message_bytes);
+        if !self.is_websocket() {
+            return None;
+        }
+        let key = self.next_mask();
+        ws::encode_header(true, Opcode::Binary, message_bytes, Some(key), out);
+        Some(key)
+    }
+
+    fn end_message(&self, key: Option<[u8; 4]>, message: &mut [u8]) {
+        if let Some(key) = key {
+            ws::mask::apply(message, key, 0);
+        }
+    }
+
+    /// xorshift32 (Marsaglia, 2003).
+    fn next_mask(&mut self) -> [u8; 4] {
+        self.mask ^= self.mask << 13;
+        self.mask ^= self.mask >> 17;
+        self.mask ^= self.mask << 5;
+        self.mask.to_ne_bytes()
+    }
+}
+
+fn server_frame(piece: Piece<'_>) -> Result<ServerFrame<'_>, Violation> {
+    Ok(match piece {
+        Piece::Frame { kind: FrameKind::Response, body } => ServerFrame::Response(body),
+        Piece::Frame { kind: FrameKind::Notify, body } => ServerFrame::Notify(body),
+        Piece::Frame { kind: FrameKind::Ping, .. } => ServerFrame::Ping,
+        Piece::Frame { kind: FrameKind::Pong, .. } => ServerFrame::Pong,
+        Piece::Frame { kind: FrameKind::Request, .. } => {
+            return Err(Violation::new(Code::ProtocolError, "a Request from a server"));
+        }
+        Piece::WsPing(payload) => ServerFrame::WsPing(payload),
+        Piece::WsPong => ServerFrame::Pong,
+        Piece::WsClose { code, reason } => ServerFrame::WsClose { code, reason },
+    })
 }
 
 /// Decodes the body of a Response. BAD_BODY when it is none.
 pub fn decode_response(body: &[u8]) -> Result<client::Response, Violation> {
-    client::Response::decode(body).map_err(|_| Violation::new(client::Code::BadBody, "unreadable Response"))
+    client::Response::decode(body).map_err(|_| Violation::new(Code::BadBody, "unreadable Response"))
 }
 
 /// Decodes the body of a Notify. BAD_BODY when it is none.
 pub fn decode_notify(body: &[u8]) -> Result<client::Notify, Violation> {
-    client::Notify::decode(body).map_err(|_| Violation::new(client::Code::BadBody, "unreadable Notify"))
-}
-
-/// A Deliver, borrowed from the body of a Notify.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct DeliverRef<'a> {
-    pub conversation: &'a str,
-    pub seq: u64,
-    pub message_id: u64,
-    pub sender: &'a str,
-    pub sender_device: &'a str,
-    pub server_time_ms: u64,
-    pub epoch: u64,
-    pub payload: &'a [u8],
-    pub content_kind: u32,
-}
-
-/// Reads the body of a Notify without allocating; `None` when it is no Deliver (or unreadable).
-pub fn peek_deliver(notify: &[u8]) -> Option<DeliverRef<'_>> {
-    let _ = notify;
-    None
+    client::Notify::decode(body).map_err(|_| Violation::new(Code::BadBody, "unreadable Notify"))
 }
 
 /// Requests, ready for [`ClientSession::request`].

@@ -10,6 +10,7 @@ pub mod frame;
 pub mod ids;
 pub mod link;
 pub mod messages;
+pub mod peek;
 pub mod received;
 pub mod transport;
 pub mod ws;

@@ -155,21 +155,13 @@ impl Header {
 
     pub(crate) fn write(&self, out: &mut BytesMut) {
         out.reserve(self.length as usize);
-        out.put_u64_le(
-            u64::from(self.length) | u64::from(self.kind) << 32 | u64::from(self.partition) << 48,
-        );
+        out.put_u64_le(u64::from(self.length) | u64::from(self.kind) << 32 | u64::from(self.partition) << 48);
         out.put_u64_le(self.number);
         out.put_u64_le(self.epoch);
         out.put_u64_le(self.session);
     }
 
     pub(crate) fn record(&self, kind: Kind, body: Bytes) -> Record {
-        Record {
-            kind,
-            partition: self.partition,
-            epoch: self.epoch,
-            session: SessionId(self.session),
-            body,
-        }
+        Record { kind, partition: self.partition, epoch: self.epoch, session: SessionId(self.session), body }
     }
 }
