@@ -8,4 +8,4 @@ mod server;
 
 pub use http::get;
 pub use redis::Redis;
-pub use server::{Server, binary, free_port, wait_until};
+pub use server::{Server, binary, free_port, gateway_token, wait_until};

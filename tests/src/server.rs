@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -24,6 +24,17 @@ pub fn binary(name: &str) -> PathBuf {
         path.display()
     );
     path
+}
+
+/// A token from a standalone gateway's own key, as its user would get one.
+pub fn gateway_token(data_dir: &Path, user: &str) -> String {
+    let made = Command::new(binary("millrace-gateway"))
+        .args(["token", "--user", user, "--data-dir"])
+        .arg(data_dir)
+        .output()
+        .expect("millrace-gateway runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    String::from_utf8(made.stdout).expect("a token").trim().to_owned()
 }
 
 /// A port that is free now.

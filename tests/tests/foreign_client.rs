@@ -2,17 +2,7 @@
 
 use std::process::Command;
 
-use millrace_tests::{Server, binary};
-
-fn token(data: &std::path::Path, user: &str) -> String {
-    let made = Command::new(binary("millrace-gateway"))
-        .args(["token", "--user", user, "--data-dir"])
-        .arg(data)
-        .output()
-        .expect("millrace-gateway runs");
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    String::from_utf8(made.stdout).expect("a token").trim().to_owned()
-}
+use millrace_tests::{Server, gateway_token};
 
 #[test]
 fn python_websockets_logs_in_sends_and_receives() {
@@ -21,13 +11,13 @@ fn python_websockets_logs_in_sends_and_receives() {
     let dir = data.path().to_str().expect("a path in UTF-8");
     let gateway = Server::start(
         "millrace-gateway",
-        ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--data-dir", dir],
+        ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data-dir", dir],
     );
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/python/client.py");
     let ran = Command::new(python)
         .arg(script)
         .arg(format!("ws://{}/", gateway.address("tcp")))
-        .args([token(data.path(), "alice"), token(data.path(), "bob")])
+        .args([gateway_token(data.path(), "alice"), gateway_token(data.path(), "bob")])
         .output()
         .expect("Python runs (tests/run installs it)");
     let said = String::from_utf8_lossy(&ran.stdout);
