@@ -273,7 +273,7 @@ mod tests {
         };
         let response = check(&request_with(&good), "101");
         assert!(response.contains("Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"));
-        assert!(!response.contains("Protocol"));
+        assert!(!response.contains("Sec-WebSocket-Protocol"));
         let offered = format!("{good}\r\nSec-WebSocket-Protocol: chat, millrace");
         assert!(check(&request_with(&offered), "101").contains("Sec-WebSocket-Protocol: millrace\r\n"));
 
