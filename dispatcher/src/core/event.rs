@@ -88,6 +88,20 @@ pub enum Sibling {
         /// Which.
         link: LinkKey,
     },
+    /// A gateway said hello on a link of the sender: routes are judged by its incarnation.
+    LinkUp {
+        /// Which.
+        link: LinkKey,
+        /// The gateway's.
+        incarnation: u64,
+    },
+    /// The sender serves a partition under this epoch, or no more: what this node announces on every link.
+    Serving {
+        /// Which.
+        partition: Partition,
+        /// `None`: not served any more.
+        epoch: Option<u64>,
+    },
 }
 
 /// A route that can be used now: its gateway's lease is live under the same incarnation.

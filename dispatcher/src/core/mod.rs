@@ -1,5 +1,35 @@
 //! The logic of one dispatcher shard, sans-IO: [`shard::Shard::step`] takes an [`event::Event`] and the time, and
-//! appends [`action::Action`]s.
+//! appends [`action::Action`]s; [`ownership`] says which partitions a node should serve.
+//!
+//! | file | its idea |
+//! |---|---|
+//! | [`shard`] | takes events, ends turns |
+//! | [`hub`] | what all parts share, and the hand that is passed down |
+//! | [`links`], [`credit`] | links at home here, and what waits for their credit |
+//! | [`partition`], [`batch`] | one partition's life; its writes and what follows them |
+//! | [`ask`], [`conversation`], [`streams`] | records read; a conversation in memory; repeats |
+//! | [`send`], [`groups`], [`subscribe`] | what can be asked of a conversation |
+//! | [`register`], [`delivery`] | users' sessions; messages for single sessions |
 
 pub mod action;
+pub mod ask;
+pub mod batch;
+pub mod conversation;
+pub mod credit;
+pub mod delivery;
 pub mod event;
+pub mod groups;
+pub mod hub;
+pub mod limits;
+pub mod links;
+pub mod ownership;
+pub mod partition;
+pub mod register;
+pub mod send;
+pub mod shard;
+pub mod stats;
+pub mod streams;
+pub mod subscribe;
+
+#[cfg(test)]
+mod tests;

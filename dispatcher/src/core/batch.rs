@@ -1,0 +1,116 @@
+//! The writes of one partition: one batch at the store, the next one gathering, and what follows when they are
+//! durable.
+//!
+//! The rule that keeps it right: an effect is carried out only when its batch was answered Appended, in the order of
+//! the writes.
+
+use bytes::Bytes;
+use millrace_protocol::ids::MessageId;
+
+use super::hub::{Asker, From};
+use super::limits::{BATCH_BYTES_MAX, BATCH_WRITES_MAX};
+use crate::store::{Batch, Fence, Write};
+
+/// What follows a write.
+#[derive(Debug)]
+pub enum Effect {
+    /// A message: its sender is answered, others get it.
+    Sent {
+        /// Where.
+        conversation: String,
+        /// Its number there.
+        seq: u64,
+        /// Its id.
+        message_id: MessageId,
+        /// Who waits for the SendAck.
+        asker: Asker,
+        /// The Notify body.
+        notify: Bytes,
+    },
+    /// The round of membership changes of this group.
+    Round {
+        /// Which.
+        conversation: String,
+    },
+}
+
+/// What an owner knows of its partition besides conversations.
+#[derive(Debug)]
+pub struct Owner {
+    /// Partition and epoch, as records and entries carry them.
+    pub from: From,
+    /// Shown with every write.
+    pub fence: Fence,
+    /// Tells answers for this claim from those for an earlier one.
+    pub generation: u64,
+    /// The last message id given.
+    pub last_message_id: MessageId,
+    position: u64,
+    /// Effects and number of writes of the batch at the store.
+    in_flight: Option<(Vec<Effect>, u64)>,
+    writes: Vec<Write>,
+    effects: Vec<Effect>,
+    bytes: usize,
+}
+
+impl Owner {
+    /// From the answer to a claim.
+    pub fn new(from: From, fence: Fence, generation: u64, last_message_id: MessageId, position: u64) -> Self {
+        Owner {
+            from,
+            fence,
+            generation,
+            last_message_id,
+            position,
+            in_flight: None,
+            writes: Vec::new(),
+            effects: Vec::new(),
+            bytes: 0,
+        }
+    }
+
+    /// Whether the next batch takes one more message.
+    pub fn has_room(&self) -> bool {
+        self.writes.len() < BATCH_WRITES_MAX && self.bytes < BATCH_BYTES_MAX
+    }
+
+    /// Nothing at the store and nothing to be written.
+    pub fn is_quiet(&self) -> bool {
+        self.in_flight.is_none() && self.writes.is_empty()
+    }
+
+    /// Puts a write into the next batch.
+    pub fn push(&mut self, write: Write, effect: Effect) {
+        if let Write::Message(entry) = &write {
+            self.bytes += entry.notify.len();
+        }
+        self.writes.push(write);
+        self.effects.push(effect);
+    }
+
+    /// The next batch, if there is one and none is at the store.
+    pub fn start(&mut self) -> Option<Batch> {
+        if self.in_flight.is_some() || self.writes.is_empty() {
+            return None;
+        }
+        let writes = std::mem::take(&mut self.writes);
+        self.in_flight = Some((std::mem::take(&mut self.effects), writes.len() as u64));
+        self.bytes = 0;
+        Some(Batch { partition: self.from.partition, fence: self.fence, position: self.position, writes })
+    }
+
+    /// The batch at the store is durable: what follows.
+    pub fn appended(&mut self) -> Vec<Effect> {
+        let (effects, writes) = self.in_flight.take().expect("one batch at the store per partition");
+        self.position += writes;
+        effects
+    }
+
+    /// The partition stops: the effects of everything that was not answered, in order.
+    pub fn stop(&mut self) -> Vec<Effect> {
+        let mut effects = self.in_flight.take().map(|(effects, _)| effects).unwrap_or_default();
+        self.writes.clear();
+        effects.append(&mut self.effects);
+        effects
+    }
+}

@@ -1,0 +1,276 @@
+//! One conversation in memory, and the table of them in a partition.
+//!
+//! What it holds can be loaded again at any time; only subscribers can't, and their gateways subscribe again at the
+//! next announcement. The rule that keeps it right: `durable` and `members` are what the store has confirmed and all
+//! that anyone is told; `head` runs ahead of them by what is in batches.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use millrace_protocol::link::Record;
+use rustc_hash::FxHashMap;
+
+use super::event::LinkKey;
+use super::groups::Rounds;
+use super::hub::Asker;
+use super::limits::{LOAD_WAITING_MAX, WAITING_BYTES_MAX};
+use super::streams::Streams;
+use crate::store::Loaded;
+
+/// A conversation that was loaded.
+#[derive(Debug, Default)]
+pub struct Conversation {
+    /// Highest seq given.
+    pub head: u64,
+    /// Highest seq that is durable.
+    pub durable: u64,
+    /// Groups: who is in it; `None`: there is no such group.
+    pub members: Option<Members>,
+    /// Links that get every message, with the version of their subscription.
+    pub subscribers: FxHashMap<LinkKey, u64>,
+    /// For repeats.
+    pub streams: Streams,
+    /// Who asked again for a seq that is not durable yet.
+    pub repeats: Vec<(u64, Asker)>,
+    /// Changes of membership.
+    pub rounds: Rounds,
+    /// Used since the table last looked for something to evict.
+    used: bool,
+}
+
+/// A group's members.
+#[derive(Debug, Default)]
+pub struct Members {
+    /// In byte order.
+    pub users: BTreeSet<String>,
+    /// Grows with every change.
+    pub version: u64,
+}
+
+impl Conversation {
+    fn new(loaded: Loaded) -> Self {
+        Conversation {
+            head: loaded.head,
+            durable: loaded.head,
+            members: loaded
+                .members
+                .map(|(users, version)| Members { users: users.into_iter().collect(), version }),
+            streams: Streams::load(&loaded.recent, loaded.head),
+            ..Conversation::default()
+        }
+    }
+
+    /// Links that get every message, in order of links so that runs repeat.
+    pub fn listeners(&self) -> Vec<LinkKey> {
+        let mut links: Vec<_> = self.subscribers.keys().copied().collect();
+        links.sort_unstable();
+        links
+    }
+
+    fn is_idle(&self) -> bool {
+        self.subscribers.is_empty()
+            && self.head == self.durable
+            && self.repeats.is_empty()
+            && self.rounds.is_idle()
+    }
+}
+
+/// Records that wait for something.
+#[derive(Debug, Default)]
+pub struct Backlog {
+    records: Vec<(LinkKey, Record)>,
+    bytes: usize,
+}
+
+impl Backlog {
+    /// Takes a record, or gives it back.
+    pub fn push(&mut self, link: LinkKey, record: Record, count_max: usize) -> Result<(), Record> {
+        if self.records.len() >= count_max || self.bytes + record.size_bytes() > WAITING_BYTES_MAX {
+            return Err(record);
+        }
+        self.bytes += record.size_bytes();
+        // Not a slice of a receive buffer, which it would keep whole.
+        let body = Bytes::copy_from_slice(&record.body);
+        self.records.push((link, Record { body, ..record }));
+        Ok(())
+    }
+
+    /// All of them, in order.
+    pub fn take(&mut self) -> Vec<(LinkKey, Record)> {
+        self.bytes = 0;
+        std::mem::take(&mut self.records)
+    }
+}
+
+/// A place in the table.
+#[derive(Debug)]
+pub enum Slot {
+    /// Records wait for it.
+    Loading(Backlog),
+    /// In memory.
+    Ready(Box<Conversation>),
+}
+
+/// What became of a record for a conversation that is not ready.
+#[derive(Debug)]
+pub enum Wait {
+    /// It waits for a load that is under way.
+    Waits,
+    /// It waits; start the load.
+    Load,
+    /// There is no room.
+    Full(Record),
+}
+
+/// The conversations of a partition.
+#[derive(Debug, Default)]
+pub struct Table {
+    slots: FxHashMap<String, Slot>,
+    /// Ready ones in the order in which the clock looks at them.
+    clock: VecDeque<String>,
+}
+
+impl Table {
+    /// A conversation in memory.
+    pub fn ready(&mut self, name: &str) -> Option<&mut Conversation> {
+        match self.slots.get_mut(name)? {
+            Slot::Ready(conversation) => {
+                conversation.used = true;
+                Some(conversation)
+            }
+            Slot::Loading(_) => None,
+        }
+    }
+
+    /// Keeps a record for a conversation that is not ready.
+    pub fn wait(&mut self, name: &str, link: LinkKey, record: Record, count_max: usize) -> Wait {
+        if let Some(Slot::Loading(backlog)) = self.slots.get_mut(name) {
+            return match backlog.push(link, record, LOAD_WAITING_MAX) {
+                Ok(()) => Wait::Waits,
+                Err(record) => Wait::Full(record),
+            };
+        }
+        if self.slots.len() >= count_max {
+            return Wait::Full(record);
+        }
+        let mut backlog = Backlog::default();
+        if let Err(record) = backlog.push(link, record, LOAD_WAITING_MAX) {
+            return Wait::Full(record);
+        }
+        self.slots.insert(name.to_owned(), Slot::Loading(backlog));
+        Wait::Load
+    }
+
+    /// The answer to a load: what waited for it. A failed one leaves nothing.
+    pub fn loaded(&mut self, name: String, loaded: Option<Loaded>) -> Vec<(LinkKey, Record)> {
+        let waited = match self.slots.remove(&name) {
+            Some(Slot::Loading(mut backlog)) => backlog.take(),
+            _ => Vec::new(),
+        };
+        if let Some(loaded) = loaded {
+            self.slots.insert(name.clone(), Slot::Ready(Box::new(Conversation::new(loaded))));
+            self.clock.push_back(name);
+        }
+        waited
+    }
+
+    /// Forgets idle conversations while there are more than `count`: a few looks per call, each conversation gets a
+    /// second chance if it was used since the last look. Returns how many went.
+    pub fn evict(&mut self, count: usize) -> u64 {
+        let mut evicted = 0;
+        for _ in 0..8 {
+            if self.slots.len() <= count {
+                break;
+            }
+            let Some(name) = self.clock.pop_front() else { break };
+            match self.slots.get_mut(&name) {
+                Some(Slot::Ready(conversation)) if conversation.is_idle() && !conversation.used => {
+                    self.slots.remove(&name);
+                    evicted += 1;
+                }
+                Some(Slot::Ready(conversation)) => {
+                    conversation.used = false;
+                    self.clock.push_back(name);
+                }
+                _ => {}
+            }
+        }
+        evicted
+    }
+
+    /// Conversations here, loading ones included.
+    pub fn count(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Forgets what a link subscribed to.
+    pub fn forget_link(&mut self, link: LinkKey) {
+        for slot in self.slots.values_mut() {
+            if let Slot::Ready(conversation) = slot {
+                conversation.subscribers.remove(&link);
+            }
+        }
+    }
+
+    /// Everyone who waits for a load, or for a change of members that is in no batch yet: nothing new begins.
+    pub fn stop_waiting(&mut self, waiting: &mut Vec<(LinkKey, Record)>, askers: &mut Vec<Asker>) {
+        for slot in self.slots.values_mut() {
+            match slot {
+                Slot::Loading(backlog) => waiting.append(&mut backlog.take()),
+                Slot::Ready(conversation) => askers.append(&mut conversation.rounds.stop_waiting()),
+            }
+        }
+    }
+
+    /// Empties the table, in order of names.
+    pub fn drain(&mut self) -> Vec<(String, Slot)> {
+        self.clock.clear();
+        let mut slots: Vec<_> = self.slots.drain().collect();
+        slots.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        slots
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_protocol::ids::SessionId;
+    use millrace_protocol::link::Kind;
+
+    use super::*;
+
+    const LINK: LinkKey = LinkKey { gateway: 1, shard: 0 };
+
+    fn record(bytes: usize) -> Record {
+        let body = Bytes::from(vec![0; bytes]);
+        Record { kind: Kind::Fetch, partition: 0, epoch: 0, session: SessionId::NONE, body }
+    }
+
+    #[test]
+    fn records_wait_for_one_load_within_bounds() {
+        let mut table = Table::default();
+        assert!(matches!(table.wait("r:a", LINK, record(10), 2), Wait::Load));
+        assert!(matches!(table.wait("r:a", LINK, record(10), 2), Wait::Waits));
+        assert!(matches!(table.wait("r:a", LINK, record(WAITING_BYTES_MAX), 2), Wait::Full(_)));
+        assert!(matches!(table.wait("r:b", LINK, record(10), 2), Wait::Load));
+        assert!(matches!(table.wait("r:c", LINK, record(10), 2), Wait::Full(_)));
+        assert_eq!(table.loaded("r:a".into(), Some(Loaded::default())).len(), 2);
+        assert_eq!(table.loaded("r:b".into(), None).len(), 1);
+        assert_eq!(table.count(), 1);
+    }
+
+    #[test]
+    fn only_idle_conversations_are_evicted_and_used_ones_later() {
+        let mut table = Table::default();
+        for name in ["r:a", "r:b", "r:c"] {
+            table.loaded(name.into(), Some(Loaded::default()));
+        }
+        table.ready("r:a").unwrap().subscribers.insert(LINK, 1);
+        table.ready("r:b").unwrap();
+        assert_eq!(table.evict(2), 1);
+        assert!(table.ready("r:a").is_some() && table.ready("r:b").is_some() && table.ready("r:c").is_none());
+        assert_eq!(table.evict(0), 1);
+        assert_eq!(table.evict(0), 0);
+        table.forget_link(LINK);
+        assert_eq!(table.evict(0), 1);
+    }
+}

@@ -1,0 +1,191 @@
+//! Messages and attachments for single sessions: whose routes must be read first.
+//!
+//! Asks of one turn share a job. Answers are used in the order in which the asks came, whatever the order in which
+//! the store gives them, so that one session gets the messages of a direct conversation in order. The rule that keeps
+//! it right: routes are read after the append, never before.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use millrace_protocol::ids::SessionId;
+use millrace_protocol::link::Kind;
+use millrace_protocol::messages::link::{Attach, Direct, Target};
+use rustc_hash::FxHashMap;
+
+use super::event::LinkKey;
+use super::hub::{Cx, From, Pending, link_of};
+use super::limits::{ROUTE_ASKS_MAX, ROUTE_TRIES_MAX, ROUTE_USERS_MAX, TARGETS_MAX};
+use crate::store::{Outcome, Route, StoreError, Work};
+
+/// Something for all sessions of some users.
+#[derive(Debug)]
+pub struct Ask {
+    /// Whose sessions.
+    pub users: Vec<String>,
+    /// Except these.
+    pub except: Vec<SessionId>,
+    /// From which partition.
+    pub from: From,
+    /// What they get.
+    pub what: What,
+}
+
+/// What sessions get.
+#[derive(Debug)]
+pub enum What {
+    /// A message: the body of a Notify.
+    Message(Bytes),
+    /// To be attached to this conversation.
+    Attach(String),
+}
+
+/// The line of asks.
+#[derive(Debug, Default)]
+pub struct Delivery {
+    /// Of this turn.
+    asks: Vec<Ask>,
+    /// At the store, in order. The first has number `first`.
+    line: VecDeque<Lookup>,
+    first: u64,
+    /// Asks in `asks` and `line`.
+    count: usize,
+}
+
+#[derive(Debug)]
+struct Lookup {
+    asks: Vec<Ask>,
+    users: Vec<String>,
+    tries: u32,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    AtStore,
+    RetryAt(u64),
+    Answered(Vec<Vec<Route>>),
+    Failed,
+}
+
+impl Delivery {
+    /// No room for more messages: sends must be refused.
+    pub fn is_full(&self) -> bool {
+        self.count >= ROUTE_ASKS_MAX
+    }
+
+    /// Queues an ask; it goes to the store at the end of the turn.
+    pub fn ask(&mut self, ask: Ask) {
+        self.count += 1;
+        self.asks.push(ask);
+    }
+
+    /// When the next retry is due.
+    pub fn deadline_us(&self) -> Option<u64> {
+        let due = |lookup: &Lookup| match lookup.state {
+            State::RetryAt(at_us) => Some(at_us),
+            _ => None,
+        };
+        self.line.iter().filter_map(due).min()
+    }
+}
+
+/// Hands this turn's asks to the store, and those that are due for another try.
+pub fn turn(cx: &mut Cx) {
+    let mut lookup: Option<(Lookup, FxHashMap<String, ()>)> = None;
+    for ask in std::mem::take(&mut cx.hub.delivery.asks) {
+        let (now, known) = lookup.get_or_insert_with(|| {
+            let now = Lookup { asks: Vec::new(), users: Vec::new(), tries: 0, state: State::RetryAt(0) };
+            (now, FxHashMap::default())
+        });
+        for user in &ask.users {
+            if known.insert(user.clone(), ()).is_none() {
+                now.users.push(user.clone());
+            }
+        }
+        now.asks.push(ask);
+        if now.users.len() >= ROUTE_USERS_MAX {
+            cx.hub.delivery.line.extend(lookup.take().map(|(lookup, _)| lookup));
+        }
+    }
+    cx.hub.delivery.line.extend(lookup.map(|(lookup, _)| lookup));
+    for index in 0..cx.hub.delivery.line.len() {
+        let lookup = &mut cx.hub.delivery.line[index];
+        if matches!(lookup.state, State::RetryAt(at_us) if at_us <= cx.now.mono_us) {
+            lookup.state = State::AtStore;
+            let users = lookup.users.clone();
+            let number = cx.hub.delivery.first + index as u64;
+            cx.store(Work::Routes { users }, Pending::Routes(number));
+        }
+    }
+}
+
+/// The store's answer for place `number` of the line.
+pub fn answered(cx: &mut Cx, number: u64, outcome: Result<Outcome, StoreError>) {
+    let index = (number - cx.hub.delivery.first) as usize;
+    let tries = cx.hub.delivery.line[index].tries + 1;
+    let state = match outcome {
+        Ok(Outcome::Routes(routes)) => State::Answered(routes),
+        _ if tries >= ROUTE_TRIES_MAX => State::Failed,
+        _ => State::RetryAt(cx.now.mono_us + cx.backoff_us(tries)),
+    };
+    let lookup = &mut cx.hub.delivery.line[index];
+    lookup.tries = tries;
+    lookup.state = state;
+    while let Some(lookup) = cx.hub.delivery.line.front()
+        && matches!(lookup.state, State::Answered(_) | State::Failed)
+    {
+        let lookup = cx.hub.delivery.line.pop_front().expect("looked at");
+        cx.hub.delivery.first += 1;
+        cx.hub.delivery.count -= lookup.asks.len();
+        match lookup.state {
+            State::Answered(routes) => deliver(cx, lookup.asks, lookup.users, routes),
+            _ => cx.hub.stats.routes_failed += lookup.asks.len() as u64,
+        }
+    }
+}
+
+fn deliver(cx: &mut Cx, asks: Vec<Ask>, users: Vec<String>, routes: Vec<Vec<Route>>) {
+    let routes: FxHashMap<String, Vec<Route>> = users.into_iter().zip(routes).collect();
+    for ask in asks {
+        for (link, targets) in targets(cx, &ask, &routes) {
+            for targets in targets.chunks(TARGETS_MAX) {
+                let targets = targets.to_vec();
+                let record = match &ask.what {
+                    What::Message(notify) => {
+                        let direct = Direct { targets, notify: notify.clone() };
+                        ask.from.record(Kind::Direct, SessionId::NONE, &direct)
+                    }
+                    What::Attach(conversation) => {
+                        let attach = Attach { conversation: conversation.clone(), targets };
+                        ask.from.record(Kind::Attach, SessionId::NONE, &attach)
+                    }
+                };
+                cx.send(link, record);
+            }
+        }
+    }
+}
+
+/// The sessions that an ask is for, by link, in order of links.
+fn targets(cx: &Cx, ask: &Ask, routes: &FxHashMap<String, Vec<Route>>) -> Vec<(LinkKey, Vec<Target>)> {
+    let mut by_link: Vec<(LinkKey, Vec<Target>)> = Vec::new();
+    for user in &ask.users {
+        for route in routes.get(user).into_iter().flatten() {
+            if ask.except.contains(&route.session) || !cx.hub.cluster.may_be_there(route) {
+                continue;
+            }
+            let target = Target {
+                session: route.session.0,
+                user: user.clone(),
+                device: route.device.clone(),
+                login_number: route.login_number,
+            };
+            let link = link_of(route.session);
+            match by_link.iter_mut().find(|(key, _)| *key == link) {
+                Some((_, targets)) => targets.push(target),
+                None => by_link.push((link, vec![target])),
+            }
+        }
+    }
+    by_link
+}

@@ -1,0 +1,281 @@
+//! What all parts of a shard share: links, jobs under way, the cluster as last seen, counters; and [`Cx`], the hand
+//! that is passed down with every input.
+//!
+//! It decides nothing. The rule that keeps it right: whatever leaves the shard, a record, a job or an action, goes
+//! through here.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+
+use millrace_protocol::ids::{Now, Partition, SessionId};
+use millrace_protocol::link::{Kind, Record};
+use millrace_protocol::messages::client::{Code, Refused, Response, response};
+use millrace_protocol::messages::link::Reply;
+use millrace_protocol::prost::Message;
+use rustc_hash::FxHashMap;
+
+use super::action::Action;
+use super::delivery::Delivery;
+use super::event::{LinkKey, Sibling};
+use super::limits::{BACKOFF_MS, BUSY_RETRY_MS};
+use super::links::Links;
+use super::register::{Closes, Login};
+use super::shard::Config;
+use super::stats::Stats;
+use crate::store::{Job, Route, View, Work};
+
+/// Shared by all partitions of a shard.
+#[derive(Debug)]
+pub struct Hub {
+    /// Frozen at the start.
+    pub config: Config,
+    /// Links at home here.
+    pub links: Links,
+    /// Jobs at the store, by ticket.
+    pub jobs: Jobs,
+    /// What waits for routes.
+    pub delivery: Delivery,
+    /// Sessions told to close.
+    pub closes: Closes,
+    /// Who is alive.
+    pub cluster: Cluster,
+    /// Partitions that may have a batch to start, each at most a few times.
+    pub ready: Vec<Partition>,
+    /// Partitions claimed since the last turn, with their epochs.
+    pub announce: Vec<(Partition, u64)>,
+    /// When a partition wants to be looked at.
+    pub timers: BinaryHeap<Reverse<(u64, Partition)>>,
+    /// Registrations and fetches under way.
+    pub registers: usize,
+    /// See `registers`.
+    pub fetches: usize,
+    /// Counters.
+    pub stats: Stats,
+    /// For jitter.
+    pub random: u64,
+}
+
+/// Jobs at the store.
+#[derive(Debug, Default)]
+pub struct Jobs {
+    last: u64,
+    pending: FxHashMap<u64, Pending>,
+}
+
+impl Jobs {
+    /// What the ticket was for; `None` if it is not ours.
+    pub fn take(&mut self, ticket: u64) -> Option<Pending> {
+        self.pending.remove(&ticket)
+    }
+
+    /// Jobs under way.
+    pub fn count(&self) -> usize {
+        self.pending.len()
+    }
+}
+
+/// What a job's answer is for.
+#[derive(Debug)]
+pub enum Pending {
+    /// For a partition, unless it was claimed again since.
+    Partition {
+        /// Which.
+        partition: Partition,
+        /// Its generation when the job was handed over.
+        generation: u64,
+        /// What it was.
+        job: PartitionJob,
+    },
+    /// A registration.
+    Register(Box<Login>),
+    /// A lookup of routes, by the number of its place in the line.
+    Routes(u64),
+    /// A gateway's lease: where the answer goes.
+    GatewayLease {
+        /// Who asked.
+        link: LinkKey,
+        /// Echoed.
+        lease: millrace_protocol::messages::link::Lease,
+    },
+    /// Nobody waits for it.
+    Unwatched,
+}
+
+/// Jobs of a partition.
+#[derive(Debug)]
+pub enum PartitionJob {
+    /// Claims it.
+    Claim,
+    /// Gives it up.
+    Release,
+    /// The batch in flight.
+    Append,
+    /// Loads this conversation.
+    Load(String),
+    /// Reads for this fetch.
+    Read(Box<super::subscribe::Fetching>),
+    /// Lists of groups of the members of this group's round.
+    Listing(String),
+}
+
+/// The cluster as this shard knows it.
+#[derive(Debug, Default)]
+pub struct Cluster {
+    /// As of the last heartbeat.
+    pub view: Arc<View>,
+    /// Incarnations of live gateways.
+    pub gateways: FxHashMap<u16, u64>,
+    /// Incarnations of the gateways that said hello, whichever shard the link is at home on.
+    pub links: FxHashMap<LinkKey, u64>,
+    /// What this node serves, all shards together.
+    pub served: std::collections::BTreeMap<Partition, u64>,
+    /// Until when this node may act as owner (CLOCK_BOOTTIME, us).
+    pub lease_until_us: u64,
+}
+
+impl Cluster {
+    /// Whether a session may still be there: neither its gateway's lease nor its link speaks of another incarnation
+    /// alone. A session that is not is answered NoSession, so a doubt costs one record.
+    pub fn may_be_there(&self, route: &Route) -> bool {
+        let link = self.links.get(&link_of(route.session));
+        let lease = self.gateways.get(&route.session.gateway());
+        let same = |incarnation: Option<&u64>| incarnation == Some(&route.incarnation);
+        same(link) || same(lease) || lease.is_none() || link.is_none()
+    }
+
+    /// Who is thought to own a partition that is not served here, and its epoch.
+    pub fn owner(&self, partition: Partition, me: &str) -> (String, u64) {
+        let (name, epoch) = self.view.owners.get(usize::from(partition)).cloned().unwrap_or_default();
+        let live = self.view.nodes.iter().any(|node| node.name == name);
+        if live && name != me {
+            return (name, epoch);
+        }
+        let winner = super::ownership::winner(&self.view.nodes, partition);
+        let winner = winner.filter(|winner| *winner != me).unwrap_or_default();
+        (winner.to_owned(), epoch)
+    }
+}
+
+/// The link of the gateway shard that a session lives on.
+pub fn link_of(session: SessionId) -> LinkKey {
+    LinkKey { gateway: session.gateway(), shard: session.shard() }
+}
+
+/// Who waits for the answer to a client's request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asker {
+    /// Where the answer goes.
+    pub link: LinkKey,
+    /// Who asked.
+    pub session: SessionId,
+    /// The gateway's.
+    pub token: u64,
+    /// The client's.
+    pub request_id: u64,
+}
+
+/// One input's hand: the time, the actions so far, and the hub.
+pub struct Cx<'a> {
+    /// When.
+    pub now: Now,
+    /// What is to be done, in order.
+    pub actions: &'a mut Vec<Action>,
+    /// Everything shared.
+    pub hub: &'a mut Hub,
+}
+
+impl Cx<'_> {
+    /// Sends a record on a link, wherever that is at home.
+    pub fn send(&mut self, link: LinkKey, record: Record) {
+        let home = link.home(self.hub.config.shards);
+        if home == self.hub.config.shard {
+            self.hub.links.send(link, record, &mut self.hub.stats);
+        } else {
+            let message = Sibling::ToLink { link, record };
+            self.actions.push(Action::Sibling { shard: home, message });
+        }
+    }
+
+    /// Tells all other shards of this process.
+    pub fn tell_siblings(&mut self, message: impl Fn() -> Sibling) {
+        for shard in (0..self.hub.config.shards).filter(|shard| *shard != self.hub.config.shard) {
+            self.actions.push(Action::Sibling { shard, message: message() });
+        }
+    }
+
+    /// Hands a job to the store.
+    pub fn store(&mut self, work: Work, pending: Pending) {
+        let jobs = &mut self.hub.jobs;
+        jobs.last += 1;
+        jobs.pending.insert(jobs.last, pending);
+        self.actions.push(Action::Store(Job { ticket: jobs.last, work }));
+    }
+
+    /// Answers a client's request. `reply` says what else the gateway must do with it.
+    pub fn reply(&mut self, from: From, asker: Asker, outcome: response::Outcome, reply: Reply) {
+        let response = Response { id: asker.request_id, outcome: Some(outcome) };
+        let reply = Reply { token: asker.token, response: response.encode_to_vec().into(), ..reply };
+        self.send(asker.link, from.record(Kind::Reply, asker.session, &reply));
+    }
+
+    /// Refuses a client's request for good.
+    pub fn refuse(&mut self, from: From, asker: Asker, code: Code, reason: &str) {
+        self.hub.stats.refused += 1;
+        self.refuse_with(
+            from,
+            asker,
+            Refused { code: code as i32, reason: reason.into(), ..Refused::default() },
+        );
+    }
+
+    /// Asks a client to come back.
+    pub fn busy(&mut self, from: From, asker: Asker, reason: &str) {
+        self.hub.stats.busy += 1;
+        let refused = Refused {
+            code: Code::Busy as i32,
+            reason: reason.into(),
+            retry_after_ms: BUSY_RETRY_MS,
+            expected: 0,
+        };
+        self.refuse_with(from, asker, refused);
+    }
+
+    /// Refuses with all that there is to say.
+    pub fn refuse_with(&mut self, from: From, asker: Asker, refused: Refused) {
+        self.reply(from, asker, response::Outcome::Refused(refused), Reply::default());
+    }
+
+    /// The pause after `tries` failures: doubling, with jitter of a quarter either way, us.
+    pub fn backoff_us(&mut self, tries: u32) -> u64 {
+        let (first, longest) = BACKOFF_MS;
+        let pause_us = (first << tries.min(20)).min(longest) * 1_000;
+        pause_us * 3 / 4 + self.random() % (pause_us / 2)
+    }
+
+    /// splitmix64, from the configured seed.
+    fn random(&mut self) -> u64 {
+        self.hub.random = self.hub.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.hub.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+/// Where a record comes from: what its header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct From {
+    /// Which partition.
+    pub partition: Partition,
+    /// Its owner's epoch, or 0.
+    pub epoch: u64,
+}
+
+impl From {
+    /// A record of this partition.
+    pub fn record(self, kind: Kind, session: SessionId, message: &impl Message) -> Record {
+        let body = message.encode_to_vec().into();
+        Record { kind, partition: self.partition, epoch: self.epoch, session, body }
+    }
+}

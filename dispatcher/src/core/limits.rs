@@ -1,0 +1,122 @@
+//! The bounds of a dispatcher shard, with their units, their reasons, and what happens when one is reached.
+
+use millrace_protocol::frame::PAYLOAD_BYTES_MAX;
+use millrace_protocol::link::record::RECORD_BYTES_MAX;
+
+/// The bounds that an operator may change.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of a message's payload; a larger one is refused PAYLOAD_TOO_LARGE.
+    pub payload_bytes_max: usize,
+    /// Members of one group; a further one is refused LIMIT_REACHED.
+    pub group_members_max: usize,
+    /// Conversations of one partition held in memory. Idle ones are evicted above half of it; when all are busy,
+    /// requests for a further one are answered BUSY.
+    pub conversations_per_partition_max: usize,
+    /// Bytes of records that wait for credit on one link; above, the link's state is dropped and built again.
+    pub link_waiting_bytes_max: usize,
+    /// How long the state of a link outlives its transport, us: a gateway reconnects well within it.
+    pub link_away_us: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            payload_bytes_max: PAYLOAD_BYTES_MAX,
+            group_members_max: 20_000,
+            conversations_per_partition_max: 8_192,
+            link_waiting_bytes_max: 8 << 20,
+            link_away_us: 10_000_000,
+        }
+    }
+}
+
+/// Links at home on one shard; one more is reset.
+pub const LINKS_MAX: usize = 8_192;
+
+/// Records and gap marks that wait for credit on one link, whatever their bytes; above, as for the bytes.
+pub const LINK_WAITING_MAX: usize = 32_768;
+
+/// Records taken in from a link may be told to its gateway this late, us, when there is nothing to send them with.
+pub const ACK_DELAY_US: u64 = 20_000;
+
+/// Writes of one batch: some milliseconds of a store's time. Above, requests are answered BUSY.
+pub const BATCH_WRITES_MAX: usize = 4_096;
+
+/// Bytes of bodies in one batch; above, requests are answered BUSY.
+pub const BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// Records that wait while a partition is being claimed; further ones come back to the gateway.
+pub const CLAIM_WAITING_MAX: usize = 1_024;
+
+/// Records that wait while one conversation is being loaded; further ones come back to the gateway.
+pub const LOAD_WAITING_MAX: usize = 512;
+
+/// Bytes of one such waiting list.
+pub const WAITING_BYTES_MAX: usize = 1 << 20;
+
+/// Answers of one stream that are kept for repeats: what a client may have in flight, and more.
+pub const ANSWERS_MAX: usize = 64;
+
+/// Streams remembered per conversation. Above, the one that came first is forgotten: its next message is taken with
+/// whatever client_seq it carries.
+pub const STREAMS_MAX: usize = 4_096;
+
+/// Askers that wait for the answer to repeats in one conversation; further repeats are answered BUSY.
+pub const REPEATS_MAX: usize = 256;
+
+/// Membership requests that wait in one group for the round before; further ones are answered BUSY.
+pub const CHANGES_WAITING_MAX: usize = 4_096;
+
+/// Membership requests that go into one round, so that one record and one job stay of bounded size.
+pub const ROUND_CHANGES_MAX: usize = 512;
+
+/// Names on one page of members, and when the client does not say how many: a page fits in a client frame.
+pub const MEMBERS_PAGE_MAX: u32 = 512;
+
+/// Users whose routes are asked in one job.
+pub const ROUTE_USERS_MAX: usize = 512;
+
+/// Messages and attachments that wait for routes; above, messages of direct conversations are answered BUSY before
+/// they are appended.
+pub const ROUTE_ASKS_MAX: usize = 65_536;
+
+/// Tries of one lookup of routes. With their pauses some 10 s: a store that was restarted is back by then. After the
+/// last one the messages stay in the log undelivered, and are counted.
+pub const ROUTE_TRIES_MAX: u32 = 14;
+
+/// Targets in one Attach record.
+pub const TARGETS_MAX: usize = 1_024;
+
+/// Registrations that wait for the store; further ones are answered BUSY.
+pub const REGISTERS_MAX: usize = 32_768;
+
+/// Groups told of in one Registered record; further ones are left out and counted.
+pub const GROUPS_TOLD_MAX: usize = 8_192;
+
+/// Closes that are repeated until answered; further ones are sent once.
+pub const CLOSES_MAX: usize = 65_536;
+
+/// Time between two sendings of a Close, us.
+pub const CLOSE_REPEAT_US: u64 = 1_000_000;
+
+/// Fetches under way; further ones come back to the gateway.
+pub const FETCHES_MAX: usize = 4_096;
+
+/// Bytes of bodies on one page: two pages fit in a link's first credit, and a page with its envelopes in a record.
+pub const PAGE_BYTES_MAX: usize = 256 << 10;
+
+/// First and longest pause before a failed claim, release or lookup is tried again, ms.
+pub const BACKOFF_MS: (u64, u64) = (50, 1_000);
+
+/// What a client is told to wait after BUSY, ms: a few batches, or a claim by the next owner.
+pub const BUSY_RETRY_MS: u32 = 200;
+
+const _: () = {
+    // A message in its Deliver in its FanOut in its Page.
+    assert!(PAYLOAD_BYTES_MAX + PAGE_BYTES_MAX + (64 << 10) < RECORD_BYTES_MAX);
+    assert!(BATCH_BYTES_MAX > 2 * PAYLOAD_BYTES_MAX);
+    // 192 bytes per target: two names, three numbers, tags.
+    assert!(TARGETS_MAX * 192 < RECORD_BYTES_MAX);
+    assert!(GROUPS_TOLD_MAX * 72 < RECORD_BYTES_MAX);
+};

@@ -1,0 +1,538 @@
+//! One partition: whether it is served here, under which fence, and what becomes of its records.
+//!
+//! | phase | a record | ends by |
+//! |---|---|---|
+//! | unowned | NotOwner | a claim |
+//! | claiming | waits, within bounds | the fence: serving; another live owner: unowned |
+//! | serving | is handled | a failed append or load: claiming; a release: releasing |
+//! | releasing | NotOwner | the last batch is durable and the fence given up: unowned |
+//!
+//! The rule that keeps it right: everything that is served was loaded under the present fence; when a write fails,
+//! all of it is forgotten, everyone who waits is told to come again, and the store is asked anew.
+
+use std::cmp::Reverse;
+
+use millrace_protocol::ids::{Partition as PartitionId, partition_of};
+use millrace_protocol::link::{Kind, Record};
+use millrace_protocol::messages::client::Code;
+use millrace_protocol::messages::link as wire;
+use millrace_protocol::prost::Message;
+
+use super::action::Action;
+use super::ask::{Ask, Client, Op, asker_of};
+use super::batch::{Effect, Owner};
+use super::conversation::{Backlog, Slot, Table, Wait};
+use super::event::{LinkKey, Sibling};
+use super::groups::{self, Change};
+use super::hub::{Cx, From, PartitionJob, Pending};
+use super::limits::CLAIM_WAITING_MAX;
+use super::{register, send, subscribe};
+use crate::store::{Outcome, StoreError, Work};
+
+/// One partition of this shard.
+#[derive(Debug)]
+pub struct Partition {
+    id: PartitionId,
+    /// Grows whenever the phase begins anew: answers to older jobs are void.
+    generation: u64,
+    phase: Phase,
+    /// Records that wait for a claim.
+    waiting: Backlog,
+    /// Claims or releases that failed in a row.
+    tries: u32,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Unowned,
+    Claiming {
+        /// When to ask again; `None`: the job is at the store.
+        retry_at_us: Option<u64>,
+        /// It shall be given up at once.
+        release: bool,
+    },
+    Serving(Box<Serving>),
+    Releasing {
+        serving: Box<Serving>,
+        /// As for claiming; only after the last batch.
+        asked: bool,
+        retry_at_us: Option<u64>,
+    },
+}
+
+#[derive(Debug)]
+struct Serving {
+    owner: Owner,
+    table: Table,
+}
+
+impl Partition {
+    /// A partition that is not served.
+    pub fn new(id: PartitionId) -> Self {
+        Partition { id, generation: 0, phase: Phase::Unowned, waiting: Backlog::default(), tries: 0 }
+    }
+
+    /// Which one.
+    pub fn id(&self) -> PartitionId {
+        self.id
+    }
+
+    /// The store names an owner: if that is another one, later than this, the fence here is void though no write has
+    /// met it yet.
+    pub fn seen_owned(&mut self, cx: &mut Cx, owner: &str, epoch: u64) {
+        let superseded = epoch > self.from().epoch && owner != cx.hub.config.node && !owner.is_empty();
+        if self.is_serving() && superseded {
+            self.stop(cx, "another node owns the partition");
+        }
+    }
+
+    /// Whether requests are served.
+    pub fn is_serving(&self) -> bool {
+        matches!(self.phase, Phase::Serving(_))
+    }
+
+    /// Conversations in memory.
+    pub fn conversations(&self) -> usize {
+        match &self.phase {
+            Phase::Serving(serving) => serving.table.count(),
+            _ => 0,
+        }
+    }
+
+    fn from(&self) -> From {
+        let epoch = match &self.phase {
+            Phase::Serving(serving) | Phase::Releasing { serving, .. } => serving.owner.from.epoch,
+            _ => 0,
+        };
+        From { partition: self.id, epoch }
+    }
+
+    // ---- ownership ----
+
+    /// Ownership wants it served here.
+    pub fn claim(&mut self, cx: &mut Cx) {
+        match &mut self.phase {
+            Phase::Unowned => {
+                self.tries = 0;
+                self.ask_claim(cx, false);
+            }
+            Phase::Claiming { release, .. } => *release = false,
+            Phase::Serving(_) | Phase::Releasing { .. } => {}
+        }
+    }
+
+    fn ask_claim(&mut self, cx: &mut Cx, release: bool) {
+        self.generation += 1;
+        self.phase = Phase::Claiming { retry_at_us: None, release };
+        let work = Work::Claim {
+            partition: self.id,
+            node: cx.hub.config.node.clone(),
+            incarnation: cx.hub.config.incarnation,
+            wall_ms: cx.now.wall_ms,
+        };
+        self.store(cx, work, PartitionJob::Claim);
+    }
+
+    fn store(&self, cx: &mut Cx, work: Work, job: PartitionJob) {
+        cx.store(work, Pending::Partition { partition: self.id, generation: self.generation, job });
+    }
+
+    /// Ownership wants it handed over.
+    pub fn release(&mut self, cx: &mut Cx) {
+        match std::mem::replace(&mut self.phase, Phase::Unowned) {
+            Phase::Unowned => self.not_served(cx, "it was not served".into()),
+            // A claim at the store can't be taken back; between two tries there is none.
+            Phase::Claiming { retry_at_us: None, .. } => {
+                self.phase = Phase::Claiming { retry_at_us: None, release: true };
+            }
+            Phase::Claiming { .. } => self.not_served(cx, "released before it was claimed".into()),
+            Phase::Serving(mut serving) => {
+                let mut waiting = Vec::new();
+                let mut askers = Vec::new();
+                serving.table.stop_waiting(&mut waiting, &mut askers);
+                for asker in askers {
+                    cx.busy(serving.owner.from, asker, "the partition is moving");
+                }
+                self.phase = Phase::Releasing { serving, asked: false, retry_at_us: None };
+                self.unserved(cx);
+                for (link, record) in waiting {
+                    self.not_owner(cx, link, record);
+                }
+                self.release_if_quiet(cx);
+            }
+            releasing => self.phase = releasing,
+        }
+    }
+
+    fn release_if_quiet(&mut self, cx: &mut Cx) {
+        let Phase::Releasing { serving, asked, .. } = &mut self.phase else { return };
+        if !serving.owner.is_quiet() || *asked {
+            return;
+        }
+        *asked = true;
+        let fence = serving.owner.fence;
+        self.store(cx, Work::Release { partition: self.id, fence }, PartitionJob::Release);
+    }
+
+    /// This node's announcements leave it out from now on.
+    fn unserved(&self, cx: &mut Cx) {
+        let partition = self.id;
+        cx.hub.cluster.served.remove(&partition);
+        cx.tell_siblings(|| Sibling::Serving { partition, epoch: None });
+    }
+
+    fn not_served(&mut self, cx: &mut Cx, reason: String) {
+        self.phase = Phase::Unowned;
+        self.generation += 1;
+        cx.actions.push(Action::NotServed { partition: self.id, reason });
+        for (link, record) in self.waiting.take() {
+            self.not_owner(cx, link, record);
+        }
+    }
+
+    fn claimed(&mut self, cx: &mut Cx, outcome: Result<Outcome, StoreError>) {
+        let Phase::Claiming { release, .. } = self.phase else { return };
+        match outcome {
+            Ok(Outcome::Claimed { fence, position, last_message_id }) => {
+                self.tries = 0;
+                cx.hub.stats.claims += 1;
+                let from = From { partition: self.id, epoch: fence.epoch };
+                let owner = Owner::new(from, fence, self.generation, last_message_id, position);
+                let serving = Box::new(Serving { owner, table: Table::default() });
+                self.phase = Phase::Serving(serving);
+                let (partition, epoch) = (self.id, fence.epoch);
+                if release {
+                    return self.release(cx);
+                }
+                cx.hub.cluster.served.insert(partition, epoch);
+                cx.hub.announce.push((partition, epoch));
+                cx.tell_siblings(|| Sibling::Serving { partition, epoch: Some(epoch) });
+                cx.actions.push(Action::Claimed { partition, epoch });
+                for (link, record) in self.waiting.take() {
+                    self.handle(cx, link, record);
+                }
+            }
+            Err(error @ StoreError::Held { .. }) => {
+                cx.hub.stats.claims_failed += 1;
+                self.not_served(cx, error.to_string());
+            }
+            other => {
+                cx.hub.stats.claims_failed += 1;
+                if release {
+                    return self.not_served(cx, format!("the claim failed: {other:?}"));
+                }
+                self.claim_later(cx);
+            }
+        }
+    }
+
+    fn claim_later(&mut self, cx: &mut Cx) {
+        let at_us = cx.now.mono_us + cx.backoff_us(self.tries);
+        self.tries += 1;
+        self.phase = Phase::Claiming { retry_at_us: Some(at_us), release: false };
+        cx.hub.timers.push(Reverse((at_us, self.id)));
+        for (link, record) in self.waiting.take() {
+            self.give_back(cx, link, record);
+        }
+    }
+
+    fn released(&mut self, cx: &mut Cx, outcome: Result<Outcome, StoreError>) {
+        let Phase::Releasing { retry_at_us, .. } = &mut self.phase else { return };
+        match outcome {
+            Ok(_) => self.not_served(cx, "handed over".into()),
+            Err(StoreError::Fenced { .. }) => {
+                self.not_served(cx, "the fence was lost while handing over".into())
+            }
+            // The fence is still this node's, and nobody else may take it while the node lives.
+            Err(_) => {
+                let at_us = cx.now.mono_us + cx.backoff_us(self.tries);
+                self.tries += 1;
+                *retry_at_us = Some(at_us);
+                cx.hub.timers.push(Reverse((at_us, self.id)));
+            }
+        }
+    }
+
+    /// A timer of this partition went off.
+    pub fn timer(&mut self, cx: &mut Cx) {
+        match &mut self.phase {
+            Phase::Claiming { retry_at_us: Some(at_us), release } if *at_us <= cx.now.mono_us => {
+                let release = *release;
+                self.ask_claim(cx, release);
+            }
+            Phase::Releasing { asked, retry_at_us, .. }
+                if retry_at_us.is_some_and(|at| at <= cx.now.mono_us) =>
+            {
+                *asked = false;
+                *retry_at_us = None;
+                self.release_if_quiet(cx);
+            }
+            _ => {}
+        }
+    }
+
+    /// Forgets everything and claims again: a write or a load failed, or the store lost this node's lease.
+    pub fn stop(&mut self, cx: &mut Cx, reason: &str) {
+        let from = self.from();
+        let phase = std::mem::replace(&mut self.phase, Phase::Unowned);
+        let (mut serving, releasing) = match phase {
+            Phase::Serving(serving) => (serving, false),
+            Phase::Releasing { serving, .. } => (serving, true),
+            other => {
+                self.phase = other;
+                return;
+            }
+        };
+        cx.hub.stats.stopped += 1;
+        let mut waiting = Vec::new();
+        for effect in serving.owner.stop() {
+            if let Effect::Sent { asker, .. } = effect {
+                cx.busy(from, asker, reason);
+            }
+        }
+        for (_, slot) in serving.table.drain() {
+            match slot {
+                Slot::Loading(mut backlog) => waiting.append(&mut backlog.take()),
+                Slot::Ready(conversation) => {
+                    for (_, asker) in conversation.repeats {
+                        cx.busy(from, asker, reason);
+                    }
+                    for asker in conversation.rounds.stop() {
+                        cx.busy(from, asker, reason);
+                    }
+                }
+            }
+        }
+        for (link, record) in waiting {
+            self.give_back(cx, link, record);
+        }
+        self.generation += 1;
+        if releasing {
+            self.phase = Phase::Releasing { serving, asked: false, retry_at_us: None };
+            return self.release_if_quiet(cx);
+        }
+        self.unserved(cx);
+        self.claim_later(cx);
+    }
+
+    // ---- the store's answers ----
+
+    /// A job of this partition was done.
+    pub fn done(
+        &mut self,
+        cx: &mut Cx,
+        generation: u64,
+        job: PartitionJob,
+        outcome: Result<Outcome, StoreError>,
+    ) {
+        if let PartitionJob::Read(fetching) = job {
+            if let Some((link, record)) = subscribe::entries(cx, generation, *fetching, outcome) {
+                self.give_back(cx, link, record);
+            }
+            return;
+        }
+        if generation != self.generation {
+            return;
+        }
+        match job {
+            PartitionJob::Claim => self.claimed(cx, outcome),
+            PartitionJob::Release => self.released(cx, outcome),
+            PartitionJob::Append => self.appended(cx, outcome),
+            PartitionJob::Load(name) => self.loaded(cx, name, outcome),
+            PartitionJob::Listing(name) => self.listed(cx, &name, outcome),
+            PartitionJob::Read(_) => {}
+        }
+    }
+
+    /// Hands the next batch to the store, if none is there.
+    pub fn start_batch(&mut self, cx: &mut Cx) {
+        let (Phase::Serving(serving) | Phase::Releasing { serving, .. }) = &mut self.phase else { return };
+        if let Some(batch) = serving.owner.start() {
+            cx.hub.stats.batches += 1;
+            self.store(cx, Work::Append(batch), PartitionJob::Append);
+        }
+    }
+
+    fn appended(&mut self, cx: &mut Cx, outcome: Result<Outcome, StoreError>) {
+        let (Phase::Serving(serving) | Phase::Releasing { serving, .. }) = &mut self.phase else { return };
+        if let Err(error) = outcome {
+            return self.stop(cx, &error.to_string());
+        }
+        let Serving { owner, table } = &mut **serving;
+        for effect in owner.appended() {
+            match effect {
+                Effect::Sent { conversation: name, seq, message_id, asker, notify } => {
+                    let conversation = table.ready(&name).expect("not evicted with writes under way");
+                    send::sent(cx, owner, conversation, name, (seq, message_id), asker, notify);
+                }
+                Effect::Round { conversation: name } => {
+                    let conversation = table.ready(&name).expect("not evicted with a round under way");
+                    groups::appended(cx, owner, conversation, &name);
+                }
+            }
+        }
+        cx.hub.ready.push(self.id);
+        self.release_if_quiet(cx);
+    }
+
+    fn loaded(&mut self, cx: &mut Cx, name: String, outcome: Result<Outcome, StoreError>) {
+        let Phase::Serving(serving) = &mut self.phase else { return };
+        let loaded = match outcome {
+            Ok(Outcome::Loaded(loaded)) => Some(loaded),
+            Err(error @ StoreError::Fenced { .. }) => return self.stop(cx, &error.to_string()),
+            _ => None,
+        };
+        let failed = loaded.is_none();
+        let waited = serving.table.loaded(name, loaded);
+        cx.hub.stats.evicted += serving.table.evict(cx.hub.config.limits.conversations_per_partition_max / 2);
+        for (link, record) in waited {
+            match failed {
+                true => self.give_back(cx, link, record),
+                false => self.handle(cx, link, record),
+            }
+        }
+    }
+
+    fn listed(&mut self, cx: &mut Cx, name: &str, outcome: Result<Outcome, StoreError>) {
+        let Phase::Serving(serving) = &mut self.phase else { return };
+        let Serving { owner, table } = &mut **serving;
+        if let Some(conversation) = table.ready(name) {
+            groups::listed(cx, owner, conversation, name, outcome);
+        }
+    }
+
+    // ---- records ----
+
+    /// A record for this partition.
+    pub fn handle(&mut self, cx: &mut Cx, link: LinkKey, record: Record) {
+        match &mut self.phase {
+            Phase::Serving(_) if cx.now.mono_us >= cx.hub.cluster.lease_until_us => {
+                cx.hub.stats.lease_lapsed += 1;
+                self.give_back(cx, link, record);
+            }
+            Phase::Serving(_) => self.serve(cx, link, record),
+            Phase::Claiming { .. } => {
+                if let Err(record) = self.waiting.push(link, record, CLAIM_WAITING_MAX) {
+                    self.not_owner(cx, link, record);
+                }
+            }
+            Phase::Unowned | Phase::Releasing { .. } => self.not_owner(cx, link, record),
+        }
+    }
+
+    fn serve(&mut self, cx: &mut Cx, link: LinkKey, record: Record) {
+        let from = self.from();
+        let partitions = cx.hub.config.partitions;
+        let Some(ask) = Ask::read(&record) else {
+            cx.hub.stats.malformed += 1;
+            return self.refuse_malformed(cx, link, &record);
+        };
+        let name = match &ask {
+            Ask::Register(ask) => {
+                if !register::belongs(&ask.user, from, partitions) {
+                    cx.hub.stats.malformed += 1;
+                    return;
+                }
+                return register::register(cx, link, from, record.session, ask.clone());
+            }
+            ask => ask.conversation(),
+        };
+        if partition_of(&name, partitions) != self.id {
+            cx.hub.stats.malformed += 1;
+            return self.refuse_malformed(cx, link, &record);
+        }
+        let Phase::Serving(serving) = &mut self.phase else { return };
+        let Serving { owner, table } = &mut **serving;
+        let Some(conversation) = table.ready(&name) else {
+            if let Ask::Unsubscribe(_) = ask {
+                return;
+            }
+            let count_max = cx.hub.config.limits.conversations_per_partition_max;
+            match table.wait(&name, link, record, count_max) {
+                Wait::Waits => {}
+                Wait::Load => {
+                    let fence = owner.fence;
+                    let work = Work::Load { partition: self.id, fence, conversation: name.clone() };
+                    self.store(cx, work, PartitionJob::Load(name));
+                }
+                Wait::Full(record) => {
+                    cx.hub.stats.evicted += table.evict(count_max / 2);
+                    self.give_back(cx, link, record);
+                }
+            }
+            return;
+        };
+        match ask {
+            Ask::Subscribe(ask) => subscribe::subscribe(cx, owner, conversation, link, &record, ask),
+            Ask::Unsubscribe(ask) => subscribe::unsubscribe(conversation, link, &ask),
+            Ask::Fetch(ask) => {
+                if let Err(record) = subscribe::fetch(cx, owner, conversation, link, record, ask) {
+                    self.give_back(cx, link, record);
+                }
+            }
+            Ask::Client(ask) => {
+                let asker = ask.asker(link, &record);
+                let Client { user, device, op, .. } = ask;
+                match op {
+                    Op::Send(ask) => send::send(cx, owner, conversation, asker, (user, device), ask),
+                    Op::Change(kind) => {
+                        groups::change(cx, owner, conversation, &name, Change { asker, user, kind });
+                    }
+                    Op::Members(ask) => groups::members(cx, owner, conversation, asker, &user, &ask),
+                    Op::RoomJoin => groups::joined(cx, owner, conversation, &name, asker),
+                    Op::RoomLeave => subscribe::room_leave(cx, owner, &name, asker, user),
+                }
+            }
+            Ask::Register(_) => {}
+        }
+    }
+
+    /// A record that can't be read, or has no business here.
+    fn refuse_malformed(&self, cx: &mut Cx, link: LinkKey, record: &Record) {
+        if let Some(asker) = asker_of(link, record) {
+            cx.refuse(self.from(), asker, Code::BadRequest, "this request can't be served");
+        }
+    }
+
+    /// Not now, but soon and here: clients and logins are told when to come again, gateways ask again.
+    fn give_back(&self, cx: &mut Cx, link: LinkKey, record: Record) {
+        match record.kind {
+            Kind::ClientRequest => {
+                if let Some(asker) = asker_of(link, &record) {
+                    cx.busy(self.from(), asker, "the partition is not ready");
+                }
+            }
+            Kind::Register => {
+                if let Ok(ask) = wire::Register::decode(record.body) {
+                    register::refuse_busy(cx, link, self.from(), record.session, ask);
+                }
+            }
+            _ => self.not_owner(cx, link, record),
+        }
+    }
+
+    /// The record goes back whole, with what is known of the owner.
+    fn not_owner(&self, cx: &mut Cx, link: LinkKey, record: Record) {
+        // Nothing is lost with it: subscriptions end with their owner's memory.
+        if record.kind == Kind::Unsubscribe {
+            return;
+        }
+        cx.hub.stats.not_owner += 1;
+        let (hint, epoch) = cx.hub.cluster.owner(self.id, &cx.hub.config.node);
+        let answer = wire::NotOwner {
+            partition: u32::from(self.id),
+            epoch,
+            hint,
+            kind: record.kind as u32,
+            body: record.body,
+        };
+        cx.send(link, From { partition: self.id, epoch: 0 }.record(Kind::NotOwner, record.session, &answer));
+    }
+
+    /// A link's state is gone.
+    pub fn forget_link(&mut self, link: LinkKey) {
+        if let Phase::Serving(serving) | Phase::Releasing { serving, .. } = &mut self.phase {
+            serving.table.forget_link(link);
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Users' sessions: registering them, removing routes that are wrong, and closing sessions that lost to newer ones.
+//!
+//! The policy itself (who loses to whom) is one atomic step of the store. The rule that keeps it right: a Close is
+//! repeated until the gateway answers it or is gone.
+
+use std::collections::VecDeque;
+
+use millrace_protocol::ids::{SessionId, user_partition};
+use millrace_protocol::link::{Kind, Record};
+use millrace_protocol::messages::client::Code;
+use millrace_protocol::messages::link::{Close, Closed, NoSession, Register, Registered, Unregister};
+use rustc_hash::FxHashMap;
+
+use super::event::LinkKey;
+use super::hub::{Cx, From, Pending, link_of};
+use super::limits::{BUSY_RETRY_MS, CLOSE_REPEAT_US, CLOSES_MAX, GROUPS_TOLD_MAX, REGISTERS_MAX};
+use crate::store::{Outcome, Registration, Route, StoreError, Work};
+
+/// A registration at the store.
+#[derive(Debug)]
+pub struct Login {
+    link: LinkKey,
+    from: From,
+    session: SessionId,
+    user: String,
+    device: String,
+    login_number: u64,
+}
+
+/// Sessions that were told to close, until they answer.
+#[derive(Debug, Default)]
+pub struct Closes {
+    open: FxHashMap<(String, String, u64), Closing>,
+    /// In order of time; answered ones are skipped.
+    due: VecDeque<(u64, (String, String, u64))>,
+}
+
+#[derive(Debug)]
+struct Closing {
+    link: LinkKey,
+    incarnation: u64,
+    record: Record,
+    tries: u32,
+}
+
+impl Closes {
+    /// Closes not answered yet.
+    pub fn count(&self) -> usize {
+        self.open.len()
+    }
+
+    /// When the next one is due.
+    pub fn deadline_us(&self) -> Option<u64> {
+        self.due.front().map(|(at_us, _)| *at_us)
+    }
+}
+
+/// A Register record for a partition that is served here.
+pub fn register(cx: &mut Cx, link: LinkKey, from: From, session: SessionId, ask: Register) {
+    let login =
+        Login { link, from, session, user: ask.user, device: ask.device, login_number: ask.login_number };
+    if cx.hub.registers >= REGISTERS_MAX {
+        cx.hub.stats.busy += 1;
+        return refuse(cx, &login, Code::Busy, "too many logins at once");
+    }
+    cx.hub.registers += 1;
+    let registration = Registration {
+        user: login.user.clone(),
+        device: login.device.clone(),
+        platform: ask.platform,
+        session,
+        incarnation: ask.gateway_incarnation,
+        login_number: ask.login_number,
+        wall_ms: cx.now.wall_ms,
+        newest_wins: ask.newest_wins,
+    };
+    cx.store(Work::Register(registration), Pending::Register(Box::new(login)));
+}
+
+/// The store's answer to a registration.
+pub fn registered(cx: &mut Cx, login: Login, outcome: Result<Outcome, StoreError>) {
+    cx.hub.registers -= 1;
+    match outcome {
+        Ok(Outcome::Registered { login_number, lost, losers, mut groups }) => {
+            for loser in losers {
+                close(cx, &login, loser);
+            }
+            if lost {
+                return refuse(cx, &login, Code::Displaced, "a newer login of this device took its place");
+            }
+            cx.hub.stats.registered += 1;
+            cx.hub.stats.groups_left_out += groups.len().saturating_sub(GROUPS_TOLD_MAX) as u64;
+            groups.truncate(GROUPS_TOLD_MAX);
+            let registered = Registered {
+                user: login.user,
+                device: login.device,
+                login_number,
+                groups,
+                ..Registered::default()
+            };
+            cx.send(login.link, login.from.record(Kind::Registered, login.session, &registered));
+        }
+        _ => {
+            cx.hub.stats.busy += 1;
+            refuse(cx, &login, Code::Busy, "routes can't be written now");
+        }
+    }
+}
+
+/// Refuses a registration that came for a partition that can't be served at this moment.
+pub fn refuse_busy(cx: &mut Cx, link: LinkKey, from: From, session: SessionId, ask: Register) {
+    cx.hub.stats.busy += 1;
+    let Register { user, device, login_number, .. } = ask;
+    let login = Login { link, from, session, user, device, login_number };
+    refuse(cx, &login, Code::Busy, "the user's partition is moving");
+}
+
+fn refuse(cx: &mut Cx, login: &Login, code: Code, reason: &str) {
+    let registered = Registered {
+        user: login.user.clone(),
+        device: login.device.clone(),
+        login_number: login.login_number,
+        groups: Vec::new(),
+        refused: code as u32,
+        reason: reason.into(),
+        retry_after_ms: if code == Code::Busy { BUSY_RETRY_MS } else { 0 },
+    };
+    cx.send(login.link, login.from.record(Kind::Registered, login.session, &registered));
+}
+
+/// Tells the gateway of a session that it lost.
+fn close(cx: &mut Cx, winner: &Login, loser: Route) {
+    // A session that is registered again under its own number does not lose to itself.
+    if loser.session == winner.session || !cx.hub.cluster.may_be_there(&loser) {
+        return;
+    }
+    cx.hub.stats.losers += 1;
+    let message = Close {
+        user: winner.user.clone(),
+        device: loser.device.clone(),
+        login_number: loser.login_number,
+        code: Code::Displaced as u32,
+        reason: "a newer login took its place".into(),
+    };
+    let record = winner.from.record(Kind::Close, loser.session, &message);
+    let link = link_of(loser.session);
+    cx.send(link, record.clone());
+    let closes = &mut cx.hub.closes;
+    if closes.due.len() >= CLOSES_MAX {
+        cx.hub.stats.closes_untracked += 1;
+        return;
+    }
+    let key = (message.user, message.device, message.login_number);
+    closes.open.insert(key.clone(), Closing { link, incarnation: loser.incarnation, record, tries: 1 });
+    closes.due.push_back((cx.now.mono_us + CLOSE_REPEAT_US, key));
+}
+
+/// A Close was carried out.
+pub fn closed(cx: &mut Cx, closed: Closed) {
+    cx.hub.closes.open.remove(&(closed.user, closed.device, closed.login_number));
+}
+
+/// Sends again what was not answered in time.
+pub fn repeat_closes(cx: &mut Cx) {
+    while cx.hub.closes.due.front().is_some_and(|(at_us, _)| *at_us <= cx.now.mono_us) {
+        let Some((_, key)) = cx.hub.closes.due.pop_front() else { break };
+        let Some(closing) = cx.hub.closes.open.get_mut(&key) else { continue };
+        closing.tries += 1;
+        // The view may be some heartbeats old: a gateway is gone when a later one doesn't show it either.
+        let lease = cx.hub.cluster.gateways.get(&closing.link.gateway);
+        let gone = lease != Some(&closing.incarnation) && closing.tries > 5;
+        if gone {
+            cx.hub.closes.open.remove(&key);
+            continue;
+        }
+        let (link, record) = (closing.link, closing.record.clone());
+        cx.hub.stats.close_repeats += 1;
+        cx.send(link, record);
+        cx.hub.closes.due.push_back((cx.now.mono_us + CLOSE_REPEAT_US, key));
+    }
+}
+
+/// An Unregister record. The store compares before it removes, so it needs no owner.
+pub fn unregister(cx: &mut Cx, link: LinkKey, ask: Unregister) {
+    remove_route(cx, link, ask.user, ask.device, ask.login_number);
+}
+
+/// A NoSession record: the route that was used is wrong.
+pub fn no_session(cx: &mut Cx, link: LinkKey, answer: NoSession) {
+    remove_route(cx, link, answer.user, answer.device, answer.login_number);
+}
+
+fn remove_route(cx: &mut Cx, link: LinkKey, user: String, device: String, login_number: u64) {
+    let hello = cx.hub.cluster.links.get(&link).copied();
+    let lease = cx.hub.cluster.gateways.get(&link.gateway).copied();
+    for incarnation in hello.into_iter().chain(lease.filter(|lease| hello != Some(*lease))) {
+        let (user, device) = (user.clone(), device.clone());
+        cx.store(Work::Unregister { user, device, login_number, incarnation }, Pending::Unwatched);
+    }
+}
+
+/// Whether a record about a user came to that user's partition.
+pub fn belongs(user: &str, from: From, partitions: u16) -> bool {
+    user_partition(user, partitions) == from.partition
+}

@@ -1,0 +1,90 @@
+//! What a shard counts. One plain struct: the shell reads it for metrics and logs.
+
+/// Counters since the start, and, at the end, gauges as of now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Records taken in, from links and siblings.
+    pub records_in: u64,
+    /// Records queued on links, gaps included.
+    pub records_out: u64,
+    /// Records and requests that could not be read.
+    pub malformed: u64,
+    /// Messages appended.
+    pub messages: u64,
+    /// Batches handed to the store.
+    pub batches: u64,
+    /// Repeats answered with their first answer.
+    pub repeats: u64,
+    /// Sends refused OUT_OF_ORDER.
+    pub out_of_order: u64,
+    /// Sends refused CONFLICT.
+    pub conflicts: u64,
+    /// Requests refused for another reason than BUSY.
+    pub refused: u64,
+    /// Requests answered BUSY.
+    pub busy: u64,
+    /// Records answered NotOwner.
+    pub not_owner: u64,
+    /// FanOut records queued.
+    pub fan_outs: u64,
+    /// FanOut records that became gap marks for want of credit.
+    pub gap_marked: u64,
+    /// Gap records sent.
+    pub gaps: u64,
+    /// Messages to single sessions queued.
+    pub directs: u64,
+    /// Messages to single sessions dropped for want of credit; the log holds them.
+    pub directs_dropped: u64,
+    /// Messages whose routes could not be read; the log holds them.
+    pub routes_failed: u64,
+    /// Records for links that are not here.
+    pub no_link: u64,
+    /// Records above the size that a link takes.
+    pub oversize: u64,
+    /// Records handed back by links whose peer took a new incarnation.
+    pub lost: u64,
+    /// Links whose state was dropped because too much waited for credit.
+    pub links_overflowed: u64,
+    /// Links whose state was dropped after they stayed away.
+    pub links_expired: u64,
+    /// Links reset for an error of the peer.
+    pub link_errors: u64,
+    /// Sessions registered.
+    pub registered: u64,
+    /// Sessions told to close because they lost to a newer one.
+    pub losers: u64,
+    /// Close records sent again.
+    pub close_repeats: u64,
+    /// Closes not tracked, because too many are.
+    pub closes_untracked: u64,
+    /// Groups left out of Registered records.
+    pub groups_left_out: u64,
+    /// Removals from users' lists of groups that failed; a stale entry is refused when it is used.
+    pub unlistings_failed: u64,
+    /// Claims that held.
+    pub claims: u64,
+    /// Claims that failed.
+    pub claims_failed: u64,
+    /// Partitions stopped by a failed append or load, or a store that lost the lease.
+    pub stopped: u64,
+    /// Conversations evicted.
+    pub evicted: u64,
+    /// Streams forgotten.
+    pub streams_forgotten: u64,
+    /// Inputs met after the node's lease had run out.
+    pub lease_lapsed: u64,
+    /// Gauge: partitions served.
+    pub partitions_served: u64,
+    /// Gauge: conversations in memory.
+    pub conversations: u64,
+    /// Gauge: links with state.
+    pub links: u64,
+    /// Gauge: links whose peer has said hello.
+    pub links_up: u64,
+    /// Gauge: records and gap marks that wait for credit.
+    pub waiting_for_credit: u64,
+    /// Gauge: jobs at the store.
+    pub jobs: u64,
+    /// Gauge: closes not answered yet.
+    pub closes: u64,
+}
