@@ -52,3 +52,49 @@ pub fn is_name(text: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@+".contains(&b))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_text_per_conversation() {
+        let longest = "n".repeat(NAME_BYTES_MAX);
+        let too_long = "n".repeat(NAME_BYTES_MAX + 1);
+        let group = |name: &str| format!("g:{name}");
+        for (text, parsed) in [
+            ("d:alice:bob", Some(Conversation::Direct("alice", "bob"))),
+            ("d:alice:alice", Some(Conversation::Direct("alice", "alice"))),
+            ("d:Zoe:alice", Some(Conversation::Direct("Zoe", "alice"))),
+            ("d:bob:alice", None),
+            ("d:alice", None),
+            ("d:a:b:c", None),
+            ("d::b", None),
+            ("g:team.one_2-x@y+z", Some(Conversation::Group("team.one_2-x@y+z"))),
+            ("r:town", Some(Conversation::Room("town"))),
+            (&group(&longest), Some(Conversation::Group(&longest))),
+            (&group(&too_long), None),
+            ("g:", None),
+            ("g:a b", None),
+            ("g:ä", None),
+            ("g:a:b", None),
+            ("x:a", None),
+            ("g", None),
+            ("", None),
+        ] {
+            assert_eq!(Conversation::parse(text), parsed, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn direct_ids_are_canonical_and_name_the_peer() {
+        for (a, b) in [("alice", "bob"), ("bob", "alice"), ("a", "B"), ("same", "same")] {
+            let id = direct(a, b);
+            assert_eq!(id, direct(b, a));
+            let parsed = Conversation::parse(&id).expect("canonical");
+            assert_eq!((parsed.peer_of(a), parsed.peer_of(b)), (Some(b), Some(a)));
+            assert_eq!(parsed.peer_of("eve"), None);
+        }
+        assert_eq!(Conversation::Room("alice").peer_of("alice"), None);
+    }
+}

@@ -127,3 +127,94 @@ impl MessageId {
         (self.0 >> 12) as u16 & 0x3ff
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Computed by another program: key, partition of 1024, of 16.
+    const VECTORS: [(&str, u16, u16); 8] = [
+        ("u:alice", 149, 5),
+        ("u:bob", 627, 3),
+        ("u:", 842, 10),
+        ("d:alice:bob", 91, 11),
+        ("g:team", 476, 12),
+        ("r:town", 93, 13),
+        ("r:xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx", 420, 4),
+        ("", 639, 15),
+    ];
+
+    #[test]
+    fn sessions_unpack_to_what_was_packed() {
+        for (gateway, shard, slot, generation) in
+            [(1, 0, 0, 0), (4095, 255, (1 << 24) - 1, (1 << 20) - 1), (2, 3, 70_000, 5)]
+        {
+            let id = SessionId::new(gateway, shard, slot, generation);
+            assert_eq!(
+                (id.gateway(), id.shard(), id.slot(), id.generation()),
+                (gateway, shard, slot, generation)
+            );
+            assert_ne!(id, SessionId::NONE);
+        }
+        assert_eq!(SessionId::new(2, 3, 70_000, 5).to_string(), "2/3/70000#5");
+    }
+
+    /// Stored data is found by these: a change here loses it.
+    #[test]
+    fn partitions_are_fixed_for_ever() {
+        for (key, of_1024, of_16) in VECTORS {
+            assert_eq!((partition_of(key, 1024), partition_of(key, 16)), (of_1024, of_16), "{key}");
+        }
+        assert_eq!(user_partition("alice", 1024), partition_of("u:alice", 1024));
+        assert_eq!(partition_of("g:team", 1), 0);
+    }
+
+    #[test]
+    fn partitions_are_even() {
+        let mut counts = [0u32; 64];
+        for user in 0..64_000 {
+            counts[usize::from(user_partition(&format!("user{user}"), 64))] += 1;
+        }
+        let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
+        assert!(*least > 850 && *most < 1150, "1000 are due: {least} to {most}");
+    }
+
+    #[test]
+    fn message_ids_grow_whatever_the_clock_does() {
+        let start = MESSAGE_ID_EPOCH_MS + 1_000_000;
+        let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+        let (mut clock, mut last) = (start, MessageId::default());
+        for _ in 0..100_000 {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            // Mostly standing still, sometimes ahead, sometimes back, also to before the epoch of ids.
+            clock = match seed % 1000 {
+                0 => start + seed % 1_000_000,
+                1 => start.saturating_sub(seed % 3_600_000),
+                2 => seed % 1000,
+                3..=100 => clock + 1,
+                _ => clock,
+            };
+            let next = last.next(clock, 777);
+            assert!(next > last && next.partition() == 777, "{last:?} then {next:?} at {clock}");
+            assert!(next.wall_ms() >= clock, "not behind the clock");
+            last = next;
+        }
+        assert_eq!(last.0 >> 63, 0);
+    }
+
+    #[test]
+    fn a_full_counter_borrows_from_the_next_millisecond() {
+        let now = MESSAGE_ID_EPOCH_MS + 5;
+        let mut id = MessageId::first_at(now, 9);
+        for _ in 0..4095 {
+            id = id.next(now, 9);
+        }
+        assert_eq!((id.wall_ms(), id.0 & 0xfff), (now, 4095));
+        let next = id.next(now, 9);
+        assert_eq!((next.wall_ms(), next.partition(), next.0 & 0xfff), (now + 1, 9, 0));
+        // Back on the clock as soon as it is ahead.
+        assert_eq!(next.next(now + 2, 9), MessageId::first_at(now + 2, 9));
+    }
+}
