@@ -229,6 +229,7 @@ fn what_is_sent_here_tungstenite_reads() {
 fn handshakes_are_understood() {
     let (request, accept) = ws::handshake::request("127.0.0.1:80", "/", [5; 16]);
     let wire = Wire { incoming: request, outgoing: Vec::new() };
+    #[allow(clippy::result_large_err)] // The shape of the callback is tungstenite's.
     let callback = |_: &tungstenite::handshake::server::Request,
                     mut response: tungstenite::handshake::server::Response| {
         response.headers_mut().insert("Sec-WebSocket-Protocol", "millrace".parse().unwrap());
