@@ -398,6 +398,19 @@ impl EpollEdge {
             && (self.waiting.is_empty() || !self.pool.has_free()))
     }
 
+    /// Makes those that waited for a buffer readable again, if there are buffers. Those beyond wait again, in order.
+    fn serve_waiting(&mut self) {
+        if !self.pool.has_free() {
+            return;
+        }
+        for conn in self.waiting.drain(..) {
+            if let Some(slot) = self.table.live(conn) {
+                slot.flags = (slot.flags & !flag::WAITING) | flag::READABLE;
+                self.readable.push_back(conn);
+            }
+        }
+    }
+
     fn work(&mut self, left: &mut u32) {
         while *left > 0
             && let Some(conn) = self.writing.pop_front()
@@ -510,21 +523,10 @@ impl Edge for EpollEdge {
         let mut left = budget.completions.max(1);
         self.tell(events);
         self.update_accepting();
-        while self.pool.has_free()
-            && let Some(conn) = self.waiting.pop_front()
-        {
-            if let Some(slot) = self.table.live(conn) {
-                slot.flags = (slot.flags & !flag::WAITING) | flag::READABLE;
-                self.readable.push_back(conn);
-            }
-            // As many as there are buffers would be enough, but the rest just waits again.
-            if self.readable.len() as u32 > self.config.buffers {
-                break;
-            }
-        }
         let mut more_ready = true;
         while left > 0 && (more_ready || self.has_work()) {
             more_ready = more_ready && self.collect()?;
+            self.serve_waiting();
             self.work(&mut left);
             self.tell(events);
             self.update_accepting();

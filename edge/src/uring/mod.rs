@@ -31,7 +31,6 @@ use self::bank::{Bank, BankShape, Completion, Phase, flag};
 use crate::limits::{ACCEPT_PAUSE_MS, ACCEPTS_MAX, BANK_SLOTS_MAX, SEND_BYTES_MAX, TURN_ROUNDS_MAX};
 use crate::pool::Pool;
 use crate::slot::{Kind, Op, Slab};
-use crate::wake::Waker;
 use crate::{Budget, Config, Conn, Edge, Event, Payload, Refused, Shape, Stats, Turn, Why, rlimit, socket};
 
 /// A listener and its outstanding accepts. One that ended keeps its place until they came back.
