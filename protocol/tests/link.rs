@@ -7,7 +7,8 @@ use common::Random;
 use millrace_protocol::ids::SessionId;
 use millrace_protocol::link::end::{LinkEnd, LinkError, LinkEvent, LinkLimits, NoCredit};
 use millrace_protocol::link::record::{HEADER_BYTES, Kind, Record};
-use millrace_protocol::messages::link::Hello;
+use millrace_protocol::messages::link::{Ack, Hello, Lease};
+use millrace_protocol::prost::Message;
 
 fn hello(incarnation: u64) -> Hello {
     Hello { cluster: "test".into(), role: "gateway".into(), incarnation, partitions: 16, ..Hello::default() }
@@ -359,6 +360,50 @@ fn violations_of_the_link_are_errors() {
     let mut b = end(2, 10_000);
     b.connected();
     assert_eq!(b.receive(first), Err(LinkError::HelloExpected(Kind::FanOut)));
+}
+
+/// A control record as it goes over the wire.
+fn control(kind: Kind, message: &impl Message) -> Bytes {
+    let body = message.encode_to_vec();
+    let mut bytes = vec![0; HEADER_BYTES];
+    bytes[0] = (HEADER_BYTES + body.len()) as u8;
+    bytes[4] = kind as u8;
+    bytes.extend(body);
+    bytes.into()
+}
+
+#[test]
+fn a_peer_that_lies_is_cut_off() {
+    let mut a = end(1, 1000);
+    a.connected();
+    let old = control(Kind::Hello, &Hello { version: 0, ..hello(2) });
+    assert_eq!(a.receive(old), Err(LinkError::Version { ours: 1, theirs: 0 }));
+
+    let (mut a, mut b) = (end(1, 1000), end(2, 1000));
+    connect(&mut a, &mut b);
+    a.queue(record(1)).unwrap();
+    // Queued is not sent.
+    let early = a.receive(control(Kind::Ack, &Ack { number: 1 }));
+    assert_eq!(early, Err(LinkError::Acknowledged { acknowledged: 1, sent: 0 }));
+    drain(&mut a);
+    a.receive(control(Kind::Ack, &Ack { number: 1 })).unwrap();
+    a.receive(control(Kind::Ack, &Ack { number: 1 })).unwrap();
+    assert_eq!(a.unacknowledged_bytes(), 0);
+    let garbage =
+        a.receive(control(Kind::Ack, &Lease { gateway: 9, incarnation: 1 << 60, sent_us: 0, ttl_ms: 0 }));
+    assert_eq!(garbage, Err(LinkError::Acknowledged { acknowledged: 9, sent: 1 }));
+
+    // A peer that takes its window for larger than it was told.
+    let (mut a, mut b) = (end(1, 1000), end(2, 1 << 30));
+    connect(&mut a, &mut b);
+    let mut greedy = LinkEnd::new(hello(3), LinkLimits { window_bytes: 1 << 30, batch_bytes_max: 1 << 20 });
+    connect(&mut greedy, &mut b);
+    a.connected();
+    a.receive(control(Kind::Hello, &Hello { version: 1, ..hello(3) })).unwrap();
+    let big = Record { body: Bytes::from(vec![0; 500_000]), ..record(0) };
+    (0..3).for_each(|_| greedy.queue(big.clone()).unwrap());
+    let overrun = a.receive(drain(&mut greedy));
+    assert!(matches!(overrun, Err(LinkError::Overrun { window: 1000, .. })), "{overrun:?}");
 }
 
 /// Random traffic both ways over connections that break at random places, incarnations that change at random times:

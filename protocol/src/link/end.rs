@@ -188,7 +188,8 @@ impl LinkEnd {
         self.drop_unpolled();
     }
 
-    /// Takes received bytes, cut anywhere. Bodies of records that lie whole in `bytes` are slices of it. On an error
+    /// Takes received bytes, cut anywhere. Bodies of records that lie whole in `bytes` are slices of it, and hold all
+    /// of it in memory: copy what is kept for long. On an error
     /// the connection is useless: drop it, call [`LinkEnd::disconnected`].
     pub fn receive(&mut self, mut bytes: Bytes) -> Result<(), LinkError> {
         if !self.connected {
