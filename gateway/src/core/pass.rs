@@ -1,0 +1,239 @@
+//! Fan-out of one topic: one pass at a time, going up by slot, each receiver sent all messages of the pass.
+//!
+//! Messages that arrive during a pass wait and make up the next one, so that order holds for every receiver and a
+//! topic under load turns into fewer, larger sends. A session that joins meanwhile is told a head; messages up to it
+//! are not for that session, whichever pass carries them.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use millrace_protocol::frame::SharedFrame;
+use rustc_hash::FxHashMap;
+
+use super::action::Payload;
+use super::limits::{PASS_BYTES_MAX, PASS_MESSAGES_MAX, SEND_BYTES_MAX};
+use super::topics::Members;
+
+/// One thing to tell the listeners of a topic.
+#[derive(Debug)]
+pub struct Item {
+    /// The seq that it brings a receiver to: sessions that joined at or above are not sent it.
+    pub seq: u64,
+    /// For a Gap, its first missing seq; else 0.
+    pub gap_from: u64,
+    /// Not to this session; 0: to all.
+    pub except: u64,
+    /// Encoded once.
+    pub frame: SharedFrame,
+}
+
+#[derive(Debug, Default)]
+struct Running {
+    items: Vec<Item>,
+    /// All items in one piece, made when the first receiver wants it: framed TCP, WebSocket.
+    together: [Option<Rc<[u8]>>; 2],
+    /// Next slot to look at.
+    at: u32,
+}
+
+/// The fan-out state of one topic.
+#[derive(Debug, Default)]
+pub struct Fan {
+    running: Option<Box<Running>>,
+    waiting: VecDeque<Item>,
+    waiting_bytes: usize,
+    /// Slots that joined lately, and the head that they were told.
+    joined: Option<Box<FxHashMap<u32, u64>>>,
+    /// Whether it is in the ring of topics with work.
+    pub in_ring: bool,
+}
+
+impl Fan {
+    /// Whether nothing is to be sent.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_none() && self.waiting.is_empty()
+    }
+
+    /// Messages waiting for the next pass.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether a message of such a size can wait. One always can.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.waiting.is_empty() || self.waiting_bytes + bytes <= PASS_BYTES_MAX
+    }
+
+    /// Adds a message to the next pass.
+    pub fn push(&mut self, item: Item) {
+        self.waiting_bytes += item.frame.bytes().len();
+        self.waiting.push_back(item);
+    }
+
+    /// The Gap at the end of what waits, so that a further one can be joined to it: (from, to).
+    pub fn take_last_gap(&mut self) -> Option<(u64, u64)> {
+        let last = self.waiting.back().filter(|item| item.gap_from > 0)?;
+        let gap = (last.gap_from, last.seq);
+        self.waiting_bytes -= last.frame.bytes().len();
+        self.waiting.pop_back();
+        Some(gap)
+    }
+
+    /// A session joined, and was told this head.
+    pub fn joined(&mut self, slot: u32, head: u64) {
+        self.joined.get_or_insert_default().insert(slot, head);
+    }
+
+    /// A slot left: its successor starts afresh.
+    pub fn left(&mut self, slot: u32) {
+        if let Some(joined) = &mut self.joined {
+            joined.remove(&slot);
+            if joined.is_empty() {
+                self.joined = None;
+            }
+        }
+    }
+
+    /// What was told at joining no longer counts: seqs begin again.
+    pub fn forget_joined(&mut self) {
+        self.joined = None;
+    }
+
+    /// The head as of which a listener has everything that it is meant to have, with what is under way left out.
+    pub fn delivered_to(&self, slot: u32, last: u64) -> u64 {
+        let running = self.running.as_ref().filter(|running| slot >= running.at);
+        let oldest = running.and_then(|running| running.items.first()).or(self.waiting.front());
+        let reached = oldest.map_or(last, |item| {
+            let first = if item.gap_from > 0 { item.gap_from } else { item.seq };
+            first.saturating_sub(1).min(last)
+        });
+        let told = self.joined.as_ref().and_then(|joined| joined.get(&slot)).copied();
+        reached.max(told.unwrap_or(0))
+    }
+
+    /// The next receiver of the running pass, or of the next one if that ended; `None` when idle. `last` is the
+    /// highest seq that was taken in.
+    pub fn next_receiver(&mut self, members: &Members, last: u64) -> Option<u32> {
+        loop {
+            if let Some(running) = &mut self.running {
+                if let Some(slot) = members.next_from(running.at) {
+                    running.at = slot + 1;
+                    return Some(slot);
+                }
+                self.running = None;
+            }
+            // What a session was told at joining matters only while older messages are on their way.
+            let oldest = self.waiting.front().map_or(last + 1, |item| item.seq);
+            if let Some(joined) = &mut self.joined {
+                joined.retain(|_, head| *head >= oldest);
+                if joined.is_empty() {
+                    self.joined = None;
+                }
+            }
+            let mut items = Vec::new();
+            let mut bytes = 0;
+            while let Some(item) = self.waiting.front() {
+                let size = item.frame.bytes().len();
+                if !items.is_empty() && (bytes + size > SEND_BYTES_MAX || items.len() == PASS_MESSAGES_MAX) {
+                    break;
+                }
+                bytes += size;
+                items.extend(self.waiting.pop_front());
+            }
+            self.waiting_bytes -= bytes;
+            if items.is_empty() {
+                return None;
+            }
+            self.running = Some(Box::new(Running { items, together: [None, None], at: 0 }));
+        }
+    }
+
+    /// What the running pass has for a receiver; `None` when all of it is not for this one.
+    pub fn payload_for(&mut self, slot: u32, session: u64, websocket: bool) -> Option<Payload> {
+        let running = self.running.as_mut()?;
+        let head = self.joined.as_ref().and_then(|joined| joined.get(&slot)).copied();
+        let wanted = |item: &&Item| item.except != session && head.is_none_or(|head| item.seq > head);
+        let count = running.items.iter().filter(wanted).count();
+        let shared = |frame: &SharedFrame| Payload::Shared {
+            bytes: frame.bytes().clone(),
+            start: frame.start_for(websocket) as u32,
+        };
+        if count <= 1 {
+            return running.items.iter().find(wanted).map(|item| shared(&item.frame));
+        }
+        let concat = |items: &mut dyn Iterator<Item = &Item>| {
+            let mut all = Vec::new();
+            items.for_each(|item| all.extend_from_slice(item.frame.bytes_for(websocket)));
+            all
+        };
+        if count < running.items.len() {
+            return Some(Payload::Owned(concat(&mut running.items.iter().filter(wanted))));
+        }
+        let together = &mut running.together[usize::from(websocket)];
+        let bytes = together.get_or_insert_with(|| concat(&mut running.items.iter()).into());
+        Some(Payload::Shared { bytes: bytes.clone(), start: 0 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::outbox::payload_bytes;
+    use super::*;
+
+    fn item(seq: u64, except: u64) -> Item {
+        Item { seq, gap_from: 0, except, frame: SharedFrame::notify(&[seq as u8]) }
+    }
+
+    fn drain(fan: &mut Fan, members: &Members, last: u64) -> Vec<(u32, Vec<u8>)> {
+        std::iter::from_fn(|| {
+            let slot = fan.next_receiver(members, last)?;
+            let payload = fan.payload_for(slot, u64::from(slot), false);
+            Some((slot, payload.map_or(Vec::new(), |p| payload_bytes(&p).chunks(5).map(|f| f[4]).collect())))
+        })
+        .collect()
+    }
+
+    #[test]
+    fn what_arrives_during_a_pass_joins_the_next() {
+        let mut members = Members::default();
+        for slot in [3, 5, 9] {
+            members.insert(slot, 1000);
+        }
+        let mut fan = Fan::default();
+        fan.push(item(1, 5));
+        assert_eq!(fan.next_receiver(&members, 1), Some(3));
+        fan.push(item(2, 0));
+        fan.push(item(3, 0));
+        // Joins during the pass: below and above where it is.
+        members.insert(1, 1000);
+        members.insert(8, 1000);
+        fan.joined(1, 3);
+        fan.joined(8, 2);
+        let sent = drain(&mut fan, &members, 3);
+        let expected: Vec<(u32, Vec<u8>)> = vec![
+            (5, vec![]),
+            (8, vec![]),
+            (9, vec![1]),
+            (1, vec![]),
+            (3, vec![2, 3]),
+            (5, vec![2, 3]),
+            (8, vec![3]),
+            (9, vec![2, 3]),
+        ];
+        assert_eq!(sent, expected);
+        assert!(fan.is_idle() && fan.joined.is_none() && fan.waiting_bytes == 0);
+    }
+
+    #[test]
+    fn bounded_and_gaps_merge() {
+        let mut fan = Fan::default();
+        let big = |seq| Item { frame: SharedFrame::notify(&vec![0; PASS_BYTES_MAX / 2]), ..item(seq, 0) };
+        assert!(fan.has_room(usize::MAX / 2), "one message always fits");
+        fan.push(big(1));
+        assert!(fan.has_room(10) && !fan.has_room(PASS_BYTES_MAX));
+        assert_eq!(fan.take_last_gap(), None);
+        fan.push(Item { gap_from: 2, ..item(4, 0) });
+        assert_eq!(fan.take_last_gap(), Some((2, 4)));
+        assert_eq!(fan.waiting(), 1);
+    }
+}

@@ -1,0 +1,1 @@
+//! Scenarios of a whole shard, against a fake dispatcher.
