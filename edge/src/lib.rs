@@ -2,8 +2,13 @@
 //!
 //! An [`Edge`] holds the client connections of one shard thread: it accepts, connects, receives into pooled
 //! buffers, sends, and closes. Three backends keep the same promises: [`uring`] (banks of io_uring with direct
-//! descriptors), [`epoll`] (where io_uring is refused) and [`sim`] (seeded, for tests). This is the one crate with
+//! descriptors), [`epoll`] (where io_uring is refused) and [`sim`] (seeded, for tests). [`open()`] picks one. This is the one crate with
 //! `unsafe`; it leaves framing, sessions, timers and fairness between conversations to its callers.
+//!
+//! An edge belongs to the thread that opened it: its ring takes operations from no other. The loop of that thread is
+//! `turn`, handle the events, `flush`, and then, unless [`Turn::more`], sleep on [`Edge::wait_fd`]; [`wait::wait`]
+//! does the sleeping where there is no runtime. A turn now and then without a wake (a timer's) is needed too: it
+//! resumes accepting after the machine was short of something.
 //!
 //! # What every backend promises
 //! 1. A [`Conn`] is a slot and a generation. A slot is reused only after every operation submitted for it came

@@ -335,7 +335,7 @@ fn a_random_life_leaves_nothing() {
         let mut peers: Vec<Box<dyn Peer>> = Vec::new();
         let mut held: Vec<Event> = Vec::new();
         let mut sink = Vec::new();
-        for _ in 0..3_000 {
+        for _ in 0..1_500 {
             let (events, more) = rig.turn();
             held.extend(events.into_iter().filter(|event| matches!(event, Event::Received { .. })));
             if rig.dice.chance(300) {
@@ -369,7 +369,7 @@ fn a_random_life_leaves_nothing() {
             peers.extend(door.accept());
         }
         held.clear();
-        assert!(rig.closed > 30, "little happened: {} closed", rig.closed);
+        assert!(rig.closed > 15, "little happened: {} closed", rig.closed);
         rig.finish();
         assert_eq!(Rc::strong_count(&large), 1, "every payload came back");
     });

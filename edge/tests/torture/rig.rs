@@ -372,5 +372,10 @@ pub fn drain(peer: &mut dyn Peer, into: &mut Vec<u8>) -> Option<io::Result<()>> 
 /// Bytes that differ from place to place, so that a loss or a swap shows.
 pub fn pattern(len: usize, seed: u64) -> Vec<u8> {
     let mut dice = Dice::new(seed);
-    (0..len.div_ceil(8)).flat_map(|_| dice.next().to_le_bytes()).take(len).collect()
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        bytes.extend_from_slice(&dice.next().to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
 }
