@@ -5,7 +5,7 @@
 //! through here.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use millrace_protocol::ids::{Now, Partition, SessionId};
@@ -44,6 +44,10 @@ pub struct Hub {
     pub ready: Vec<Partition>,
     /// Partitions claimed since the last turn, with their epochs.
     pub announce: Vec<(Partition, u64)>,
+    /// Gateways that were answered NotOwner for a partition that is served here, and so must be told of it again.
+    pub denied: BTreeSet<(LinkKey, Partition)>,
+    /// When they are told.
+    pub denied_due_us: u64,
     /// When a partition wants to be looked at.
     pub timers: BinaryHeap<Reverse<(u64, Partition)>>,
     /// Registrations and fetches under way.
@@ -129,7 +133,7 @@ pub struct Cluster {
     /// Incarnations of the gateways that said hello, whichever shard the link is at home on.
     pub links: FxHashMap<LinkKey, u64>,
     /// What this node serves, all shards together.
-    pub served: std::collections::BTreeMap<Partition, u64>,
+    pub served: BTreeMap<Partition, u64>,
     /// Until when this node may act as owner (CLOCK_BOOTTIME, us).
     pub lease_until_us: u64,
 }

@@ -106,6 +106,10 @@ pub const FETCHES_MAX: usize = 4_096;
 /// Bytes of bodies on one page: two pages fit in a link's first credit, and a page with its envelopes in a record.
 pub const PAGE_BYTES_MAX: usize = 256 << 10;
 
+/// After a record of a served partition was given back NotOwner for want of room or lease, its gateway is told so much
+/// later, us, that the partition is served here after all.
+pub const REANNOUNCE_US: u64 = 100_000;
+
 /// First and longest pause before a failed claim, release or lookup is tried again, ms.
 pub const BACKOFF_MS: (u64, u64) = (50, 1_000);
 

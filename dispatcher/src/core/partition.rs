@@ -25,7 +25,7 @@ use super::conversation::{Backlog, Slot, Table, Wait};
 use super::event::{LinkKey, Sibling};
 use super::groups::{self, Change};
 use super::hub::{Cx, From, PartitionJob, Pending};
-use super::limits::CLAIM_WAITING_MAX;
+use super::limits::{CLAIM_WAITING_MAX, REANNOUNCE_US};
 use super::{register, send, subscribe};
 use crate::store::{Outcome, StoreError, Work};
 
@@ -33,6 +33,8 @@ use crate::store::{Outcome, StoreError, Work};
 #[derive(Debug)]
 pub struct Partition {
     id: PartitionId,
+    /// Of the last claim that held; 0: none did.
+    epoch: u64,
     /// Grows whenever the phase begins anew: answers to older jobs are void.
     generation: u64,
     phase: Phase,
@@ -69,7 +71,14 @@ struct Serving {
 impl Partition {
     /// A partition that is not served.
     pub fn new(id: PartitionId) -> Self {
-        Partition { id, generation: 0, phase: Phase::Unowned, waiting: Backlog::default(), tries: 0 }
+        Partition {
+            id,
+            epoch: 0,
+            generation: 0,
+            phase: Phase::Unowned,
+            waiting: Backlog::default(),
+            tries: 0,
+        }
     }
 
     /// Which one.
@@ -100,11 +109,7 @@ impl Partition {
     }
 
     fn from(&self) -> From {
-        let epoch = match &self.phase {
-            Phase::Serving(serving) | Phase::Releasing { serving, .. } => serving.owner.from.epoch,
-            _ => 0,
-        };
-        From { partition: self.id, epoch }
+        From { partition: self.id, epoch: self.epoch }
     }
 
     // ---- ownership ----
@@ -196,8 +201,8 @@ impl Partition {
             Ok(Outcome::Claimed { fence, position, last_message_id }) => {
                 self.tries = 0;
                 cx.hub.stats.claims += 1;
-                let from = From { partition: self.id, epoch: fence.epoch };
-                let owner = Owner::new(from, fence, self.generation, last_message_id, position);
+                self.epoch = fence.epoch;
+                let owner = Owner::new(self.from(), fence, self.generation, last_message_id, position);
                 let serving = Box::new(Serving { owner, table: Table::default() });
                 self.phase = Phase::Serving(serving);
                 let (partition, epoch) = (self.id, fence.epoch);
@@ -518,6 +523,12 @@ impl Partition {
             return;
         }
         cx.hub.stats.not_owner += 1;
+        if self.is_serving() {
+            if cx.hub.denied.is_empty() {
+                cx.hub.denied_due_us = cx.now.mono_us + REANNOUNCE_US;
+            }
+            cx.hub.denied.insert((link, self.id));
+        }
         let (hint, epoch) = cx.hub.cluster.owner(self.id, &cx.hub.config.node);
         let answer = wire::NotOwner {
             partition: u32::from(self.id),

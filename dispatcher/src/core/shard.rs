@@ -5,7 +5,7 @@
 //! of the store are acted on in the order in which they come, and everything sent leaves in order per link.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,7 +19,7 @@ use super::action::Action;
 use super::delivery::{self, Delivery};
 use super::event::{Event, LinkKey, Sibling};
 use super::hub::{Cluster, Cx, From, Hub, Jobs, Pending};
-use super::limits::Limits;
+use super::limits::{Limits, REANNOUNCE_US};
 use super::links::Links;
 use super::partition::Partition;
 use super::register::{self, Closes};
@@ -95,6 +95,8 @@ impl Shard {
                 cluster: Cluster::default(),
                 ready: Vec::new(),
                 announce: Vec::new(),
+                denied: BTreeSet::new(),
+                denied_due_us: 0,
                 timers: BinaryHeap::new(),
                 registers: 0,
                 fetches: 0,
@@ -154,6 +156,7 @@ impl Shard {
         delivery::turn(cx);
         register::repeat_closes(cx);
         announce(cx);
+        announce_again(cx);
         for link in cx.hub.links.expired(now) {
             cx.hub.stats.links_expired += 1;
             cx.hub.links.remove(link);
@@ -167,6 +170,7 @@ impl Shard {
             hub.timers.peek().map(|Reverse((at_us, _))| *at_us),
             hub.delivery.deadline_us(),
             hub.closes.deadline_us(),
+            (!hub.denied.is_empty()).then_some(hub.denied_due_us),
             hub.links.deadline_us(),
         ];
         Wait { more: !hub.ready.is_empty(), deadline_us: deadlines.into_iter().flatten().min() }
@@ -379,6 +383,27 @@ fn take_view(cx: &mut Cx, partitions: &mut [Partition], view: Arc<View>) {
         } else if let Some((owner, epoch)) = view.owners.get(usize::from(partition.id())) {
             partition.seen_owned(cx, owner, *epoch);
         }
+    }
+}
+
+/// Tells gateways that were answered NotOwner for want of room or lease that the partition is served here after all:
+/// they know owners by announcements alone.
+fn announce_again(cx: &mut Cx) {
+    if cx.hub.denied.is_empty() || cx.now.mono_us < cx.hub.denied_due_us {
+        return;
+    }
+    if cx.now.mono_us >= cx.hub.cluster.lease_until_us {
+        cx.hub.denied_due_us = cx.now.mono_us + REANNOUNCE_US;
+        return;
+    }
+    let mut by_link: BTreeMap<LinkKey, Vec<(PartitionId, u64)>> = BTreeMap::new();
+    for (link, partition) in std::mem::take(&mut cx.hub.denied) {
+        if let Some(epoch) = cx.hub.cluster.served.get(&partition) {
+            by_link.entry(link).or_default().push((partition, *epoch));
+        }
+    }
+    for (link, served) in by_link {
+        cx.send(link, announcement(&served));
     }
 }
 

@@ -1,1 +1,10 @@
+//! Scenarios: a shard or several, with gateways on real link ends and a store in memory.
 
+mod fake_store;
+mod groups;
+mod messages;
+mod owners;
+mod plan;
+mod random;
+mod sessions;
+mod world;

@@ -1,0 +1,185 @@
+//! Registering, routes, losers, direct messages, gateways' leases.
+
+use millrace_protocol::ids::{SessionId, user_partition};
+use millrace_protocol::link::Kind;
+use millrace_protocol::messages::client::Code;
+use millrace_protocol::messages::link as wire;
+
+use super::world::{PARTITIONS, World, deliver, direct, session};
+
+#[test]
+fn a_direct_message_goes_to_all_sessions_of_both_but_the_senders() {
+    for shards in [1, 2] {
+        let mut world = World::serving(shards, &[1, 2]);
+        let (ann_1, ann_2, bob) = (session(1, 1), session(2, 1), session(2, 2));
+        world.register(0, ann_1, "ann", "ann-1", "ios");
+        world.register(0, ann_2, "ann", "ann-2", "web");
+        world.register(0, bob, "bob", "bob-1", "ios");
+        world.run();
+        assert_eq!(world.take::<wire::Registered>(0, 2, Kind::Registered).len(), 2);
+        world.clear();
+        let name = direct("ann", "bob");
+        for n in 1..=3 {
+            let token = world.send(ann_1, "ann", &name, n);
+            world.run();
+            assert_eq!(world.ack(token).seq, n);
+        }
+        assert!(world.take::<wire::Direct>(0, 1, Kind::Direct).is_empty(), "the sender has its ack");
+        let got: Vec<wire::Direct> = world.take(0, 2, Kind::Direct);
+        let seqs: Vec<_> = got.iter().map(|direct| deliver(&direct.notify).seq).collect();
+        assert_eq!(seqs, [1, 2, 3], "one record per gateway shard and message");
+        let mut sessions: Vec<_> = got[0].targets.iter().map(|target| target.session).collect();
+        sessions.sort_unstable();
+        assert_eq!(sessions, [ann_2.0, bob.0]);
+    }
+}
+
+#[test]
+fn routes_that_cannot_be_read_are_asked_again_in_order() {
+    let mut world = World::serving(1, &[1]);
+    let (ann, bob) = (session(1, 1), session(1, 2));
+    world.register(0, bob, "bob", "bob-1", "ios");
+    world.run();
+    world.clear();
+    world.store.fail_routes = 2;
+    let name = direct("ann", "bob");
+    for n in 1..=3 {
+        world.send(ann, "ann", &name, n);
+        world.run();
+    }
+    let before: Vec<wire::Direct> = world.take(0, 1, Kind::Direct);
+    assert!(before.is_empty(), "the first failed, and the later ones wait behind it");
+    for _ in 0..10 {
+        world.pass(300);
+    }
+    let got: Vec<wire::Direct> = world.take(0, 1, Kind::Direct);
+    assert_eq!(got.iter().map(|direct| deliver(&direct.notify).seq).collect::<Vec<_>>(), [1, 2, 3]);
+    world.store.fail_routes = 1_000;
+    world.send(ann, "ann", &name, 4);
+    for _ in 0..60 {
+        world.pass(500);
+    }
+    assert_eq!(world.stats(0).routes_failed, 1, "given up, and counted");
+}
+
+#[test]
+fn losers_are_closed_again_and_again_until_they_answer() {
+    let mut world = World::serving(1, &[1, 2]);
+    world.store.gateways.insert(1, 1);
+    world.store.gateways.insert(2, 1);
+    world.view();
+    world.register(0, session(1, 1), "ann", "phone", "ios");
+    world.run();
+    let first: Vec<wire::Registered> = world.take(0, 1, Kind::Registered);
+    world.register(0, session(2, 1), "ann", "phone", "ios");
+    world.run();
+    let second: Vec<wire::Registered> = world.take(0, 2, Kind::Registered);
+    assert!(second[0].login_number > first[0].login_number && second[0].refused == 0);
+    for round in 0..4 {
+        let closes: Vec<wire::Close> = world.take(0, 1, Kind::Close);
+        assert_eq!(closes.len(), 1, "round {round}");
+        assert_eq!((closes[0].login_number, closes[0].code), (first[0].login_number, Code::Displaced as u32));
+        world.pass(1_001);
+    }
+    let closed =
+        wire::Closed { user: "ann".into(), device: "phone".into(), login_number: first[0].login_number };
+    world.say(0, 1, Kind::Closed, user_partition("ann", PARTITIONS), SessionId::NONE, &closed);
+    world.run();
+    world.clear();
+    world.pass(5_000);
+    assert!(world.kinds(0, 1).is_empty());
+    assert_eq!(world.stats(0).closes, 0);
+
+    // A gateway that dies ends the repeating with its lease.
+    world.register(0, session(1, 2), "ann", "phone", "ios");
+    world.run();
+    assert_eq!(world.stats(0).closes, 1);
+    world.store.gateways.remove(&2);
+    world.view();
+    for _ in 0..8 {
+        world.pass(1_001);
+    }
+    assert_eq!(world.stats(0).closes, 0);
+}
+
+#[test]
+fn an_older_login_is_refused_and_one_that_registers_again_keeps_its_number() {
+    let mut world = World::serving(1, &[1]);
+    let partition = user_partition("ann", PARTITIONS);
+    let register = |login_number| wire::Register {
+        user: "ann".into(),
+        device: "phone".into(),
+        platform: "ios".into(),
+        login_number,
+        gateway: 1,
+        gateway_incarnation: 1,
+        newest_wins: false,
+    };
+    for (login_number, refused) in [(0, 0), (1, 0), (0, 0), (1, Code::Displaced as u32)] {
+        world.say(0, 1, Kind::Register, partition, session(1, 1), &register(login_number));
+        world.run();
+        let answer: Vec<wire::Registered> = world.take(0, 1, Kind::Registered);
+        assert_eq!(answer[0].refused, refused, "{login_number}");
+        assert!(login_number == 0 || answer[0].login_number == login_number);
+    }
+    assert!(world.take::<wire::Close>(0, 1, Kind::Close).is_empty(), "not against itself");
+}
+
+#[test]
+fn wrong_routes_are_removed_and_void_ones_not_used() {
+    let mut world = World::serving(1, &[1, 2]);
+    world.register(0, session(2, 1), "bob", "bob-1", "ios");
+    world.register(0, session(2, 2), "cid", "cid-1", "ios");
+    world.run();
+    let partition = user_partition("bob", PARTITIONS);
+    let login_number = world.store.routes["bob"][0].login_number;
+    for (number, left) in [(login_number + 1, 1), (login_number, 0)] {
+        let answer = wire::NoSession {
+            user: "bob".into(),
+            device: "bob-1".into(),
+            login_number: number,
+            session: session(2, 1).0,
+        };
+        world.say(0, 2, Kind::NoSession, partition, SessionId::NONE, &answer);
+        world.run();
+        assert_eq!(world.store.routes["bob"].len(), left);
+    }
+    // The gateway comes back as another incarnation: its routes are void.
+    world.store.gateways.insert(2, 9);
+    world.view();
+    world.disconnect(0, 2);
+    world.ends.remove(&(0, super::world::link(2)));
+    world.connect(0, 2, 9);
+    world.run();
+    world.clear();
+    world.send(session(1, 1), "ann", &direct("ann", "cid"), 1);
+    world.run();
+    assert!(world.kinds(0, 2).is_empty());
+}
+
+#[test]
+fn a_gateways_lease_is_answered_with_what_it_sent() {
+    let mut world = World::serving(2, &[1]);
+    for was_missing in [true, false] {
+        let lease = wire::Lease { gateway: 1, incarnation: 5, sent_us: 77, ttl_ms: 3_000 };
+        world.say(0, 1, Kind::Lease, 0, SessionId::NONE, &lease);
+        world.run();
+        let answers: Vec<wire::LeaseAnswer> = world.take(0, 1, Kind::LeaseAnswer);
+        assert_eq!((answers[0].granted, answers[0].sent_us), (true, 77));
+        assert_eq!((answers[0].was_missing, answers[0].incarnation), (was_missing, 5));
+    }
+    let lease = wire::Lease { gateway: 2, ..wire::Lease::default() };
+    world.say(0, 1, Kind::Lease, 0, SessionId::NONE, &lease);
+    world.run();
+    assert!(world.take::<wire::LeaseAnswer>(0, 1, Kind::LeaseAnswer).is_empty(), "another gateway's");
+}
+
+#[test]
+fn groups_come_with_the_registration() {
+    let mut world = World::serving(1, &[1]);
+    world.store.lists.entry("ann".into()).or_default().insert("g:x".into());
+    world.register(0, session(1, 1), "ann", "phone", "ios");
+    world.run();
+    let answer: Vec<wire::Registered> = world.take(0, 1, Kind::Registered);
+    assert_eq!(answer[0].groups, ["g:x"]);
+}
