@@ -63,7 +63,7 @@ const _: () = {
     assert!(SQ_ENTRIES.is_power_of_two() && SQ_ENTRIES <= CQ_ENTRIES);
     assert!(ACCEPTS_MAX == 64 && ACCEPTS_MAX <= SQ_ENTRIES);
     assert!(POOL_CHUNK_BUFFERS <= POOL_BUFFERS && POOL_BUFFERS < 1 << INDEX_BITS);
-    assert!(RECV_BUFFER_BYTES <= i32::MAX as usize && SEND_BYTES_MAX <= i32::MAX as usize);
+    assert!(RECV_BUFFER_BYTES <= SEND_BYTES_MAX && SEND_BYTES_MAX < i32::MAX as usize);
     // kind (4) | index | generation | slot in the bank fill the 64 bits of user data.
     assert!(4 + INDEX_BITS + GENERATION_BITS + BANK_SLOTS_MAX.trailing_zeros() == 64);
 };

@@ -5,6 +5,7 @@
 
 mod faults;
 mod rig;
+mod wakes;
 
 use std::collections::HashMap;
 use std::rc::Rc;

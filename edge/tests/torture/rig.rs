@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
@@ -195,7 +195,11 @@ impl Rig {
     }
 
     pub fn connect(&mut self, to: SocketAddr) -> Conn {
-        let conn = self.edge.connect(to, None).unwrap();
+        self.connect_from(to, None)
+    }
+
+    pub fn connect_from(&mut self, to: SocketAddr, from: impl Into<Option<IpAddr>>) -> Conn {
+        let conn = self.edge.connect(to, from.into()).unwrap();
         assert!(self.lives.insert(conn, Life::Connecting).is_none(), "{conn:?} is in use");
         conn
     }
@@ -374,7 +378,7 @@ pub fn pattern(len: usize, seed: u64) -> Vec<u8> {
     let mut dice = Dice::new(seed);
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {
-        bytes.extend_from_slice(&dice.next().to_le_bytes());
+        bytes.extend_from_slice(&dice.roll().to_le_bytes());
     }
     bytes.truncate(len);
     bytes
