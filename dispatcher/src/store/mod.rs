@@ -11,7 +11,15 @@
 //!    and an append whose outcome was unknown is found out.
 //! 3. A claim's epoch is greater than every earlier one, also over an emptied store (it takes the wall clock).
 //! 4. Jobs of one partition from one shard are carried out in order. Jobs of different partitions are not ordered.
+//!    (Routes and leases may overtake what is queued for the log; [`Outcome::UserGroupsDone`] is the moment from which
+//!    every registration sees the group.)
 //! 5. A store that can't be reached answers [`StoreError::Unavailable`]; nothing waits without bound.
+
+pub mod embedded;
+mod intake;
+mod policy;
+mod record;
+pub mod redis;
 
 use std::sync::Arc;
 
@@ -391,6 +399,14 @@ pub trait Store: Send + Sync {
     fn submit(&self, jobs: Vec<Job>, replies: &Replies);
     /// "embedded" or "redis", for logs.
     fn name(&self) -> &'static str;
+    /// Why this store should not be relied on now, for readiness: `None` when all is well.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+    /// Counters since the start, by name, for metrics.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
     /// Finishes what is queued, flushes and ends the threads, within `timeout`.
     fn close(&self, timeout: std::time::Duration);
 }

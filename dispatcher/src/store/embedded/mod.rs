@@ -1,0 +1,468 @@
+//! The store of a node that is alone: logs and groups in fjall, routes and leases in memory.
+//!
+//! One thread takes everything that is queued, carries it out ([`round`]) and answers after one fsync for all of it.
+//! Routes and leases are answered at once on the caller's thread, so that a login never waits for a disk. What a
+//! process that is alone needs no store for ends with it: after a start nobody is connected and every partition is
+//! claimed anew, under a greater epoch.
+//!
+//! The rules that keep it right: one process has the directory, by a lock that ends with it; and a failed write is
+//! the end: the store refuses everything and says so, once, to `on_fatal`.
+
+mod disk;
+mod leases;
+pub(crate) mod round;
+mod routes;
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+use self::disk::{Disk, FormatError};
+use self::leases::Leases;
+use self::round::Engine;
+use self::routes::Routes;
+use super::intake::{Intake, LATE_RETRY, Submission};
+use super::{Done, Job, Outcome, Replies, Store, StoreError, Work};
+
+/// Jobs of one round at about most: enough to fill an fsync, few enough to bound how long the first one waits.
+const ROUND_JOBS_MAX: usize = 4_096;
+/// How often an idle thread looks for leases that have ended.
+const IDLE_TICK: Duration = Duration::from_millis(250);
+/// Blocks read from disk that are kept in memory, bytes. Catching up reads the newest pages again and again.
+const CACHE_BYTES: u64 = 32 << 20;
+/// Journals at most, bytes, before the engine flushes keyspaces that hold old ones back. Its smallest is 64 MiB.
+const JOURNAL_BYTES_MAX: u64 = 256 << 20;
+/// How long dropping the store waits for its thread.
+const DROP_WAIT: Duration = Duration::from_secs(5);
+/// The lock's file; it holds the process id of its holder.
+const LOCK_FILE: &str = "millrace.lock";
+
+/// How to open a store.
+#[derive(Clone)]
+pub struct Settings {
+    /// Partitions of the cluster; fixed when the directory is new.
+    pub partitions: u16,
+    /// Called once, from the store's thread, when the disk failed: the process must say so and exit.
+    pub on_fatal: Arc<dyn Fn(&str) + Send + Sync>,
+}
+
+impl Settings {
+    /// Settings whose `on_fatal` prints to stderr and aborts the process.
+    pub fn new(partitions: u16) -> Self {
+        let on_fatal = |reason: &str| {
+            eprintln!("millrace: {reason}");
+            std::process::abort();
+        };
+        Self { partitions, on_fatal: Arc::new(on_fatal) }
+    }
+}
+
+/// Why a directory can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("{path} is in use by another millrace process (pid {pid}); one process has a store at a time")]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+        /// What the lock file says; "unknown" if nothing.
+        pid: String,
+    },
+    /// It was made by another version of millrace.
+    #[error("{path} has store format {found}, which this version can't read")]
+    Format {
+        /// The directory.
+        path: PathBuf,
+        /// What was found.
+        found: u16,
+    },
+    /// It was made for another number of partitions.
+    #[error("{path} was made for {found} partitions, the configuration says {wanted}; the number can't be changed")]
+    Partitions {
+        /// The directory.
+        path: PathBuf,
+        /// What the directory holds.
+        found: u16,
+        /// What was asked for.
+        wanted: u16,
+    },
+    /// The directory can't be used.
+    #[error("{path}: {error}")]
+    Io {
+        /// What could not be used.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The engine can't read it, or a record in it.
+    #[error("{path} can't be opened: {reason}")]
+    Unreadable {
+        /// The directory.
+        path: PathBuf,
+        /// What the engine says.
+        reason: String,
+    },
+}
+
+/// See the module's head.
+pub struct Embedded {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    /// Last field: given up when everything else is gone.
+    _lock: File,
+}
+
+struct Shared {
+    intake: Intake,
+    routes: Routes,
+    leases: Arc<Mutex<Leases>>,
+    owners: Arc<Mutex<Vec<(String, u64)>>>,
+    disk: Disk,
+    failed: AtomicBool,
+    failure: OnceLock<String>,
+    rounds: AtomicU64,
+    appends: AtomicU64,
+}
+
+impl Embedded {
+    /// Opens the store in `dir`, which is made if it isn't there.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(dir: &Path, settings: Settings) -> Result<Self, OpenError> {
+        Self::open_with(dir, settings, |_| ())
+    }
+
+    fn open_with(
+        dir: &Path,
+        settings: Settings,
+        prepare: impl FnOnce(&mut Engine),
+    ) -> Result<Self, OpenError> {
+        let io = |error| OpenError::Io { path: dir.to_owned(), error };
+        let unreadable = |reason: String| OpenError::Unreadable { path: dir.to_owned(), reason };
+        std::fs::create_dir_all(dir).map_err(io)?;
+        let lock = lock(dir)?;
+        let db = fjall::Database::builder(dir.join("db"))
+            .cache_size(CACHE_BYTES)
+            .max_journaling_size(JOURNAL_BYTES_MAX)
+            .open()
+            .map_err(|e| unreadable(e.to_string()))?;
+        let disk = Disk::keyspaces(db).map_err(|e| unreadable(e.to_string()))?;
+        disk.check_format(settings.partitions).map_err(|error| match error {
+            FormatError::Version(found) => OpenError::Format { path: dir.to_owned(), found },
+            FormatError::Partitions(found) => {
+                OpenError::Partitions { path: dir.to_owned(), found, wanted: settings.partitions }
+            }
+            FormatError::Engine(error) => unreadable(error.to_string()),
+        })?;
+        let (leases, owners) = <(Arc<Mutex<Leases>>, Arc<Mutex<Vec<_>>>)>::default();
+        let mut engine =
+            Engine::new(disk.clone(), settings.partitions, Arc::clone(&leases), Arc::clone(&owners))
+                .map_err(|e| unreadable(e.to_string()))?;
+        prepare(&mut engine);
+        let thread: Arc<OnceLock<Thread>> = Arc::default();
+        let bell = Arc::clone(&thread);
+        let ring = move || {
+            if let Some(thread) = bell.get() {
+                thread.unpark();
+            }
+        };
+        let shared = Arc::new(Shared {
+            intake: Intake::new(Box::new(ring)),
+            routes: Routes::new(),
+            leases,
+            owners,
+            disk,
+            failed: AtomicBool::new(false),
+            failure: OnceLock::new(),
+            rounds: AtomicU64::new(0),
+            appends: AtomicU64::new(0),
+        });
+        let own = Arc::clone(&shared);
+        let handle = std::thread::Builder::new()
+            .name("store".into())
+            .spawn(move || run(&own, engine, &*settings.on_fatal))
+            .map_err(io)?;
+        // What was pushed before this was set is found when the thread first looks.
+        let _ = thread.set(handle.thread().clone());
+        handle.thread().unpark();
+        Ok(Self { shared, thread: Mutex::new(Some(handle)), _lock: lock })
+    }
+}
+
+impl Store for Embedded {
+    fn submit(&self, jobs: Vec<Job>, replies: &Replies) {
+        let shared = &*self.shared;
+        if shared.failed.load(Ordering::Acquire) {
+            shared.intake.refuse(jobs, replies, shared.failure());
+            return;
+        }
+        if shared.intake.is_closed() {
+            shared.intake.refuse(jobs, replies, "it is closed");
+            return;
+        }
+        let (mut answers, mut queued) = (Vec::new(), Vec::new());
+        for Job { ticket, work } in jobs {
+            match shared.at_once(work) {
+                Ok(outcome) => answers.push(Done { ticket, outcome }),
+                Err(work) => queued.push(Job { ticket, work }),
+            }
+        }
+        shared.intake.answer(replies, answers);
+        shared.intake.push(queued, replies);
+    }
+
+    fn name(&self) -> &'static str {
+        "embedded"
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.shared.failed.load(Ordering::Acquire).then(|| self.shared.failure().to_owned())
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let mut counters = vec![
+            ("store_rounds_total", self.shared.rounds.load(Ordering::Relaxed)),
+            ("store_appends_total", self.shared.appends.load(Ordering::Relaxed)),
+        ];
+        counters.extend(self.shared.intake.counters());
+        counters.extend(self.shared.routes.counters());
+        counters
+    }
+
+    fn close(&self, timeout: Duration) {
+        self.shared.intake.close();
+        let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let deadline = Instant::now() + timeout;
+        while !thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if thread.is_finished() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        self.close(DROP_WAIT);
+    }
+}
+
+impl Shared {
+    /// Serves what needs no disk write; hands the rest back.
+    fn at_once(&self, work: Work) -> Result<Result<Outcome, StoreError>, Work> {
+        Ok(Ok(match work {
+            Work::Register(registration) => {
+                let (login_number, verdict) = self.routes.register(&registration);
+                // After the route is in: whoever adds the user to a group from now on sees the route.
+                let groups = if verdict.lost {
+                    Vec::new()
+                } else {
+                    match self.disk.user_groups(&registration.user) {
+                        Ok(groups) => groups,
+                        Err(error) => return Ok(Err(error)),
+                    }
+                };
+                Outcome::Registered { login_number, lost: verdict.lost, losers: verdict.losers, groups }
+            }
+            Work::Unregister { user, device, login_number, incarnation } => {
+                self.routes.unregister(&user, &device, login_number, incarnation);
+                Outcome::Unregistered
+            }
+            Work::Routes { users } => {
+                Outcome::Routes(users.iter().map(|user| self.routes.of(user)).collect())
+            }
+            Work::Heartbeat { node, ttl_ms } => {
+                let now = Instant::now();
+                let owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let mut leases = self.leases();
+                let was_missing = leases.renew_node(now, node, ttl_ms);
+                Outcome::View(Arc::new(leases.view(now, owners, was_missing)))
+            }
+            Work::Leave { node, incarnation } => {
+                self.leases().leave(&node, incarnation);
+                Outcome::Left
+            }
+            Work::GatewayLease { gateway, incarnation, ttl_ms } => {
+                let (granted, was_missing) =
+                    self.leases().renew_gateway(Instant::now(), gateway, incarnation, ttl_ms);
+                Outcome::GatewayLease { granted, was_missing }
+            }
+            queued => return Err(queued),
+        }))
+    }
+
+    fn leases(&self) -> MutexGuard<'_, Leases> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failure(&self) -> &str {
+        self.failure.get().map_or("it failed", String::as_str)
+    }
+}
+
+/// The store's thread: rounds while there is work, sweeps of dead gateways' routes in between, until closed and empty.
+fn run(shared: &Shared, mut engine: Engine, on_fatal: &(dyn Fn(&str) + Send + Sync)) {
+    let mut sweep: Option<(usize, Vec<super::Gateway>)> = None;
+    loop {
+        let late = shared.intake.deliver_late();
+        // Read before taking: what was pushed before the close is then taken too.
+        let closed = shared.intake.is_closed();
+        let submissions = shared.intake.take(ROUND_JOBS_MAX);
+        let idle = submissions.is_empty();
+        if !idle {
+            round(shared, &mut engine, submissions, on_fatal);
+        }
+        sweep = sweep_step(shared, sweep);
+        if idle && closed {
+            // Mailboxes that stay full now belong to shards that have stopped.
+            shared.intake.deliver_late();
+            return;
+        }
+        if idle && sweep.is_none() {
+            std::thread::park_timeout(if late { LATE_RETRY } else { IDLE_TICK });
+        }
+    }
+}
+
+fn round(
+    shared: &Shared,
+    engine: &mut Engine,
+    submissions: Vec<Submission>,
+    on_fatal: &(dyn Fn(&str) + Send + Sync),
+) {
+    let mut answers: Vec<(Replies, Vec<Done>)> = Vec::with_capacity(submissions.len());
+    let mut fatal = shared.failure.get().cloned();
+    for Submission { jobs, replies } in submissions {
+        let mut done = Vec::with_capacity(jobs.len());
+        for Job { ticket, work } in jobs {
+            shared.appends.fetch_add(u64::from(matches!(work, Work::Append(_))), Ordering::Relaxed);
+            let executed = match &fatal {
+                Some(reason) => Ok(Err(StoreError::Unavailable(reason.clone()))),
+                None => engine.execute(work),
+            };
+            let outcome = executed.unwrap_or_else(|error| {
+                fatal = Some(fail(shared, on_fatal, &error));
+                Err(StoreError::Unavailable(error.to_string()))
+            });
+            done.push(Done { ticket, outcome });
+        }
+        answers.push((replies, done));
+    }
+    if fatal.is_none()
+        && let Err(error) = engine.finish()
+    {
+        fatal = Some(fail(shared, on_fatal, &error));
+    }
+    shared.rounds.fetch_add(1, Ordering::Relaxed);
+    for (replies, mut done) in answers {
+        if let Some(reason) = &fatal {
+            for done in &mut done {
+                done.outcome = Err(StoreError::Unavailable(reason.clone()));
+            }
+        }
+        shared.intake.answer(&replies, done);
+    }
+}
+
+/// From here on everything is refused.
+fn fail(shared: &Shared, on_fatal: &(dyn Fn(&str) + Send + Sync), error: &fjall::Error) -> String {
+    let reason = format!("the store's disk failed, and what it holds is unknown until it is opened again: {error}");
+    let first = shared.failure.set(reason.clone()).is_ok();
+    shared.failed.store(true, Ordering::Release);
+    if first {
+        on_fatal(&reason);
+    }
+    reason
+}
+
+/// Sweeps one part of the routes of gateways whose lease has ended.
+fn sweep_step(
+    shared: &Shared,
+    sweep: Option<(usize, Vec<super::Gateway>)>,
+) -> Option<(usize, Vec<super::Gateway>)> {
+    let now = Instant::now();
+    let (index, mut dead) = match sweep {
+        Some(sweep) => sweep,
+        None => {
+            let dead = shared.leases().take_dead(now);
+            if dead.is_empty() {
+                return None;
+            }
+            (0, dead)
+        }
+    };
+    {
+        let leases = shared.leases();
+        dead.retain(|gateway| !leases.gateway_lives(now, *gateway));
+    }
+    if dead.is_empty() || shared.routes.sweep_part(index, &dead) { None } else { Some((index + 1, dead)) }
+}
+
+fn lock(dir: &Path) -> Result<File, OpenError> {
+    let path = dir.join(LOCK_FILE);
+    let io = |error| OpenError::Io { path: path.clone(), error };
+    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            let _ = file.read_to_string(&mut pid);
+            let pid = if pid.is_empty() { "unknown".to_owned() } else { pid };
+            return Err(OpenError::Locked { path: dir.to_owned(), pid });
+        }
+        Err(TryLockError::Error(error)) => return Err(io(error)),
+    }
+    file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
+    write!(file, "{}", std::process::id()).map_err(io)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_edge::mailbox::mailbox;
+    use millrace_edge::wake::Waker;
+
+    use super::*;
+
+    #[test]
+    fn a_failed_fsync_is_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (told, hear) = std::sync::mpsc::channel();
+        let settings = Settings {
+            partitions: 4,
+            on_fatal: Arc::new(move |reason: &str| told.send(reason.to_owned()).unwrap()),
+        };
+        let mut fails = None;
+        let store = Embedded::open_with(dir.path(), settings, |engine| {
+            fails = Some(Arc::clone(&engine.sync_fails));
+        })
+        .unwrap();
+        let (replies, answers) = mailbox(64, Waker::new().unwrap());
+        let claim = |ticket| {
+            let work = Work::Claim { partition: 1, node: "a".into(), incarnation: 1, wall_ms: 5 };
+            store.submit(vec![Job { ticket, work }], &replies);
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while Instant::now() < deadline {
+                if let Some(done) = answers.recv() {
+                    return done.into_iter().next().unwrap().outcome;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            panic!("no answer");
+        };
+        assert!(claim(1).is_ok());
+        assert_eq!(store.trouble(), None);
+        fails.unwrap().store(true, Ordering::Relaxed);
+        assert!(matches!(claim(2), Err(StoreError::Unavailable(_))));
+        assert!(matches!(claim(3), Err(StoreError::Unavailable(_))), "and so is everything after it");
+        assert!(store.trouble().unwrap().contains("injected"));
+        assert!(hear.recv_timeout(Duration::from_secs(5)).unwrap().contains("injected"));
+        assert!(hear.try_recv().is_err(), "said once");
+    }
+}

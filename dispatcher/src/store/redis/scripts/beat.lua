@@ -1,0 +1,26 @@
+-- Renews a node's lease and reads who is there. The leases read here share KEYS' hash tag.
+-- KEYS: 1 this node's lease, 2 names of nodes, 3 lives of gateways, 4 owners
+-- ARGV: lease value, ttl ms, name, prefix of node leases, prefix of gateway leases
+local existed = redis.call('EXISTS', KEYS[1])
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('SADD', KEYS[2], ARGV[3])
+local nodes, live, dead = {}, {}, {}
+for _, name in ipairs(redis.call('SMEMBERS', KEYS[2])) do
+  local lease = redis.call('GET', ARGV[4] .. name)
+  if lease then
+    nodes[#nodes + 1] = name
+    nodes[#nodes + 1] = lease
+  else
+    redis.call('SREM', KEYS[2], name)
+  end
+end
+-- A life stays listed until its routes are swept, whoever was there to see its lease end.
+for _, life in ipairs(redis.call('SMEMBERS', KEYS[3])) do
+  local gateway, incarnation = string.match(life, '^(%d+):(%d+)$')
+  if redis.call('GET', ARGV[5] .. gateway) == incarnation then
+    live[#live + 1] = life
+  else
+    dead[#dead + 1] = life
+  end
+end
+return {existed, nodes, live, dead, redis.call('HGETALL', KEYS[4])}

@@ -1,0 +1,9 @@
+-- Takes a partition whose holder was judged dead (its lease has another hash tag), if the fence is still the judged one.
+-- KEYS: 1 fence    ARGV: judged epoch or '', judged nonce or '', node, incarnation, wall ms, new nonce
+local fence = redis.call('HMGET', KEYS[1], 'e', 'n', 'p', 'l')
+if (fence[1] or '') ~= ARGV[1] or (fence[2] or '') ~= ARGV[2] then return {'changed'} end
+local epoch = math.max(tonumber(fence[1] or '0') + 1, tonumber(ARGV[5]))
+epoch = string.format('%.0f', epoch)
+local position, last = fence[3] or '1', fence[4] or ''
+redis.call('HSET', KEYS[1], 'e', epoch, 'n', ARGV[6], 'w', ARGV[3], 'i', ARGV[4], 'p', position, 'l', last)
+return {'ok', epoch, position, last}

@@ -1,0 +1,47 @@
+-- One session registers: the highest login number stays. The same rule in Rust, with its reasons: store/policy.rs.
+-- KEYS: 1 routes, 2 groups, 3 the partition's login counter
+-- ARGV: device, platform, session (16 hex digits), incarnation, login number or 0, wall ms, newest wins 0|1, routes at most
+local device, platform, session = ARGV[1], ARGV[2], ARGV[3]
+local counter, login = tonumber(redis.call('GET', KEYS[3]) or '0'), tonumber(ARGV[5])
+if login == 0 then login = math.max(counter + 1, tonumber(ARGV[6])) end
+
+local fields, losers = redis.call('HGETALL', KEYS[1]), {}
+local routes = {}
+for at = 1, #fields, 2 do
+  local number, _, its_session, its_platform = string.match(fields[at + 1], '^(%d+):(%d+):(%x+):(.*)$')
+  local route = { device = fields[at], packed = fields[at + 1], login = tonumber(number) }
+  route.same = fields[at] == device
+  route.rival = route.same or (ARGV[7] == '1' and its_platform == platform)
+  route.own = route.same and its_session == session
+  routes[#routes + 1] = route
+end
+
+if login > counter then redis.call('SET', KEYS[3], string.format('%.0f', login)) end
+local number = string.format('%.0f', login)
+for _, route in ipairs(routes) do
+  if route.rival and not route.own and (route.login > login or (route.login == login and not route.same)) then
+    return {number, 1, {}, {}}
+  end
+end
+
+local stay = {}
+for _, route in ipairs(routes) do
+  if route.rival then
+    if not route.own and route.login ~= login then
+      losers[#losers + 1] = route.device
+      losers[#losers + 1] = route.packed
+    end
+    if not route.same then redis.call('HDEL', KEYS[1], route.device) end
+  else
+    stay[#stay + 1] = route
+  end
+end
+redis.call('HSET', KEYS[1], device, number .. ':' .. ARGV[4] .. ':' .. session .. ':' .. platform)
+stay[#stay + 1] = { device = device, login = login }
+table.sort(stay, function(a, b) return a.login < b.login end)
+for at = 1, #stay - tonumber(ARGV[8]) do
+  losers[#losers + 1] = stay[at].device
+  losers[#losers + 1] = redis.call('HGET', KEYS[1], stay[at].device)
+  redis.call('HDEL', KEYS[1], stay[at].device)
+end
+return {number, 0, losers, redis.call('SMEMBERS', KEYS[2])}
