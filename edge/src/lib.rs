@@ -49,7 +49,7 @@ use std::rc::Rc;
 /// One connection of this edge: a slot, and how often that slot had been used before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Conn {
-    /// Dense index, below [`Edge::capacity`]; the upper layers index their slabs by it.
+    /// Dense index, below [`Shape::capacity`]; the upper layers index their slabs by it.
     pub slot: u32,
     /// Grows by one at each reuse, modulo 2^20 (it has 20 bits in a session id).
     pub generation: u32,

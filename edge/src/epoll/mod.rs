@@ -3,11 +3,13 @@
 //! Each connection is a non-blocking socket, registered once, edge-triggered, for everything. Readiness puts it into
 //! a queue; turns work the queues off within their budget. A send is tried when it is submitted and continued as the
 //! socket drains; `Sent` is told only when all of it went. The shard's eventfd sits in the same epoll, so that one
-//! descriptor wakes for both. [`table`] holds the slots.
+//! descriptor wakes for both. `table` holds the slots, `accept` and `bytes` do what their names say.
 //!
 //! The rule that keeps it right: edge-triggered readiness comes once, so a connection leaves a queue only when the
 //! kernel said EAGAIN, a receive came back short, or the connection ended.
 
+mod accept;
+mod bytes;
 mod table;
 
 use std::collections::VecDeque;
@@ -15,10 +17,10 @@ use std::io;
 use std::mem::size_of;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use self::table::{Phase, Table, flag};
-use crate::limits::{ACCEPT_PAUSE_MS, EPOLL_EVENTS, RECV_BUFFER_BYTES, SEND_BYTES_MAX};
+use crate::limits::{EPOLL_EVENTS, SEND_BYTES_MAX};
 use crate::pool::Pool;
 use crate::slot::Slab;
 use crate::{Budget, Config, Conn, Edge, Event, Payload, Refused, Shape, Stats, Turn, Why, socket};
@@ -106,79 +108,6 @@ impl EpollEdge {
         Ok(())
     }
 
-    // ---- accepting ----------------------------------------------------------------------------------------------
-
-    /// Asks for new connections while slots are free, and not while the machine is short of something.
-    fn update_accepting(&mut self) {
-        if self.accept_pause.is_some_and(|until| Instant::now() >= until) {
-            self.accept_pause = None;
-        }
-        let wanted = self.table.free() > 0 && self.accept_pause.is_none() && !self.listeners.is_empty();
-        if wanted == self.accepting {
-            return;
-        }
-        self.accepting = wanted;
-        for (number, listener) in self.listeners.iter().enumerate() {
-            let events = if wanted { LISTENER } else { 0 };
-            // A registered descriptor can be modified; nothing else is an error here.
-            let _ = self.register(
-                libc::EPOLL_CTL_MOD,
-                listener.as_raw_fd(),
-                events,
-                LISTENER_TAG | number as u64,
-            );
-        }
-    }
-
-    /// Accepts one connection. Returns whether there may be another.
-    fn accept(&mut self, number: usize) -> bool {
-        if self.table.free() == 0 || self.accept_pause.is_some() {
-            return false;
-        }
-        let Some(listener) = self.listeners.get(number) else { return false };
-        // SAFETY: all-zero bytes are a valid sockaddr_storage.
-        let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
-        let mut len = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
-        self.stats.enters += 1;
-        // SAFETY: both out-parameters live on this stack, and `len` says how large the first is.
-        let fd = unsafe {
-            libc::accept4(
-                listener.as_raw_fd(),
-                (&raw mut storage).cast(),
-                &mut len,
-                libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
-            )
-        };
-        if fd < 0 {
-            return match io::Error::last_os_error().raw_os_error() {
-                Some(libc::EAGAIN) => false,
-                Some(libc::EINTR) => true,
-                Some(libc::ECONNABORTED | libc::EPROTO) => {
-                    self.stats.accept_failures += 1;
-                    true
-                }
-                _ => {
-                    self.stats.accept_failures += 1;
-                    self.accept_pause = Some(Instant::now() + Duration::from_millis(ACCEPT_PAUSE_MS));
-                    false
-                }
-            };
-        }
-        // SAFETY: just made, and owned by nobody else.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let raw = fd.as_raw_fd();
-        let conn = self.table.take(Phase::Open, fd).expect("a slot was free above");
-        self.stats.accepted += 1;
-        self.stats.open_now += 1;
-        self.told.push_back(Event::Accepted { conn, peer: socket::from_raw(&storage) });
-        if let Err(error) = self.register(libc::EPOLL_CTL_ADD, raw, CONNECTION, tag(conn)) {
-            self.end(conn, Why::Error(error.raw_os_error().unwrap_or(libc::EIO)));
-        }
-        true
-    }
-
-    // ---- readiness ----------------------------------------------------------------------------------------------
-
     /// Takes readiness from the kernel into the queues. Returns whether there may be more.
     fn collect(&mut self) -> io::Result<bool> {
         let mut list = [libc::epoll_event { events: 0, u64: 0 }; EPOLL_EVENTS];
@@ -259,98 +188,6 @@ impl EpollEdge {
         self.told.push_back(Event::Connected { conn });
         if shut {
             self.half_close(conn);
-        }
-    }
-
-    // ---- bytes --------------------------------------------------------------------------------------------------
-
-    fn want_write(&mut self, conn: Conn) {
-        let Some(slot) = self.table.live(conn) else { return };
-        if slot.flags & flag::SEND != 0 && slot.flags & flag::WRITING == 0 {
-            slot.flags |= flag::WRITING;
-            self.writing.push_back(conn);
-        }
-    }
-
-    /// Sends what the socket takes.
-    fn write(&mut self, conn: Conn) {
-        let Some(slot) = self.table.live(conn) else { return };
-        slot.flags &= !flag::WRITING;
-        if slot.flags & flag::SEND == 0 {
-            return;
-        }
-        let (fd, index) = (slot.raw_fd(), slot.send);
-        let outgoing = self.sends.get_mut(index).expect("a send in flight has its payload");
-        loop {
-            let rest = &outgoing.payload.as_slice()[outgoing.sent..];
-            self.stats.enters += 1;
-            // SAFETY: `rest` is borrowed for the call.
-            let sent = unsafe { libc::send(fd, rest.as_ptr().cast(), rest.len(), libc::MSG_NOSIGNAL) };
-            if sent < 0 {
-                let errno = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
-                match errno {
-                    libc::EINTR => continue,
-                    // Continued when the socket has room: that is an edge, and comes.
-                    libc::EAGAIN => return,
-                    _ => return self.end(conn, Why::Error(errno)),
-                }
-            }
-            self.stats.bytes_sent += sent as u64;
-            outgoing.sent += sent as usize;
-            if outgoing.sent == outgoing.payload.as_slice().len() {
-                break;
-            }
-        }
-        drop(self.sends.remove(index));
-        self.stats.sends += 1;
-        self.told.push_back(Event::Sent { conn });
-        let Some(slot) = self.table.live(conn) else { return };
-        slot.flags &= !flag::SEND;
-        if slot.flags & flag::SHUT_WANTED != 0 {
-            self.half_close(conn);
-        }
-    }
-
-    fn half_close(&mut self, conn: Conn) {
-        let Some(slot) = self.table.live(conn) else { return };
-        slot.flags = (slot.flags & !flag::SHUT_WANTED) | flag::SHUT;
-        // SAFETY: no pointers. ENOTCONN means that the peer has reset, which the socket reports by itself.
-        let _ = unsafe { libc::shutdown(slot.raw_fd(), libc::SHUT_WR) };
-    }
-
-    /// Receives one buffer, and puts the connection where it belongs afterwards.
-    fn read(&mut self, conn: Conn) {
-        let Some(slot) = self.table.live(conn) else { return };
-        slot.flags &= !(flag::READABLE | flag::WAITING);
-        let Some(mut buf) = self.pool.lend() else {
-            slot.flags |= flag::WAITING;
-            self.stats.buffer_waits += 1;
-            self.pool.note_starved();
-            self.waiting.push_back(conn);
-            return;
-        };
-        self.stats.enters += 1;
-        // SAFETY: the buffer has RECV_BUFFER_BYTES, and is lent to this call alone.
-        let received = unsafe { libc::recv(slot.raw_fd(), buf.start().cast(), RECV_BUFFER_BYTES, 0) };
-        let again = match received {
-            0 => return self.end(conn, Why::Eof),
-            bytes if bytes > 0 => {
-                buf.set_len(bytes as usize);
-                self.stats.bytes_received += bytes as u64;
-                if slot.flags & (flag::SHUT | flag::SHUT_WANTED) == 0 {
-                    self.told.push_back(Event::Received { conn, bytes: buf });
-                }
-                bytes as usize == RECV_BUFFER_BYTES || slot.flags & flag::HUP != 0
-            }
-            _ => match io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) {
-                libc::EAGAIN => false,
-                libc::EINTR => true,
-                errno => return self.end(conn, Why::Error(errno)),
-            },
-        };
-        if again {
-            slot.flags |= flag::READABLE;
-            self.readable.push_back(conn);
         }
     }
 

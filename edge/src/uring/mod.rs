@@ -3,7 +3,8 @@
 //! Connections are direct descriptors in rings of at most 16,384 slots each; banks are opened one at a time as the
 //! earlier ones fill, and all write one eventfd. Every connection waits in one multishot poll; readiness submits a
 //! receive that never waits, into a pooled buffer. Sends have MSG_WAITALL and a completion always.
-//! [`bank`] is one ring, [`teardown`] ends connections, [`probe`] says whether all this works here.
+//! `bank` is one ring, `accept`, `ready` and `teardown` are a connection's beginning, its bytes and its end, and
+//! [`probe`] says whether all this works here.
 //!
 //! The order of a turn: submit and run deferred work, copy completions out, then act on them one by one; again until
 //! nothing is left or the budget is used. Only banks with work cost a system call.
@@ -11,6 +12,7 @@
 //! The rule that keeps it right: memory that an operation points to sits in a side table (buffers, payloads,
 //! addresses) under the index in its user data, and leaves it only when the operation's completion was reaped.
 
+mod accept;
 mod addrs;
 mod bank;
 pub mod probe;
@@ -20,25 +22,19 @@ mod teardown;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{Ordering, fence};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use io_uring::{opcode, types};
 
+use self::accept::Listener;
 use self::addrs::Addr;
 use self::bank::{Bank, BankShape, Completion, Phase, flag};
-use crate::limits::{ACCEPT_PAUSE_MS, ACCEPTS_MAX, BANK_SLOTS_MAX, SEND_BYTES_MAX, TURN_ROUNDS_MAX};
+use crate::limits::{BANK_SLOTS_MAX, SEND_BYTES_MAX, TURN_ROUNDS_MAX};
 use crate::pool::Pool;
 use crate::slot::{Kind, Op, Slab};
 use crate::{Budget, Config, Conn, Edge, Event, Payload, Refused, Shape, Stats, Turn, Why, rlimit, socket};
-
-/// A listener and its outstanding accepts. One that ended keeps its place until they came back.
-struct Listener {
-    fd: Option<OwnedFd>,
-    outstanding: u32,
-    ended: bool,
-}
 
 /// Connections in banks of io_uring. See the module's head.
 pub struct UringEdge {
@@ -138,109 +134,6 @@ impl UringEdge {
     fn op(&self, kind: Kind, index: u32, number: usize, local: u32) -> Op {
         Op { kind, index, generation: self.banks[number].slot(local).generation, local }
     }
-
-    // ---- accepting ----------------------------------------------------------------------------------------------
-
-    /// Keeps accepts outstanding while slots are free.
-    fn top_up_accepts(&mut self) {
-        let active = self.listeners.iter().filter(|listener| !listener.ended).count() as u32;
-        if active == 0 {
-            return;
-        }
-        if let Some(until) = self.accept_pause {
-            if Instant::now() < until {
-                return;
-            }
-            self.accept_pause = None;
-        }
-        let each = (ACCEPTS_MAX / active).max(1);
-        for listener in 0..self.listeners.len() {
-            while !self.listeners[listener].ended && self.listeners[listener].outstanding < each {
-                match self.take_slot(Phase::Accepting) {
-                    Ok(Some((number, local))) => {
-                        if !self.accept_into(listener, number, local) {
-                            return;
-                        }
-                    }
-                    Ok(None) => return,
-                    Err(_) => {
-                        // No further bank: go on with the slots there are, and try again later.
-                        self.stats.accept_failures += 1;
-                        self.accept_pause = Some(Instant::now() + Duration::from_millis(ACCEPT_PAUSE_MS));
-                        return;
-                    }
-                }
-            }
-        }
-    }
-
-    fn accept_into(&mut self, listener: usize, number: usize, local: u32) -> bool {
-        let Some(fd) = self.listeners[listener].fd.as_ref().map(AsRawFd::as_raw_fd) else { return false };
-        let addr = Addr::room();
-        let (storage, len) = (addr.storage(), addr.len_place());
-        let Ok(index) = self.addrs.insert((addr, listener)) else {
-            self.banks[number].release(local);
-            return false;
-        };
-        let op = self.op(Kind::Accept, index, number, local);
-        let slot = self.banks[number].slot_mut(local);
-        slot.side = index;
-        slot.flags = flag::LINK;
-        let entry = opcode::Accept::new(types::Fd(fd), storage, len)
-            .file_index(types::DestinationSlot::try_from_slot_target(local).ok())
-            .build();
-        // SAFETY: the address has an allocation of its own that stays in `addrs` until this accept came back, and
-        // the listener stays open while accepts are outstanding.
-        unsafe { self.banks[number].push(op, entry, &mut self.stats.enters) };
-        self.listeners[listener].outstanding += 1;
-        true
-    }
-
-    fn on_accept(&mut self, number: usize, done: Completion, events: &mut Vec<Event>) {
-        let local = done.op.local;
-        let (addr, listener) = self.addrs.remove(done.op.index).expect("an accept holds its address");
-        self.accept_returned(listener);
-        let slot = self.banks[number].slot_mut(local);
-        slot.flags = 0;
-        if done.result < 0 {
-            // A cancel of this accept may still be out; then the slot is freed when it came back.
-            if slot.ops == 0 {
-                self.banks[number].release(local);
-            }
-            match -done.result {
-                libc::ECANCELED | libc::EINTR => {}
-                libc::ECONNABORTED | libc::EPROTO => self.stats.accept_failures += 1,
-                _ => {
-                    self.stats.accept_failures += 1;
-                    self.accept_pause = Some(Instant::now() + Duration::from_millis(ACCEPT_PAUSE_MS));
-                }
-            }
-            return;
-        }
-        slot.phase = Phase::Open;
-        self.stats.accepted += 1;
-        self.stats.open_now += 1;
-        self.arm_poll(number, local);
-        events.push(Event::Accepted { conn: self.conn(number, local), peer: addr.read() });
-    }
-
-    fn accept_returned(&mut self, listener: usize) {
-        self.listeners[listener].outstanding -= 1;
-        self.drop_ended_listeners();
-    }
-
-    fn drop_ended_listeners(&mut self) {
-        for listener in &mut self.listeners {
-            if listener.ended && listener.outstanding == 0 {
-                listener.fd = None;
-            }
-        }
-        if self.listeners.iter().all(|listener| listener.fd.is_none()) {
-            self.listeners.clear();
-        }
-    }
-
-    // ---- connecting and sending ---------------------------------------------------------------------------------
 
     fn on_connect(&mut self, number: usize, done: Completion, events: &mut Vec<Event>) {
         let local = done.op.local;

@@ -88,19 +88,6 @@ impl UringEdge {
         events.push(Event::Closed { conn, why });
     }
 
-    /// Cancels all accepts; their listeners close when the last came back.
-    pub(super) fn cancel_accepts(&mut self) {
-        for number in 0..self.banks.len() {
-            for local in 0..self.banks[number].touched() {
-                let slot = *self.banks[number].slot(local);
-                if slot.phase == Phase::Accepting && slot.flags & flag::LINK != 0 {
-                    let target = self.op(Kind::Accept, slot.side, number, local);
-                    self.banks[number].push_cancel(local, target, &mut self.stats.enters);
-                }
-            }
-        }
-    }
-
     /// Takes everything back from the kernel without telling anyone. Returns whether that succeeded.
     fn reclaim(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_millis(DROP_WAIT_MS);
