@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use millrace_edge::wake::Waker;
-use millrace_edge::{Budget, Config, Conn, Edge, Event, Io, Payload, clock, open, wait};
+use millrace_edge::{Budget, Config, Conn, Edge, Event, Io, Payload, clock, open, rlimit, wait};
 
 thread_local! {
     /// Heap bytes that this thread allocated and did not free.
@@ -34,7 +34,10 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-const CONNECTIONS: u32 = 10_000;
+/// Connections to measure with: `MEASURE_CONNECTIONS`, or 10,000.
+fn connections() -> u32 {
+    std::env::var("MEASURE_CONNECTIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(10_000)
+}
 
 fn live() -> i64 {
     LIVE.with(Cell::get)
@@ -55,14 +58,15 @@ fn turn(edge: &mut dyn Edge, waker: &Waker, events: &mut Vec<Event>) {
 }
 
 /// Opens the connections from a thread of its own, keeps reading, and closes them when told.
-fn clients(addr: std::net::SocketAddr, stop: mpsc::Receiver<()>) {
+fn clients(addr: std::net::SocketAddr, count: u32, stop: mpsc::Receiver<()>) {
     let waker = Waker::new().unwrap();
-    let (mut edge, _) = open(Io::Uring, Config::new(CONNECTIONS, waker.clone())).unwrap();
+    let (mut edge, _) = open(Io::Uring, Config::new(count, waker.clone())).unwrap();
     let mut events = Vec::new();
     let mut opened = 0;
     while stop.try_recv().is_err() {
-        while opened < CONNECTIONS && edge.stats().operations_now < u64::from(opened) + 64 {
-            edge.connect(addr, None).unwrap();
+        while opened < count && edge.stats().operations_now < u64::from(opened) + 64 {
+            // A source address has some 28,000 ports for one destination, and finding one takes long when most are taken.
+            edge.connect(addr, Some([127, 0, 1, (opened / 8_000) as u8 + 1].into())).unwrap();
             opened += 1;
         }
         turn(&mut *edge, &waker, &mut events);
@@ -73,11 +77,17 @@ fn clients(addr: std::net::SocketAddr, stop: mpsc::Receiver<()>) {
 #[test]
 #[ignore = "a measurement, for a release build and an idle machine"]
 fn memory_and_batching() {
+    let count = connections();
+    let nofile = rlimit::raise_nofile().unwrap().soft;
     for io in [Io::Uring, Io::Epoll] {
+        if io == Io::Epoll && u64::from(count) + 100 > nofile {
+            println!("epoll: skipped, as {nofile} descriptors are too few for {count} connections");
+            continue;
+        }
         let waker = Waker::new().unwrap();
         let before = live();
         println!("--- {io}: resident before: {}", resident());
-        let (mut edge, _) = open(io, Config::new(CONNECTIONS, waker.clone())).unwrap();
+        let (mut edge, _) = open(io, Config::new(count, waker.clone())).unwrap();
         let addr = edge.listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let mut events = Vec::with_capacity(4_096);
         turn(&mut *edge, &waker, &mut events);
@@ -86,11 +96,11 @@ fn memory_and_batching() {
             live() - before - 4_096 * size_of::<Event>() as i64
         );
         let (stop, stopped) = mpsc::channel();
-        let thread = std::thread::spawn(move || clients(addr, stopped));
-        let mut conns: Vec<Conn> = Vec::with_capacity(CONNECTIONS as usize);
+        let thread = std::thread::spawn(move || clients(addr, count, stopped));
+        let mut conns: Vec<Conn> = Vec::with_capacity(count as usize);
         let idle_before = live();
         let (enters, cpu) = (edge.stats().enters, clock::thread_cpu_us());
-        while conns.len() < CONNECTIONS as usize {
+        while conns.len() < count as usize {
             turn(&mut *edge, &waker, &mut events);
             conns.extend(events.drain(..).filter_map(|event| match event {
                 Event::Accepted { conn, .. } => Some(conn),
@@ -98,16 +108,16 @@ fn memory_and_batching() {
             }));
         }
         println!(
-            "{io}: {CONNECTIONS} accepted, {} calls, {:.1} us CPU each; heap grew by {} B",
+            "{io}: {count} accepted, {} calls, {:.1} us CPU each; heap grew by {} B",
             edge.stats().enters - enters,
-            (clock::thread_cpu_us() - cpu) as f64 / f64::from(CONNECTIONS),
+            (clock::thread_cpu_us() - cpu) as f64 / f64::from(count),
             live() - idle_before,
         );
         println!("{io}: heap per idle connection {:.1} B (slots included)", {
-            let own = live() - before - 4_096 * size_of::<Event>() as i64 - i64::from(CONNECTIONS) * 8;
-            own as f64 / f64::from(CONNECTIONS)
+            let own = live() - before - 4_096 * size_of::<Event>() as i64 - i64::from(count) * 8;
+            own as f64 / f64::from(count)
         });
-        println!("--- {io}: resident with {CONNECTIONS}: {}", resident());
+        println!("--- {io}: resident with {count}: {}", resident());
         let frame: Rc<[u8]> = Rc::from([7u8; 128]);
         for batch in [64, 1_000] {
             let (enters, cpu) = (edge.stats().enters, clock::thread_cpu_us());
@@ -133,12 +143,12 @@ fn memory_and_batching() {
         stop.send(()).unwrap();
         thread.join().unwrap();
         let mut closed = 0;
-        while closed < CONNECTIONS {
+        while closed < count {
             turn(&mut *edge, &waker, &mut events);
             closed += events.drain(..).filter(|event| matches!(event, Event::Closed { .. })).count() as u32;
         }
         drop(edge);
-        let left = live() - before - 4_096 * size_of::<Event>() as i64 - i64::from(CONNECTIONS) * 8;
+        let left = live() - before - 4_096 * size_of::<Event>() as i64 - i64::from(count) * 8;
         println!("{io}: heap left after the drop {left} B");
     }
 }
