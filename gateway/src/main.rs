@@ -1,0 +1,32 @@
+//! `millrace-gateway`: joins the gateway with a dispatcher for standalone runs. The work is in the libraries.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use millrace_dispatcher::shell::standalone;
+use millrace_gateway::shell::{self, LocalDispatcher, LocalProbe, StandaloneSettings};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    shell::run(std::env::args_os(), start_dispatcher)
+}
+
+fn start_dispatcher(settings: &StandaloneSettings) -> Result<LocalDispatcher, Box<dyn std::error::Error>> {
+    let mut own = standalone::Settings::new(&settings.data_dir);
+    own.cluster = settings.cluster.clone();
+    own.partitions = settings.partitions;
+    let dispatcher = Arc::new(standalone::start(own)?);
+    let (connects, troubles, counts) = (Arc::clone(&dispatcher), Arc::clone(&dispatcher), Arc::clone(&dispatcher));
+    Ok(LocalDispatcher {
+        connect: Arc::new(move |gateway, shard, to_gateway| connects.connect(gateway, shard, to_gateway)),
+        probe: LocalProbe {
+            trouble: Arc::new(move || troubles.trouble()),
+            counters: Arc::new(move || counts.store_counters()),
+        },
+        stop: Box::new(move |timeout| dispatcher.stop(timeout)),
+    })
+}

@@ -1,0 +1,130 @@
+//! The lease of this gateway process: until when logins may be taken, and under which incarnation routes stand.
+//!
+//! Shard 0's core renews it, this judges the answers, the control thread tells all shards. The rule that keeps it
+//! right: time counts from before the renewal was sent, less a margin, so that this gateway stops before anybody
+//! else takes its routes for dead; and a lease that was lost is never taken up again under the old incarnation.
+
+use std::time::Duration;
+
+use crate::core::event::Lease;
+
+/// Taken off the end of a lease, as a share of its length: clocks drift, threads are scheduled late.
+const MARGIN_SHARE: u32 = 10;
+
+/// An answer to a renewal, as the core passed it on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseAnswer {
+    /// Else another process holds this gateway's id.
+    pub granted: bool,
+    /// There was no lease when the renewal came.
+    pub was_missing: bool,
+    /// What was renewed.
+    pub incarnation: u64,
+    /// CLOCK_BOOTTIME from before the renewal was sent.
+    pub sent_us: u64,
+    /// Why it was refused.
+    pub reason: String,
+}
+
+/// What an answer changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It is an old answer, or a refusal that changes nothing.
+    None,
+    /// Logins may be taken for longer.
+    Extended(Lease),
+    /// The lease was lost: all sessions register again under the new incarnation, once that has its lease.
+    Renewed(Lease),
+}
+
+/// Judges answers.
+#[derive(Debug)]
+pub struct Keeper {
+    lease: Lease,
+    /// It was granted at least once under this incarnation.
+    held: bool,
+    length_us: u64,
+}
+
+impl Keeper {
+    /// No lease yet, under a random incarnation.
+    pub fn new(incarnation: u64, ttl: Duration) -> Self {
+        let length_us = (ttl - ttl / MARGIN_SHARE).as_micros() as u64;
+        Keeper { lease: Lease { incarnation, until_us: 0 }, held: false, length_us }
+    }
+
+    /// The lease as it stands.
+    pub fn lease(&self) -> Lease {
+        self.lease
+    }
+
+    /// Takes an answer; `draw` gives a new random incarnation.
+    pub fn answer(&mut self, answer: &LeaseAnswer, draw: impl FnOnce() -> u64) -> Change {
+        if answer.incarnation != self.lease.incarnation {
+            return Change::None;
+        }
+        // Missing although it was held: it had lapsed, or the store was emptied. Refused although it was held: it
+        // had lapsed, and another process took the id.
+        if self.held && (answer.was_missing || !answer.granted) {
+            self.lease = Lease { incarnation: draw(), until_us: 0 };
+            self.held = false;
+            return Change::Renewed(self.lease);
+        }
+        if !answer.granted {
+            return Change::None;
+        }
+        self.held = true;
+        let until_us = answer.sent_us + self.length_us;
+        if until_us <= self.lease.until_us {
+            return Change::None;
+        }
+        self.lease.until_us = until_us;
+        Change::Extended(self.lease)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(10);
+    const LENGTH_US: u64 = 9_000_000;
+
+    fn answer(incarnation: u64, granted: bool, was_missing: bool, sent_us: u64) -> LeaseAnswer {
+        LeaseAnswer { granted, was_missing, incarnation, sent_us, reason: String::new() }
+    }
+
+    fn draw_none() -> u64 {
+        panic!("no new incarnation is needed")
+    }
+
+    #[test]
+    fn time_counts_from_before_the_sending_and_never_backwards() {
+        let mut keeper = Keeper::new(7, TTL);
+        assert_eq!(keeper.lease(), Lease { incarnation: 7, until_us: 0 });
+        let first = keeper.answer(&answer(7, true, true, 1_000), draw_none);
+        assert_eq!(first, Change::Extended(Lease { incarnation: 7, until_us: 1_000 + LENGTH_US }));
+        let second = keeper.answer(&answer(7, true, false, 5_000), draw_none);
+        assert_eq!(second, Change::Extended(Lease { incarnation: 7, until_us: 5_000 + LENGTH_US }));
+        assert_eq!(keeper.answer(&answer(7, true, false, 2_000), draw_none), Change::None, "a late answer");
+    }
+
+    #[test]
+    fn a_lost_lease_takes_a_new_incarnation() {
+        for (granted, was_missing) in [(true, true), (false, false), (false, true)] {
+            let mut keeper = Keeper::new(7, TTL);
+            keeper.answer(&answer(7, true, true, 1_000), draw_none);
+            let change = keeper.answer(&answer(7, granted, was_missing, 2_000), || 8);
+            assert_eq!(change, Change::Renewed(Lease { incarnation: 8, until_us: 0 }));
+            assert_eq!(keeper.answer(&answer(7, true, false, 3_000), draw_none), Change::None, "of the old one");
+            assert!(matches!(keeper.answer(&answer(8, true, true, 4_000), draw_none), Change::Extended(_)));
+        }
+    }
+
+    #[test]
+    fn waiting_for_another_process_to_lapse_keeps_the_incarnation() {
+        let mut keeper = Keeper::new(7, TTL);
+        assert_eq!(keeper.answer(&answer(7, false, false, 1_000), draw_none), Change::None);
+        assert!(matches!(keeper.answer(&answer(7, true, true, 2_000), draw_none), Change::Extended(_)));
+    }
+}
