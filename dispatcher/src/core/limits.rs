@@ -37,6 +37,10 @@ pub const LINKS_MAX: usize = 8_192;
 /// Records and gap marks that wait for credit on one link, whatever their bytes; above, as for the bytes.
 pub const LINK_WAITING_MAX: usize = 32_768;
 
+/// Bytes of credit with which a link goes on after it had none (or with nothing unacknowledged): otherwise the crumbs of
+/// credit that a large message does not fit into would be spent on a gap for every single one.
+pub const LINK_RESUME_BYTES: u64 = 256 << 10;
+
 /// Records taken in from a link may be told to its gateway this late, us, when there is nothing to send them with.
 pub const ACK_DELAY_US: u64 = 20_000;
 

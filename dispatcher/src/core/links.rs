@@ -15,7 +15,7 @@ use rustc_hash::FxHashMap;
 
 use super::credit::{Kept, Waiting};
 use super::event::LinkKey;
-use super::limits::{ACK_DELAY_US, LINKS_MAX};
+use super::limits::{ACK_DELAY_US, LINK_RESUME_BYTES, LINKS_MAX};
 use super::stats::Stats;
 
 /// All links of a shard.
@@ -178,7 +178,9 @@ impl Links {
     pub fn turn(&mut self, now: Now, stats: &mut Stats) {
         for key in std::mem::take(&mut self.blocked) {
             let Some(link) = self.map.get_mut(&key) else { continue };
-            while let Some(record) = link.waiting.pop() {
+            let resumes =
+                link.end.credit_bytes() >= LINK_RESUME_BYTES || link.end.unacknowledged_bytes() == 0;
+            while resumes && let Some(record) = link.waiting.pop() {
                 let kind = record.kind;
                 if let Err(NoCredit(record)) = link.end.queue(record) {
                     link.waiting.put_back(record);

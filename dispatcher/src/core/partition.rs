@@ -389,12 +389,16 @@ impl Partition {
         };
         let failed = loaded.is_none();
         let waited = serving.table.loaded(name, loaded);
-        cx.hub.stats.evicted += serving.table.evict(cx.hub.config.limits.conversations_per_partition_max / 2);
         for (link, record) in waited {
             match failed {
                 true => self.give_back(cx, link, record),
                 false => self.handle(cx, link, record),
             }
+        }
+        // After what waited was handled, so that a conversation is not gone again before it was of use.
+        if let Phase::Serving(serving) = &mut self.phase {
+            let count = cx.hub.config.limits.conversations_per_partition_max / 2;
+            cx.hub.stats.evicted += serving.table.evict(count);
         }
     }
 

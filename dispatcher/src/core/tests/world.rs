@@ -29,8 +29,8 @@ pub struct End {
     /// Everything it got, in order.
     pub got: Vec<Record>,
     pub ups: Vec<bool>,
-    /// Whether it acknowledges what it got.
-    pub acks: bool,
+    /// Whether it takes what comes, and so acknowledges it; else that waits in its link.
+    pub takes: bool,
 }
 
 pub struct NodeSim {
@@ -64,6 +64,18 @@ pub fn session(gateway: u16, slot: u32) -> SessionId {
 
 pub fn conversation_partition(name: &str) -> Partition {
     partition_of(name, PARTITIONS)
+}
+
+impl End {
+    fn poll(&mut self) {
+        while let Some(event) = self.link.poll() {
+            match event {
+                LinkEvent::Up { fresh, .. } => self.ups.push(fresh),
+                LinkEvent::Record(record) => self.got.push(record),
+                LinkEvent::Lost(_) => {}
+            }
+        }
+    }
 }
 
 impl World {
@@ -170,7 +182,7 @@ impl World {
             link: LinkEnd::new(identity, LinkLimits::default()),
             got: Vec::new(),
             ups: Vec::new(),
-            acks: true,
+            takes: true,
         });
         end.link.connected();
         let home = key.home(self.nodes[node].shards.len());
@@ -219,8 +231,11 @@ impl World {
         let keys: Vec<_> = self.ends.keys().copied().collect();
         for (node, key) in keys {
             let end = self.ends.get_mut(&(node, key)).expect("listed");
-            if end.acks && end.link.needs_ack() {
-                end.link.ack_now();
+            if end.takes {
+                end.poll();
+                if end.link.needs_ack() {
+                    end.link.ack_now();
+                }
             }
             let home = key.home(self.nodes[node].shards.len());
             while let Some(bytes) = self.ends.get_mut(&(node, key)).expect("listed").link.transmit() {
@@ -253,12 +268,8 @@ impl World {
             while let Some(bytes) = sim.shards[shard].transmit(link) {
                 moved = true;
                 end.link.receive(bytes).expect("a good link");
-                while let Some(event) = end.link.poll() {
-                    match event {
-                        LinkEvent::Up { fresh, .. } => end.ups.push(fresh),
-                        LinkEvent::Record(record) => end.got.push(record),
-                        LinkEvent::Lost(_) => {}
-                    }
+                if end.takes {
+                    end.poll();
                 }
             }
         }
