@@ -138,6 +138,8 @@ mod tests {
         }
         let gap = Notify { event: Some(Event::Gap(Gap::default())) }.encode_to_vec();
         assert_eq!(peek_deliver(&gap), None);
+        assert_eq!(peek_deliver(&[&body[..], &gap].concat()), None, "of a oneof, the last counts");
+        assert_eq!(peek_deliver(&[&gap[..], &body].concat()), Some(expected));
         assert_eq!(peek_deliver(&[]), None);
     }
 }

@@ -171,6 +171,19 @@ fn polled_records_are_not_given_twice() {
 }
 
 #[test]
+fn what_comes_again_is_dropped() {
+    let (mut a, mut b) = (end(1, 100_000), end(2, 100_000));
+    connect(&mut a, &mut b);
+    (1..=3).for_each(|number| a.queue(record(number)).unwrap());
+    let bytes = drain(&mut a);
+    b.receive(bytes.clone()).unwrap();
+    b.receive(bytes).unwrap();
+    a.queue(record(4)).unwrap();
+    b.receive(drain(&mut a)).unwrap();
+    assert_eq!(records(events(&mut b)), [1, 2, 3, 4]);
+}
+
+#[test]
 fn credit_runs_out_and_comes_back_with_acknowledgements() {
     let (mut a, mut b) = (end(1, 1000), end(2, 1000));
     connect(&mut a, &mut b);
