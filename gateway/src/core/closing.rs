@@ -92,6 +92,17 @@ impl Shard {
         self.send(slot, Payload::Owned(bytes));
     }
 
+    /// Answers a login: before whatever waits already, because its route was known earlier.
+    pub(super) fn send_first(&mut self, slot: u32, response: &Response) {
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let bytes = encode(session.is(WEBSOCKET), FrameKind::Response, &response.encode_to_vec());
+        if session.is(IN_FLIGHT) {
+            self.pool.push_first(&mut session.queue, Payload::Owned(bytes));
+        } else {
+            self.send_now(slot, Payload::Owned(bytes));
+        }
+    }
+
     /// Answers a request.
     pub(super) fn respond(&mut self, slot: u32, id: u64, outcome: response::Outcome) {
         let response = Response { id, outcome: Some(outcome) };
@@ -111,7 +122,8 @@ impl Shard {
 
     fn send_queued(&mut self, slot: u32) {
         let Some(session) = self.sessions.get_mut(slot) else { return };
-        if !session.is(IN_FLIGHT) {
+        // What waits while a session is being registered goes out behind its LoginAck.
+        if !session.is(IN_FLIGHT) && session.state != State::Registering {
             if let Some(payload) = self.pool.next_send(&mut session.queue) {
                 self.send_now(slot, payload);
             }

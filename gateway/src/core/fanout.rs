@@ -119,6 +119,12 @@ impl Shard {
     fn tell_gap(&mut self, topic: u32, to: u64) {
         let conversation = self.conversations.text(topic).to_owned();
         let Some(it) = self.topics.get_mut(topic) else { return };
+        // What is held already is not missing.
+        let held = it.hole.as_ref().and_then(|hole| hole.held.range(it.last + 1..).next());
+        let to = held.map_or(to, |(seq, _)| to.min(*seq - 1));
+        if to <= it.last {
+            return;
+        }
         let mut from = it.last + 1;
         if let Some((earlier, _)) = it.fan.take_last_gap() {
             from = earlier;
@@ -289,8 +295,10 @@ impl Shard {
     /// Sends of passes, a few of each in turn. Returns whether there are more.
     pub(super) fn turn_fan_out(&mut self, sends: usize) -> bool {
         let mut left = sends;
+        self.turns += 1;
+        let mut done = Vec::new();
         while left > 0 {
-            let Some(topic) = self.ring.pop_front() else { return false };
+            let Some(topic) = self.ring.pop_front() else { break };
             let Some(it) = self.topics.get_mut(topic).filter(|it| it.fan.in_ring) else { continue };
             it.fan.in_ring = false;
             let mut idle = false;
@@ -302,20 +310,27 @@ impl Shard {
                 left -= 1;
             }
             if idle {
-                // Passes caught up: what was not taken in for want of room can be asked for.
+                // Perhaps passes caught up: what was not taken in for want of room can be asked for.
                 self.resume(topic);
             }
-            if self.topics.get(topic).is_some_and(|it| !it.fan.is_idle()) {
-                self.enter_ring(topic);
+            match self.topics.get_mut(topic) {
+                Some(it) if it.fan.is_idle() => {}
+                // It has had its pass: what is left is for the next turn, when sends may have completed.
+                Some(it) if idle => {
+                    it.fan.in_ring = true;
+                    done.push(topic);
+                }
+                _ => self.enter_ring(topic),
             }
         }
+        self.ring.extend(done);
         !self.ring.is_empty()
     }
 
     /// Serves one receiver of a topic. Returns whether there was one.
     fn serve_next(&mut self, topic: u32) -> bool {
         let Some(it) = self.topics.get_mut(topic) else { return false };
-        let Some(slot) = it.fan.next_receiver(&it.members, it.last) else { return false };
+        let Some(slot) = it.fan.next_receiver(&it.members, it.last, self.turns) else { return false };
         let Some(session) = self.sessions.get(slot).filter(|session| session.state == State::Live) else {
             return true;
         };

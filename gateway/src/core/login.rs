@@ -17,6 +17,7 @@ use super::event::{Conn, Identity, Lease, Refusal};
 use super::limits::*;
 use super::session::*;
 use super::shard::Shard;
+use super::subscriptions::group_id;
 use super::uplink::{Unsent, record};
 use super::users::NONE;
 
@@ -54,7 +55,8 @@ impl Shard {
             let ticket = login.resume_ticket.to_vec();
             Credential::Ticket { ticket, device: device.clone(), platform: platform.clone() }
         };
-        session.login = Some(Box::new(Login { request, device, platform, expires_wall_ms: 0 }));
+        session.login =
+            Some(Box::new(Login { request, device, platform, expires_wall_ms: 0, groups: Vec::new() }));
         let conn = session.conn(slot);
         self.out.push(Action::Verify { conn, credential });
     }
@@ -102,7 +104,15 @@ impl Shard {
         let session = self.sessions.get_mut(conn.slot).expect("found above");
         (session.user, session.device, session.user_next) = (user, device, next);
         session.flags |= NAMED;
-        self.registers.push_back(conn);
+        self.want_register(conn);
+    }
+
+    /// Queues a Register, once.
+    pub(super) fn want_register(&mut self, conn: Conn) {
+        if let Some(session) = self.session(conn).filter(|session| !session.is(TO_REGISTER)) {
+            session.flags |= TO_REGISTER;
+            self.registers.push_back(conn);
+        }
     }
 
     /// Device and platform of a session that is NAMED.
@@ -135,24 +145,27 @@ impl Shard {
     /// Sends the Registers that wait, as far as owners and credit allow.
     pub(super) fn turn_registers(&mut self) {
         self.turn_reregister();
-        while let Some((at, conn)) = self.registering.front().copied() {
+        while let Some((at, conn, incarnation)) = self.registering.front().copied() {
             if at > self.now.mono_us {
                 break;
             }
             self.registering.pop_front();
             let waits =
                 |session: &&mut Session| session.state == State::Registering || session.is(REREGISTERING);
-            if self.session(conn).filter(waits).is_some() {
-                self.registers.push_back(conn);
+            // One that was sent under a former incarnation has been sent again since, or will be.
+            if incarnation == self.lease.incarnation && self.session(conn).filter(waits).is_some() {
+                self.want_register(conn);
             }
         }
         for _ in 0..self.registers.len().min(REGISTERS_PER_TURN) {
             let Some(conn) = self.registers.pop_front() else { break };
+            let Some(session) = self.session(conn) else { continue };
+            session.flags &= !TO_REGISTER;
             match self.register(conn) {
                 Ok(()) => {}
-                Err(Unsent::NoOwner(_)) => self.registers.push_back(conn),
+                Err(Unsent::NoOwner(_)) => self.want_register(conn),
                 Err(Unsent::NoCredit(_)) => {
-                    self.registers.push_front(conn);
+                    self.want_register(conn);
                     break;
                 }
             }
@@ -181,7 +194,7 @@ impl Shard {
         self.uplink.send(record(Kind::Register, partition, id, &body))?;
         self.stats.registers += 1;
         self.sessions.get_mut(conn.slot).expect("found above").flags |= REGISTERED;
-        self.registering.push_back((self.now.mono_us + RETRY_US, conn));
+        self.registering.push_back((self.now.mono_us + RETRY_US, conn, self.lease.incarnation));
         Ok(())
     }
 
@@ -277,12 +290,13 @@ impl Shard {
         let session = self.sessions.get(slot).expect("found above");
         let user = self.users.text(session.user).to_owned();
         let mut groups = groups;
+        groups.extend(login.groups);
+        groups = groups.iter().filter_map(|group| group_id(group)).collect();
         groups.sort_unstable();
         groups.dedup();
         let room = self.config.topics_per_session_max as usize;
         self.stats.topic_limit += groups.len().saturating_sub(room) as u64;
         groups.truncate(room);
-        groups.retain(|group| self.group_id(group).is_some());
         let ack = LoginAck {
             session: session.id(&self.config, slot).0,
             resume_ticket: self
@@ -295,7 +309,10 @@ impl Shard {
             server_time_ms: self.now.wall_ms,
             groups: groups.len() as u32,
         };
-        self.respond(slot, login.request, response::Outcome::LoginAck(ack));
+        self.send_first(
+            slot,
+            &Response { id: login.request, outcome: Some(response::Outcome::LoginAck(ack)) },
+        );
         for group in groups {
             self.attach_group(slot, &group);
         }
@@ -361,7 +378,7 @@ impl Shard {
                 session.flags |= REREGISTERING;
                 self.stats.reregisters += 1;
                 let conn = session.conn(slot);
-                self.registers.push_back(conn);
+                self.want_register(conn);
             }
         }
         self.reregister_at = Some(at);
@@ -369,7 +386,7 @@ impl Shard {
 
     /// Renews the gateway's lease, by another node when the last one did not answer.
     pub(super) fn turn_lease(&mut self) {
-        if self.config.shard != 0 || self.now.mono_us < self.renewal.next_us || self.drain.is_some() {
+        if self.config.shard != 0 || self.now.mono_us < self.renewal.next_us {
             return;
         }
         let up: Vec<_> =

@@ -80,11 +80,7 @@ impl Pool {
         {
             return false;
         }
-        let id = self.free.pop().unwrap_or_else(|| {
-            self.next += 1;
-            self.next - 1
-        });
-        self.nodes.insert(id, Node { payload, next: NONE });
+        let id = self.take(Node { payload, next: NONE });
         match self.nodes.get_mut(queue.tail) {
             Some(tail) if queue.tail != NONE => tail.next = id,
             _ => queue.head = id,
@@ -93,6 +89,26 @@ impl Pool {
         queue.bytes += bytes as u32;
         self.bytes += bytes as u64;
         true
+    }
+
+    /// Adds at the front, above all caps: for the one answer that everything else waits for.
+    pub fn push_first(&mut self, queue: &mut Queue, payload: Payload) {
+        let bytes = payload_bytes(&payload).len();
+        queue.head = self.take(Node { payload, next: queue.head });
+        if queue.tail == NONE {
+            queue.tail = queue.head;
+        }
+        queue.bytes += bytes as u32;
+        self.bytes += bytes as u64;
+    }
+
+    fn take(&mut self, node: Node) -> u32 {
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.next += 1;
+            self.next - 1
+        });
+        self.nodes.insert(id, node);
+        id
     }
 
     fn pop(&mut self, queue: &mut Queue) -> Option<Payload> {

@@ -44,6 +44,8 @@ pub struct Fan {
     waiting_bytes: usize,
     /// Slots that joined lately, and the head that they were told.
     joined: Option<Box<FxHashMap<u32, u64>>>,
+    /// The turn in which the last pass began.
+    turn: u64,
     /// Whether it is in the ring of topics with work.
     pub in_ring: bool,
 }
@@ -111,9 +113,10 @@ impl Fan {
         reached.max(told.unwrap_or(0))
     }
 
-    /// The next receiver of the running pass, or of the next one if that ended; `None` when idle. `last` is the
-    /// highest seq that was taken in.
-    pub fn next_receiver(&mut self, members: &Members, last: u64) -> Option<u32> {
+    /// The next receiver of the running pass, or of the next one if that ended; `None` when idle, or when a pass began
+    /// in this turn already: a receiver's send can complete only between turns, and passes on top of each other would
+    /// fill the outbox of one that reads well. `last` is the highest seq that was taken in.
+    pub fn next_receiver(&mut self, members: &Members, last: u64, turn: u64) -> Option<u32> {
         loop {
             if let Some(running) = &mut self.running {
                 if let Some(slot) = members.next_from(running.at) {
@@ -121,6 +124,9 @@ impl Fan {
                     return Some(slot);
                 }
                 self.running = None;
+            }
+            if self.turn == turn {
+                return None;
             }
             // What a session was told at joining matters only while older messages are on their way.
             let oldest = self.waiting.front().map_or(last + 1, |item| item.seq);
@@ -144,6 +150,7 @@ impl Fan {
             if items.is_empty() {
                 return None;
             }
+            self.turn = turn;
             self.running = Some(Box::new(Running { items, together: [None, None], at: 0 }));
         }
     }
@@ -185,8 +192,10 @@ mod tests {
     }
 
     fn drain(fan: &mut Fan, members: &Members, last: u64) -> Vec<(u32, Vec<u8>)> {
+        let mut turn = 100;
         std::iter::from_fn(|| {
-            let slot = fan.next_receiver(members, last)?;
+            turn += 1;
+            let slot = fan.next_receiver(members, last, turn)?;
             let payload = fan.payload_for(slot, u64::from(slot), false);
             Some((slot, payload.map_or(Vec::new(), |p| payload_bytes(&p).chunks(5).map(|f| f[4]).collect())))
         })
@@ -201,7 +210,7 @@ mod tests {
         }
         let mut fan = Fan::default();
         fan.push(item(1, 5));
-        assert_eq!(fan.next_receiver(&members, 1), Some(3));
+        assert_eq!(fan.next_receiver(&members, 1, 1), Some(3));
         fan.push(item(2, 0));
         fan.push(item(3, 0));
         // Joins during the pass: below and above where it is.

@@ -148,7 +148,7 @@ impl Shard {
             None => false,
         };
         if again {
-            self.registers.push_back(conn);
+            self.want_register(conn);
         }
     }
 
@@ -218,7 +218,7 @@ impl Shard {
                     let waits = session.state == State::Registering || session.is(REREGISTERING);
                     let conn = session.conn(slot);
                     if waits && self.device_of(session).0 == register.device {
-                        self.registers.push_back(conn);
+                        self.want_register(conn);
                     }
                 }
             }

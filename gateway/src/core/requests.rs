@@ -322,9 +322,15 @@ impl Shard {
 
     pub(super) fn turn_requests(&mut self) {
         let now_us = self.now.mono_us;
-        while let Some((_, token)) = self.pending_timers.front().copied().filter(|(at, _)| *at <= now_us) {
+        while let Some((at, token)) = self.pending_timers.front().copied() {
+            let waits = self.pending.contains_key(&token);
+            if at > now_us && waits {
+                break;
+            }
             self.pending_timers.pop_front();
-            self.give_up(token, true);
+            if waits {
+                self.give_up(token, true);
+            }
         }
         while self.joins.front().is_some_and(|join| join.deadline_us <= now_us) {
             let Some(join) = self.joins.pop_front() else { break };

@@ -43,6 +43,8 @@ pub const REREGISTERING: u8 = 16;
 pub const NAMED: u8 = 32;
 /// It counts as unauthenticated.
 pub const UNAUTHENTICATED: u8 = 64;
+/// It is in the queue of those to be registered.
+pub const TO_REGISTER: u8 = 128;
 
 /// What a login carries until it is answered.
 #[derive(Debug)]
@@ -55,6 +57,8 @@ pub struct Login {
     pub platform: String,
     /// Of the credential.
     pub expires_wall_ms: u64,
+    /// Groups that its user became a member of while it was being registered.
+    pub groups: Vec<String>,
 }
 
 /// One connection.

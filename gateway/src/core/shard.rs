@@ -9,8 +9,10 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use millrace_protocol::bytes;
+use millrace_protocol::frame::ENVELOPE_BYTES_MAX;
 use millrace_protocol::ids::Now;
 use millrace_protocol::link::end::LINK_VERSION;
+use millrace_protocol::link::record::RECORD_BYTES_MAX;
 use millrace_protocol::messages::client::Code;
 use millrace_protocol::messages::link::Hello;
 use rustc_hash::FxHashMap;
@@ -76,6 +78,8 @@ pub struct Shard {
     pub(super) joins: VecDeque<PendingJoin>,
     /// Topics with messages to be fanned out, in turn.
     pub(super) ring: VecDeque<u32>,
+    /// Turns so far: a topic begins one pass in each at most.
+    pub(super) turns: u64,
     /// Topics with a Subscribe to be sent.
     pub(super) wanting: VecDeque<u32>,
     /// Holes asked for: (deadline, topic, serial).
@@ -85,7 +89,7 @@ pub struct Shard {
     pub(super) next_serial: u32,
     /// Sessions with a Register to be sent, and those with one unanswered.
     pub(super) registers: VecDeque<Conn>,
-    pub(super) registering: VecDeque<(u64, Conn)>,
+    pub(super) registering: VecDeque<(u64, Conn, u64)>,
     pub(super) reregister_at: Option<u32>,
     pub(super) reregister_rate: Rate,
     pub(super) lease: Lease,
@@ -98,11 +102,14 @@ impl Shard {
     /// A shard without connections. Its first turn asks for links to the seeds.
     ///
     /// # Panics
-    /// When the configuration is outside what an id can say: gateway 1-4095, partitions 1-1024.
+    /// When the configuration is outside what ids and records can say: gateway 1-4095, partitions 1-1024, at most
+    /// 2^24 slots, payloads that fit in a link record.
     pub fn new(config: Config) -> Self {
         assert!((1..4096).contains(&config.gateway), "gateway ids are 1-4095");
         assert!((1..=1024).contains(&config.partitions), "a cluster has 1-1024 partitions");
         assert!(config.slots_max <= 1 << 24, "a session id has 24 bits for its slot");
+        let record_bytes = config.payload_bytes_max + 2 * ENVELOPE_BYTES_MAX;
+        assert!(record_bytes <= RECORD_BYTES_MAX, "a message of payload_bytes_max fits in a link record");
         let identity = Hello {
             version: LINK_VERSION,
             cluster: config.cluster.clone(),
@@ -138,6 +145,7 @@ impl Shard {
             next_token: 1,
             joins: VecDeque::new(),
             ring: VecDeque::new(),
+            turns: 0,
             wanting: VecDeque::new(),
             fetches: VecDeque::new(),
             held_bytes: 0,
@@ -227,7 +235,7 @@ impl Shard {
     pub fn sessions_of(&self, user: &str) -> Vec<SessionInfo> {
         let mut infos = Vec::new();
         let mut slot = self.users.find(user).map_or(NONE, |id| self.users.head(id));
-        let now_tick = self.wheel().tick(self.now.mono_us);
+        let now_tick = self.wheel.as_ref().map_or(0, |wheel| wheel.tick(self.now.mono_us));
         while let Some(session) = self.sessions.get(slot).filter(|_| slot != NONE) {
             let (device, platform) = self.device_of(session);
             let live = session.state == State::Live;
@@ -395,7 +403,7 @@ impl Shard {
             self.pending_timers.front().map(|(at, _)| *at),
             self.joins.front().map(|join| join.deadline_us),
             self.fetches.front().map(|(at, ..)| *at),
-            self.registering.front().map(|(at, _)| *at),
+            self.registering.front().map(|(at, ..)| *at),
             soon(!self.registers.is_empty() || self.reregister_at.is_some()),
             soon(self.uplink.parked().0 > 0 || !self.wanting.is_empty()),
             renews.then_some(self.renewal.next_us),

@@ -19,7 +19,6 @@ use super::fanout::Hole;
 use super::limits::*;
 use super::pass::{Fan, Item};
 use super::requests::Refuse;
-use super::session::State;
 use super::shard::Shard;
 use super::topics::Members;
 use super::uplink::{Unsent, record};
@@ -89,15 +88,15 @@ impl Topic {
     }
 }
 
-impl Shard {
-    /// The conversation id of a group, given as such or as a bare name.
-    pub(super) fn group_id(&self, group: &str) -> Option<String> {
-        match Conversation::parse(group) {
-            Some(Conversation::Group(_)) => Some(group.into()),
-            _ => is_name(group).then(|| format!("g:{group}")),
-        }
+/// The conversation id of a group, given as such or as a bare name.
+pub(super) fn group_id(group: &str) -> Option<String> {
+    match Conversation::parse(group) {
+        Some(Conversation::Group(_)) => Some(group.into()),
+        _ => is_name(group).then(|| format!("g:{group}")),
     }
+}
 
+impl Shard {
     /// Whether a session is attached to a conversation.
     pub(super) fn listens(&self, slot: u32, conversation: &str) -> bool {
         let topic = self.conversations.find(conversation).and_then(|topic| self.topics.get(topic));
@@ -130,7 +129,7 @@ impl Shard {
 
     /// Attaches a session to a group, at login or because its user became a member.
     pub(super) fn attach_group(&mut self, slot: u32, group: &str) {
-        let Some(conversation) = self.group_id(group) else { return };
+        let Some(conversation) = group_id(group) else { return };
         let Some(session) = self.sessions.get(slot) else { return };
         let topic = self.conversations.find(&conversation);
         if topic.is_some_and(|topic| session.topics.as_slice().contains(&topic)) {
@@ -324,7 +323,7 @@ impl Shard {
         if waiter.id != 0 {
             let joined = Joined { conversation, epoch, head: seq, members };
             self.answer_join(waiter.conn, waiter.id, Ok(joined));
-        } else if self.sessions.get(slot).is_some_and(|session| session.state == State::Live) {
+        } else {
             self.notify(slot, notify::Event::Head(Head { conversation, epoch, seq }));
         }
     }
@@ -364,7 +363,7 @@ impl Shard {
         head: u64,
         members_version: u64,
     ) -> Option<notify::Event> {
-        let conversation = self.group_id(conversation)?;
+        let conversation = group_id(conversation)?;
         let Some(slot) = slot else {
             if self.conversations.find(&conversation).is_none() {
                 self.unsubscribe(&conversation);
@@ -386,7 +385,7 @@ impl Shard {
 
     /// A user left: all of its sessions are taken out.
     pub(super) fn left(&mut self, slot: Option<u32>, conversation: &str, user: &str) {
-        let Some(conversation) = self.group_id(conversation) else { return };
+        let Some(conversation) = group_id(conversation) else { return };
         let asker = slot.and_then(|slot| self.sessions.get(slot)).map(|session| session.user);
         let user = match (user, asker) {
             ("", Some(asker)) if asker != super::users::NONE => self.users.text(asker).to_owned(),
@@ -444,7 +443,14 @@ impl Shard {
     pub(super) fn on_attach(&mut self, body: Attach) {
         for target in body.targets {
             match self.target_here(&target) {
-                Some(slot) => self.attach_group(slot, &body.conversation),
+                Some(slot) => match self.sessions.get_mut(slot).and_then(|session| session.login.as_mut()) {
+                    // Told after its LoginAck, with the others.
+                    Some(login) if login.groups.len() < self.config.topics_per_session_max as usize => {
+                        login.groups.extend(group_id(&body.conversation));
+                    }
+                    Some(_) => self.stats.topic_limit += 1,
+                    None => self.attach_group(slot, &body.conversation),
+                },
                 None => self.no_session(target),
             }
         }

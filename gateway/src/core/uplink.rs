@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn owners_follow_the_highest_epoch() {
-        let mut uplink = Uplink::new(Hello::default(), LinkLimits::default(), 4);
+        let mut uplink = Uplink::new(Hello { incarnation: 1, ..Hello::default() }, LinkLimits::default(), 4);
         let [a, b] = ["a", "b"].map(|name| uplink.add(name.into(), name.into(), true).unwrap());
         assert_eq!(uplink.announce(1, 10, a), Some(None));
         assert_eq!(uplink.announce(1, 10, a), None, "nothing new");
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn what_waits_is_bounded() {
-        let mut uplink = Uplink::new(Hello::default(), LinkLimits::default(), 1);
+        let mut uplink = Uplink::new(Hello { incarnation: 1, ..Hello::default() }, LinkLimits::default(), 1);
         let big = Record {
             kind: Kind::Closed,
             partition: 0,

@@ -1,0 +1,325 @@
+//! Random events, bytes and records against one shard: it never panics, never sends twice at once, never skips a seq
+//! without saying so, and holds nothing once everybody is gone.
+
+use super::*;
+
+/// xorshift64*.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, below: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % below
+    }
+
+    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.roll(from.len() as u64) as usize]
+    }
+}
+
+const CONVERSATIONS: [&str; 5] = ["r:a", "r:b", "g:a", "g:b", "g:c"];
+
+/// What the owner of everything knows.
+#[derive(Default)]
+struct Owner {
+    heads: BTreeMap<String, u64>,
+    epoch: u64,
+    logins: u64,
+}
+
+fn op(dice: &mut Dice) -> request::Op {
+    let name = |dice: &mut Dice| dice.pick(&["a", "b", "c", "", "!"]).to_string();
+    match dice.roll(12) {
+        0 => login(&dice.pick(&["u1", "u2", "u3", "bad"]).to_string()),
+        1..=3 => request::Op::RoomJoin(RoomJoin { room: name(dice) }),
+        4 => request::Op::RoomLeave(RoomLeave { room: name(dice) }),
+        5 => request::Op::GroupJoin(GroupJoin { group: name(dice) }),
+        6 => request::Op::GroupLeave(GroupLeave { group: name(dice) }),
+        7 => request::Op::GroupCreate(GroupCreate { group: name(dice), members: vec![] }),
+        8 => request::Op::Logout(Logout {}),
+        _ => request::Op::Send(Send {
+            conversation: dice.pick(&["r:a", "r:b", "g:a", "d:u1:u2", "x"]).to_string(),
+            client_seq: dice.roll(3),
+            stream: 1,
+            payload: vec![0; dice.roll(300) as usize].into(),
+            content_kind: 0,
+        }),
+    }
+}
+
+/// Answers one record as a dispatcher might, or not at all.
+fn answer(world: &mut World, dice: &mut Dice, owner: &mut Owner, record: Record) {
+    let (partition, epoch) = (record.partition, owner.epoch);
+    let session = record.session.0;
+    match (dice.roll(20), record.kind) {
+        (0, _) => {}
+        (1, Kind::Lease) => {}
+        (1 | 2, kind) => {
+            let back = wire::NotOwner {
+                partition: partition.into(),
+                epoch,
+                hint: String::new(),
+                kind: kind as u32,
+                body: record.body,
+            };
+            world.say(0, Kind::NotOwner, partition, 0, session, &back);
+            if dice.roll(2) == 0 {
+                owner.epoch += 1;
+            }
+            let owned = (0..PARTITIONS).map(|p| wire::Owned { partition: p.into(), epoch: owner.epoch });
+            world.say(0, Kind::Announce, 0, 0, 0, &wire::Announce { owned: owned.collect() });
+        }
+        (roll, Kind::Register) => {
+            let register = wire::Register::decode(record.body).unwrap();
+            owner.logins += 1;
+            let body = wire::Registered {
+                user: register.user,
+                device: register.device,
+                login_number: if register.login_number > 0 { register.login_number } else { owner.logins },
+                groups: if roll > 10 { vec!["a".into(), "g:b".into(), "!".into()] } else { vec![] },
+                refused: if roll == 3 { Code::Busy as u32 } else { 0 },
+                ..Default::default()
+            };
+            world.say(0, Kind::Registered, partition, epoch, session, &body);
+        }
+        (roll, Kind::Subscribe) => {
+            let body = wire::Subscribe::decode(record.body).unwrap();
+            let answer = wire::Subscribed {
+                version: body.version,
+                head: *owner.heads.get(&body.conversation).unwrap_or(&0),
+                members_version: 1,
+                refused: if roll == 3 { body.users.first().cloned().into_iter().collect() } else { vec![] },
+                recheck: roll == 4 && body.members_version > 0,
+                gone: roll == 5 && body.conversation.starts_with("g:"),
+                conversation: body.conversation,
+            };
+            world.say(0, Kind::Subscribed, partition, epoch, 0, &answer);
+        }
+        (_, Kind::Fetch) => {
+            let body = wire::Fetch::decode(record.body).unwrap();
+            let head = *owner.heads.get(&body.conversation).unwrap_or(&0);
+            let messages = (body.after_seq + 1..=body.through_seq.min(head).min(body.after_seq + 5))
+                .map(|seq| fan_out(&body.conversation, seq, epoch, 0, 10))
+                .collect();
+            let page = wire::Page { conversation: body.conversation, messages, first_seq: 1, head };
+            world.say(0, Kind::Page, partition, epoch, 0, &page);
+        }
+        (_, Kind::ClientRequest) => {
+            let body = wire::ClientRequest::decode(record.body).unwrap();
+            let asked = Request::decode(body.request).unwrap();
+            let mut reply = wire::Reply { token: body.token, user: body.user, ..Default::default() };
+            let outcome = match asked.op.unwrap() {
+                request::Op::GroupJoin(GroupJoin { group })
+                | request::Op::GroupCreate(GroupCreate { group, .. }) => {
+                    reply.joined = format!("g:{group}");
+                    reply.joined_head = *owner.heads.get(&reply.joined).unwrap_or(&0);
+                    response::Outcome::Joined(Joined {
+                        conversation: reply.joined.clone(),
+                        head: reply.joined_head,
+                        ..Default::default()
+                    })
+                }
+                request::Op::GroupLeave(GroupLeave { group }) => {
+                    reply.left = format!("g:{group}");
+                    response::Outcome::Left(Left { conversation: reply.left.clone() })
+                }
+                _ => response::Outcome::SendAck(SendAck::default()),
+            };
+            reply.response = Response { id: asked.id, outcome: Some(outcome) }.encode_to_vec().into();
+            world.say(0, Kind::Reply, partition, epoch, session, &reply);
+        }
+        _ => {}
+    }
+}
+
+/// Follows what each client may expect next of each conversation.
+#[derive(Default)]
+struct Cursors(BTreeMap<(Conn, String), u64>);
+
+impl Cursors {
+    fn check(&mut self, conn: Conn, seen: Vec<Seen>, seed: u64) {
+        for one in seen {
+            match one {
+                Seen::Response(Response { outcome: Some(response::Outcome::Joined(joined)), .. }) => {
+                    self.0.insert((conn, joined.conversation), joined.head);
+                }
+                Seen::Response(Response { outcome: Some(response::Outcome::Left(left)), .. }) => {
+                    self.0.remove(&(conn, left.conversation));
+                }
+                Seen::Notify(notify::Event::Head(head)) => {
+                    self.0.insert((conn, head.conversation), head.seq);
+                }
+                Seen::Notify(notify::Event::Removed(removed)) => {
+                    self.0.remove(&(conn, removed.conversation));
+                }
+                Seen::Notify(notify::Event::Gap(gap)) => {
+                    let at = self.0.get_mut(&(conn, gap.conversation.clone()));
+                    let at = at.unwrap_or_else(|| panic!("seed {seed}: {conn:?} is told {gap:?}"));
+                    assert!(gap.from <= *at + 1, "seed {seed}: {conn:?} at {at} is told {gap:?}");
+                    *at = gap.to.max(*at);
+                }
+                Seen::Notify(notify::Event::Deliver(deliver)) if !deliver.conversation.starts_with("d:") => {
+                    let at = self.0.get_mut(&(conn, deliver.conversation.clone()));
+                    let at = at.unwrap_or_else(|| panic!("seed {seed}: {conn:?} is sent {deliver:?}"));
+                    assert!(deliver.seq == *at + 1, "seed {seed}: {conn:?} at {at} is sent {deliver:?}");
+                    *at = deliver.seq;
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn check(seed: u64) {
+    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut world = World::ready_with(Config { outbox_bytes_max: 4 << 10, ..config() });
+    let mut owner = Owner { epoch: 10, ..Owner::default() };
+    let mut cursors = Cursors::default();
+    let mut generations = [0u32; 12];
+    let mut incarnation = 77;
+    let connections = |world: &World| world.clients.keys().copied().collect::<Vec<_>>();
+    for _ in 0..600 {
+        let conns = connections(&world);
+        match dice.roll(100) {
+            0..=9 => {
+                let slot = dice.roll(12) as u32;
+                if !conns.iter().any(|conn| conn.slot == slot) {
+                    generations[slot as usize] += 1;
+                    let conn = world.accept(slot, generations[slot as usize], ClientSession::tcp());
+                    if dice.roll(4) > 0 {
+                        world.request(conn, 1, login(&dice.pick(&["u1", "u2", "u3"]).to_string()));
+                    }
+                }
+            }
+            10..=44 if !conns.is_empty() => {
+                let conn = *dice.pick(&conns);
+                let request = Request { id: 1 + dice.roll(5), op: Some(op(&mut dice)) };
+                let bytes = frame_of(&mut world.clients.get_mut(&conn).unwrap().speaks, &request);
+                let cut = dice.roll(bytes.len() as u64) as usize;
+                world.receive(conn, bytes[..cut].to_vec());
+                world.receive(conn, bytes[cut..].to_vec());
+            }
+            45 if !conns.is_empty() => {
+                let conn = *dice.pick(&conns);
+                let bytes = (0..dice.roll(40)).map(|_| dice.roll(256) as u8).collect();
+                world.receive(conn, bytes);
+            }
+            46..=48 if !conns.is_empty() => world.closed(*dice.pick(&conns)),
+            49..=51 if !conns.is_empty() => {
+                let client = world.clients.get_mut(dice.pick(&conns)).unwrap();
+                client.stalled = !client.stalled;
+            }
+            52..=54 if !conns.is_empty() => world.resume(*dice.pick(&conns)),
+            55..=79 => {
+                let conversation = *dice.pick(&CONVERSATIONS);
+                let head = owner.heads.entry(conversation.into()).or_default();
+                *head += 1;
+                let seq = *head;
+                match dice.roll(12) {
+                    0 => {}
+                    1 => {
+                        let gap = wire::Gap { conversation: conversation.into(), head: seq };
+                        let partition = partition_of(conversation, PARTITIONS);
+                        world.say(0, Kind::Gap, partition, owner.epoch, 0, &gap);
+                    }
+                    2 => world.fan_out(0, owner.epoch - 1, conversation, seq, 0),
+                    _ => world.fan_out(0, owner.epoch, conversation, seq, 0),
+                }
+            }
+            80..=82 if !conns.is_empty() => {
+                let conn = *dice.pick(&conns);
+                let user = dice.pick(&["u1", "u2"]).to_string();
+                let target = wire::Target { session: world.id(conn), user, ..Default::default() };
+                if dice.roll(2) == 0 {
+                    let notify = fan_out("d:u1:u2", 1, owner.epoch, 0, 9).notify;
+                    let direct = wire::Direct { targets: vec![target], notify };
+                    world.say(0, Kind::Direct, 0, owner.epoch, 0, &direct);
+                } else {
+                    let attach = wire::Attach { conversation: "g:c".into(), targets: vec![target] };
+                    world.say(0, Kind::Attach, 0, owner.epoch, 0, &attach);
+                }
+            }
+            83 => {
+                let users = vec![dice.pick(&["u1", "u2", "u3"]).to_string()];
+                let remove = wire::Remove { conversation: "g:a".into(), users, members_version: 1 };
+                world.say(0, Kind::Remove, partition_of("g:a", PARTITIONS), owner.epoch, 0, &remove);
+            }
+            84 => {
+                let close = wire::Close {
+                    user: "u1".into(),
+                    device: "phone".into(),
+                    login_number: dice.roll(owner.logins + 1),
+                    code: dice.roll(9000) as u32,
+                    reason: String::new(),
+                };
+                world.say(0, Kind::Close, 0, owner.epoch, 0, &close);
+            }
+            85 => {
+                world.cut(0);
+                if dice.roll(3) == 0 {
+                    world.nodes[0].link = node_link("n0", 1_000 + dice.roll(1 << 30), 8 << 20);
+                }
+                world.connect(0);
+                owner.epoch += 1;
+                let epoch = owner.epoch;
+                world.announce(0, 0..PARTITIONS, epoch);
+            }
+            86 if dice.roll(3) == 0 => {
+                incarnation += 1;
+                world.lease(incarnation, 1 << 40);
+                let epoch = owner.epoch;
+                world.announce(0, 0..PARTITIONS, epoch);
+            }
+            87 => {
+                // A record of any kind with a body of any bytes.
+                let kind = *dice.pick(&[
+                    Kind::Reply,
+                    Kind::FanOut,
+                    Kind::Page,
+                    Kind::NotOwner,
+                    Kind::Attach,
+                    Kind::Subscribe,
+                ]);
+                let body: Vec<u8> = (0..dice.roll(30)).map(|_| dice.roll(256) as u8).collect();
+                let record = Record {
+                    kind,
+                    partition: 5,
+                    epoch: 0,
+                    session: SessionId(dice.roll(1 << 40)),
+                    body: body.into(),
+                };
+                world.nodes[0].link.queue(record).unwrap();
+            }
+            88..=92 => world.later(SECOND * dice.roll(4)),
+            _ => world.run(),
+        }
+        if dice.roll(3) == 0 {
+            world.run();
+            for record in std::mem::take(&mut world.nodes[0].inbox) {
+                answer(&mut world, &mut dice, &mut owner, record);
+            }
+            world.run();
+        }
+        for conn in connections(&world) {
+            let seen = world.seen(conn);
+            cursors.check(conn, seen, seed);
+        }
+    }
+    for conn in connections(&world) {
+        world.closed(conn);
+    }
+    world.run();
+    let epoch = owner.epoch;
+    world.announce(0, 0..PARTITIONS, epoch);
+    world.assert_empty();
+}
+
+#[test]
+fn whatever_comes() {
+    for seed in 1..=150 {
+        println!("seed {seed}");
+        check(seed);
+    }
+}
