@@ -14,7 +14,7 @@ use rustc_hash::FxHashMap;
 
 use super::event::LinkKey;
 use super::hub::{Cx, From, Pending, link_of};
-use super::limits::{ROUTE_ASKS_MAX, ROUTE_TRIES_MAX, ROUTE_USERS_MAX, TARGETS_MAX};
+use super::limits::{ROUTE_ASKS_MAX, ROUTE_LOOKUPS_MAX, ROUTE_TRIES_MAX, ROUTE_USERS_MAX, TARGETS_MAX};
 use crate::store::{Outcome, Route, StoreError, Work};
 
 /// Something for all sessions of some users.
@@ -92,7 +92,11 @@ impl Delivery {
 /// Hands this turn's asks to the store, and those that are due for another try.
 pub fn turn(cx: &mut Cx) {
     let mut lookup: Option<(Lookup, FxHashMap<String, ()>)> = None;
-    for ask in std::mem::take(&mut cx.hub.delivery.asks) {
+    let asks = match cx.hub.delivery.line.len() < ROUTE_LOOKUPS_MAX {
+        true => std::mem::take(&mut cx.hub.delivery.asks),
+        false => Vec::new(),
+    };
+    for ask in asks {
         let (now, known) = lookup.get_or_insert_with(|| {
             let now = Lookup { asks: Vec::new(), users: Vec::new(), tries: 0, state: State::RetryAt(0) };
             (now, FxHashMap::default())

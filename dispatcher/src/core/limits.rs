@@ -81,6 +81,9 @@ pub const MEMBERS_PAGE_MAX: u32 = 512;
 /// Users whose routes are asked in one job.
 pub const ROUTE_USERS_MAX: usize = 512;
 
+/// Lookups of routes under way; what comes meanwhile gathers for the next one.
+pub const ROUTE_LOOKUPS_MAX: usize = 64;
+
 /// Messages and attachments that wait for routes; above, messages of direct conversations are answered BUSY before
 /// they are appended.
 pub const ROUTE_ASKS_MAX: usize = 65_536;

@@ -331,8 +331,14 @@ impl Partition {
         outcome: Result<Outcome, StoreError>,
     ) {
         if let PartitionJob::Read(fetching) = job {
-            if let Some((link, record)) = subscribe::entries(cx, generation, *fetching, outcome) {
-                self.give_back(cx, link, record);
+            let is_current = generation == self.generation;
+            let given_back = subscribe::entries(cx, generation, is_current, *fetching, outcome);
+            if let Some((link, record)) = given_back {
+                // Served under a new epoch, or elsewhere: as if it came only now.
+                match is_current {
+                    true => self.give_back(cx, link, record),
+                    false => self.handle(cx, link, record),
+                }
             }
             return;
         }

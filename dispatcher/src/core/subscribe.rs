@@ -118,17 +118,21 @@ fn read(cx: &mut Cx, generation: u64, fetching: Fetching) {
     cx.store(work, Pending::Partition { partition, generation, job });
 }
 
-/// Entries were read. What was durable when the fetch came stays so, whoever owns the partition now; only a failed
-/// read gives the fetch back.
+/// Entries were read. The fetch is given back if that failed, or if the partition is no longer served under the epoch
+/// that the page would carry: gateways drop pages of an older one.
 pub fn entries(
     cx: &mut Cx,
     generation: u64,
+    is_current: bool,
     mut fetching: Fetching,
     outcome: Result<Outcome, StoreError>,
 ) -> Option<(LinkKey, Record)> {
-    let Ok(Outcome::Entries { entries, first_seq }) = outcome else {
-        cx.hub.fetches -= 1;
-        return Some((fetching.link, fetching.record));
+    let (entries, first_seq) = match outcome {
+        Ok(Outcome::Entries { entries, first_seq }) if is_current => (entries, first_seq),
+        _ => {
+            cx.hub.fetches -= 1;
+            return Some((fetching.link, fetching.record));
+        }
     };
     let last = entries.last().map(|entry| entry.seq);
     page(cx, &fetching, entries, first_seq);

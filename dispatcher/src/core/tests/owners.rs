@@ -181,6 +181,32 @@ fn a_store_that_was_emptied_is_loaded_anew() {
 }
 
 #[test]
+fn a_fetch_that_meets_a_new_epoch_is_answered_under_it() {
+    let mut world = World::serving(1, &[1]);
+    let partition = conversation_partition("r:a");
+    world.send(session(1, 1), "ann", "r:a", 1);
+    world.run();
+    world.nodes[0].store_held = true;
+    let body = wire::Fetch { conversation: "r:a".into(), after_seq: 0, through_seq: 1 };
+    world.say(0, 1, Kind::Fetch, partition, SessionId::NONE, &body);
+    world.run();
+    let view = std::sync::Arc::new(world.store.view(8, true));
+    world.event(0, 0, Event::View(view));
+    world.run();
+    world.nodes[0].store_held = false;
+    world.pass(1_000);
+    let epoch = world.nodes[0].claimed[&partition];
+    let pages: Vec<_> = world
+        .end(0, 1)
+        .got
+        .iter()
+        .filter(|record| record.kind == Kind::Page)
+        .map(|page| page.epoch)
+        .collect();
+    assert_eq!(pages, [epoch]);
+}
+
+#[test]
 fn a_link_is_told_the_cluster_at_once_and_as_it_changes() {
     let mut world = two_nodes();
     world.connect(0, 2, 1);
