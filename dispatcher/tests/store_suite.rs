@@ -1,0 +1,244 @@
+//! Both stores keep the same promises: one table of cases against each, and the faults that only one of them can have.
+
+mod support;
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use millrace_dispatcher::store::embedded::{Embedded, OpenError, Settings};
+use millrace_dispatcher::store::redis::{ConnectError, RedisStore, Settings as RedisSettings};
+use millrace_dispatcher::store::{Outcome, StoreError, Work, Write};
+use support::cases::CASES;
+use support::redis::RedisServer;
+use support::world::{PARTITIONS, World, entry, message, open_embedded, registration, session, until};
+
+#[test]
+fn embedded_keeps_the_promises() {
+    for (name, case) in CASES {
+        println!("embedded: {name}");
+        case(&World::embedded());
+    }
+}
+
+#[test]
+fn redis_keeps_the_promises() {
+    let server = RedisServer::start();
+    for (at, (name, case)) in CASES.iter().enumerate() {
+        println!("redis: {name}");
+        case(&World::redis(&server, &format!("c{at}")));
+        server.cli(&["FLUSHALL"]);
+    }
+}
+
+/// The child of the next test: appends and says so, until it is killed.
+#[test]
+#[ignore = "a child process of another test"]
+fn child_that_writes() {
+    let dir = std::env::var_os("MILLRACE_TEST_DIR").expect("set by the parent");
+    let world = World::over(Box::new(open_embedded(dir.as_ref())));
+    let mut claim = world.claim(3, "a", 1_000);
+    for seq in 1.. {
+        world.append(&mut claim, vec![message("g:tea", seq)]);
+        println!("appended {seq}");
+    }
+}
+
+#[test]
+fn embedded_kill_keeps_everything_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["child_that_writes", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
+        .env("MILLRACE_TEST_DIR", dir.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut answered = 0;
+    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+        if let Some(seq) = line.unwrap().strip_prefix("appended ") {
+            answered = seq.parse().unwrap();
+        }
+        if answered == 200 {
+            child.kill().unwrap();
+        }
+    }
+    child.wait().unwrap();
+    assert!(answered >= 200, "the child died early, at {answered}");
+    let world = World::over(Box::new(open_embedded(dir.path())));
+    let (entries, _) = world.read("g:tea", 0, u64::MAX, usize::MAX >> 1);
+    assert!(entries.len() as u64 >= answered, "{} of {answered} answered appends are there", entries.len());
+    assert!(entries.iter().zip(1..).all(|(entry, seq)| entry.seq == seq));
+    let claim = world.claim(3, "b", 10);
+    assert_eq!(claim.position, entries.len() as u64 + 1, "log and position agree");
+    assert!(claim.fence.epoch > 1_000, "a start is a new epoch");
+}
+
+#[test]
+fn embedded_directory_has_one_owner() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open_embedded(dir.path());
+    let error = Embedded::open(dir.path(), Settings::new(PARTITIONS)).err().expect("it is locked");
+    assert!(matches!(error, OpenError::Locked { .. }));
+    let said = error.to_string();
+    assert!(said.contains(dir.path().to_str().unwrap()) && said.contains(&std::process::id().to_string()), "{said}");
+    drop(store);
+    let error = Embedded::open(dir.path(), Settings::new(8)).err().expect("made for 16");
+    assert!(matches!(error, OpenError::Partitions { found: PARTITIONS, wanted: 8, .. }), "{error}");
+    open_embedded(dir.path());
+}
+
+#[test]
+fn embedded_corruption_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::over(Box::new(open_embedded(dir.path())));
+    let mut claim = world.claim(3, "a", 1_000);
+    world.append(&mut claim, (1..=3).map(|seq| message("g:tea", seq)).collect());
+    drop(world);
+    {
+        let db = fjall::Database::builder(dir.path().join("db")).open().unwrap();
+        let log = db.keyspace("log", fjall::KeyspaceCreateOptions::default).unwrap();
+        let (key, mut value) = log
+            .iter()
+            .nth(1)
+            .map(|guard| guard.into_inner().unwrap())
+            .map(|(key, value)| (key.to_vec(), value.to_vec()))
+            .unwrap();
+        *value.last_mut().unwrap() ^= 1;
+        log.insert(key, value).unwrap();
+        db.persist(fjall::PersistMode::SyncAll).unwrap();
+    }
+    let world = World::over(Box::new(open_embedded(dir.path())));
+    let work = Work::Read { partition: 3, conversation: "g:tea".into(), after: 0, through: 9, limit_bytes: 9_999 };
+    let Err(StoreError::Corrupted(what)) = world.call(work) else { panic!("it was read") };
+    assert!(what.contains("g:tea") && what.contains("seq 2"), "{what}");
+    assert_eq!(world.read("g:tea", 2, 9, 9_999).0.len(), 1, "the others are still there");
+}
+
+#[test]
+fn redis_corruption_is_named() {
+    let server = RedisServer::start();
+    let world = World::redis(&server, "c");
+    server.cli(&["XADD", "{mr:c:p3}:l:g:tea", "1-0", "e", "rubbish"]);
+    let work = Work::Read { partition: 3, conversation: "g:tea".into(), after: 0, through: 9, limit_bytes: 9_999 };
+    let Err(StoreError::Corrupted(what)) = world.call(work) else { panic!("it was read") };
+    assert!(what.contains("g:tea") && what.contains("1-0"), "{what}");
+}
+
+#[test]
+fn redis_forgets_scripts() {
+    let server = RedisServer::start();
+    let world = World::redis(&server, "c");
+    let mut claim = world.claim(3, "a", 1_000);
+    for seq in 1..=3 {
+        assert_eq!(server.cli(&["SCRIPT", "FLUSH"]), "OK");
+        world.append(&mut claim, vec![message("g:tea", seq)]);
+    }
+    server.cli(&["SCRIPT", "FLUSH"]);
+    let numbers: Vec<u64> = world
+        .calls((0..4).map(|n| Work::Register(registration("alice", "phone", "ios", session(1, n)))).collect())
+        .into_iter()
+        .map(|outcome| match outcome {
+            Ok(Outcome::Registered { login_number, .. }) => login_number,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert!(numbers.is_sorted(), "{numbers:?}");
+    assert_eq!(world.routes("alice")[0].session, session(1, 3), "the last one stays");
+}
+
+#[test]
+fn redis_restarts() {
+    let mut server = RedisServer::start();
+    let url = server.url();
+    let store = RedisStore::connect(&url, RedisSettings::new("c", PARTITIONS)).unwrap();
+    let world = World::over(Box::new(store));
+    world.beat("a", 60_000);
+    let mut claim = world.claim(3, "a", 1_000);
+    world.append(&mut claim, vec![message("g:tea", 1)]);
+
+    server.restart(true);
+    let back = || world.call(claim.load("g:tea")).is_ok();
+    until("the store is back", Duration::from_secs(8), back);
+    assert_eq!(world.trouble(), None);
+    world.append(&mut claim, vec![message("g:tea", 2)]);
+    assert_eq!(world.read("g:tea", 0, 9, 9_999).0.len(), 2, "with its data");
+    assert!(!world.beat("a", 60_000).was_missing);
+
+    server.restart(false);
+    until("the store is back", Duration::from_secs(8), || {
+        !matches!(world.call(claim.load("g:tea")), Err(StoreError::Unavailable(_)))
+    });
+    assert_eq!(
+        world.call(claim.batch(vec![message("g:tea", 3)])),
+        Err(StoreError::Fenced { partition: 3 }),
+        "the fence is gone with the data"
+    );
+    assert!(world.beat("a", 60_000).was_missing, "and so is the lease");
+    let next = world.claim(3, "a", 2_000);
+    assert!(next.fence.epoch > claim.fence.epoch && next.position == 1);
+}
+
+#[test]
+fn redis_pauses() {
+    let server = RedisServer::start();
+    let world = World::redis(&server, "c");
+    let mut claim = world.claim(3, "a", 1_000);
+    server.signal("-STOP");
+    for _ in 0..3 {
+        let begun = Instant::now();
+        let outcome = world.call(claim.batch(vec![message("g:tea", 1)]));
+        assert!(matches!(outcome, Err(StoreError::Unavailable(_))), "{outcome:?}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
+    until("it is noticed", Duration::from_secs(8), || world.trouble().is_some());
+    let begun = Instant::now();
+    assert!(world.call(claim.load("g:tea")).is_err());
+    assert!(begun.elapsed() < Duration::from_millis(500), "refused at once: {:?}", begun.elapsed());
+    server.signal("-CONT");
+    until("the store is back", Duration::from_secs(8), || world.call(claim.load("g:tea")).is_ok());
+    // What became of the appends is found out as an owner does: by claiming again.
+    let next = world.claim(3, "a", 1_000);
+    let appended = world.read("g:tea", 0, 9, 9_999).0.len() as u64;
+    assert_eq!(next.position, 1 + appended, "log and position agree");
+    assert!(appended <= 1, "never twice");
+    claim = next;
+    world.append(&mut claim, vec![message("g:tea", appended + 1)]);
+}
+
+#[test]
+fn redis_is_looked_at() {
+    let server = RedisServer::start();
+    let world = World::redis(&server, "c");
+    assert_eq!(world.trouble(), None);
+    let other = RedisStore::connect(&server.url(), RedisSettings::new("c", 8)).err().expect("made for 16");
+    assert!(matches!(other, ConnectError::Foreign { .. }), "{other}");
+    server.cli(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
+    world.reopen();
+    assert!(world.trouble().is_some_and(|said| said.contains("allkeys-lru")), "{:?}", world.trouble());
+}
+
+/// Durable appends per second: run in release with `--ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn measure_appends() {
+    let server = RedisServer::start();
+    for (name, world) in [("embedded", World::embedded()), ("redis, appendfsync always", World::redis(&server, "c"))] {
+        const PARTS: u16 = 8;
+        const BATCH: u64 = 256;
+        let mut claims: Vec<_> = (0..PARTS).map(|p| world.claim(p, "a", 1_000)).collect();
+        let (begun, mut rounds) = (Instant::now(), 0);
+        while begun.elapsed() < Duration::from_secs(4) {
+            let batch = |claim: &support::world::Claim| {
+                let first = rounds * BATCH + 1;
+                claim.batch((first..first + BATCH).map(|seq| Write::Message(entry("g:tea", seq, &[7; 300]))).collect())
+            };
+            let works = claims.iter().map(batch).collect();
+            assert!(world.calls(works).iter().all(|outcome| *outcome == Ok(Outcome::Appended)));
+            claims.iter_mut().for_each(|claim| claim.position += BATCH);
+            rounds += 1;
+        }
+        let appended = rounds * BATCH * u64::from(PARTS);
+        let per_s = appended as f64 / begun.elapsed().as_secs_f64();
+        println!("{name}: {per_s:.0} durable appends/s (8 partitions, batches of 256 x 300 B, {rounds} rounds)");
+    }
+}

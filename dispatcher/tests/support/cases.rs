@@ -1,0 +1,374 @@
+//! What both stores promise: one table of cases, each on an empty store.
+
+use std::time::Duration;
+
+use millrace_dispatcher::store::{
+    Fence, Gateway, Loaded, Outcome, RECENT_ENTRIES, StoreError, Work, Write,
+};
+use millrace_protocol::ids::MessageId;
+
+use super::world::{World, entry, message, node, registration, session, until};
+
+pub type Case = fn(&World<'_>);
+
+pub const CASES: &[(&str, Case)] = &[
+    ("append: entries come back as they were", appended_is_read_back),
+    ("append: all or nothing", all_or_nothing),
+    ("append: another fence is refused", fenced),
+    ("append: another position is refused", positions),
+    ("append: a paused owner writes nothing", paused_owner),
+    ("claim: epochs grow, also over an emptied store", epochs_grow),
+    ("claim: held by a live node", held_by_a_live_node),
+    ("claim: after a release", released_then_claimed),
+    ("load: head, members, recent", loads),
+    ("load: a group that changes", members_change),
+    ("read: ranges and limits", ranges_and_limits),
+    ("order: jobs submitted together", together_in_order),
+    ("register: keep all, newest wins, losers", policies),
+    ("register: numbers", login_numbers),
+    ("register: routes are bounded", routes_are_bounded),
+    ("unregister: compares", unregister_compares),
+    ("user groups: idempotent", user_groups),
+    ("lease: gateways", gateway_leases),
+    ("lease: nodes and the view", views),
+    ("sweep: a dead gateway leaves nothing", dead_gateways_leave_nothing),
+];
+
+fn appended_is_read_back(world: &World<'_>) {
+    let mut claim = world.claim(3, "a", 1_000);
+    assert_eq!((claim.position, claim.last_message_id), (1, MessageId(0)), "a new partition");
+    world.append(&mut claim, vec![message("g:tea", 1), message("g:tea", 2), message("d:a:b", 1)]);
+    world.append(&mut claim, vec![message("g:tea", 3)]);
+    let (entries, first) = world.read("g:tea", 0, u64::MAX, 1 << 20);
+    assert_eq!(first, 1);
+    let expected: Vec<Write> = (1..=3).map(|seq| message("g:tea", seq)).collect();
+    assert_eq!(entries.into_iter().map(Write::Message).collect::<Vec<_>>(), expected);
+    assert_eq!(world.read("d:a:b", 0, 10, 1 << 20).0.len(), 1);
+    assert_eq!(world.read("g:none", 0, 10, 1 << 20), (vec![], 1));
+    world.reopen();
+    assert_eq!(world.read("g:tea", 0, u64::MAX, 1 << 20).0.len(), 3, "and after a start");
+    let claim = world.claim(3, "a", 1_000);
+    assert_eq!((claim.position, claim.last_message_id), (5, MessageId(3 << 40 | 9)));
+}
+
+fn all_or_nothing(world: &World<'_>) {
+    let mut claim = world.claim(3, "a", 1_000);
+    world.append(&mut claim, vec![message("g:tea", 1)]);
+    let broken = vec![
+        message("g:tea", 2),
+        Write::GroupCreate { conversation: "g:new".into(), members: vec!["x".into()], version: 1 },
+        message("g:tea", 4),
+    ];
+    assert!(matches!(world.call(claim.batch(broken)), Err(StoreError::Corrupted(_))), "seq 3 is left out");
+    assert_eq!(world.read("g:tea", 0, 10, 1 << 20).0.len(), 1);
+    let Ok(Outcome::Loaded(loaded)) = world.call(claim.load("g:new")) else { panic!() };
+    assert_eq!(loaded, Loaded::default());
+    world.append(&mut claim, vec![message("g:tea", 2)]);
+}
+
+fn fenced(world: &World<'_>) {
+    let claim = world.claim(3, "a", 1_000);
+    let refused = Err(StoreError::Fenced { partition: 3 });
+    let Fence { epoch, nonce } = claim.fence;
+    for fence in [
+        Fence { epoch: epoch - 1, nonce },
+        Fence { epoch: epoch + 1, nonce },
+        Fence { epoch, nonce: nonce ^ 1 },
+    ] {
+        let mut other = claim.clone();
+        other.fence = fence;
+        assert_eq!(world.call(other.batch(vec![message("g:tea", 1)])), refused);
+        assert_eq!(world.call(other.load("g:tea")), refused);
+        assert_eq!(world.call(Work::Release { partition: 3, fence }), refused);
+    }
+    let mut unclaimed = claim.clone();
+    unclaimed.partition = 4;
+    assert_eq!(world.call(unclaimed.batch(vec![])), Err(StoreError::Fenced { partition: 4 }));
+    assert_eq!(world.call(claim.batch(vec![message("g:tea", 1)])), Ok(Outcome::Appended));
+}
+
+fn positions(world: &World<'_>) {
+    let mut claim = world.claim(3, "a", 1_000);
+    world.append(&mut claim, vec![message("g:tea", 1), message("g:tea", 2)]);
+    for given in [claim.position - 1, claim.position + 1] {
+        let mut other = claim.clone();
+        other.position = given;
+        assert_eq!(
+            world.call(other.batch(vec![message("g:tea", 3)])),
+            Err(StoreError::Position { partition: 3, expected: claim.position, given })
+        );
+    }
+    world.append(&mut claim, vec![message("g:tea", 3)]);
+}
+
+fn paused_owner(world: &World<'_>) {
+    let mut old = world.claim(3, "a", 1_000);
+    world.append(&mut old, vec![message("g:tea", 1)]);
+    let mut new = world.claim(3, "b", 1_000);
+    assert!(new.fence.epoch > old.fence.epoch);
+    assert_eq!(new.position, old.position);
+    assert_eq!(
+        world.call(old.batch(vec![message("g:tea", 2)])),
+        Err(StoreError::Fenced { partition: 3 })
+    );
+    assert_eq!(world.read("g:tea", 0, 10, 1 << 20).0.len(), 1);
+    world.append(&mut new, vec![message("g:tea", 2)]);
+}
+
+fn epochs_grow(world: &World<'_>) {
+    let first = world.claim(3, "a", 1_000).fence;
+    let second = world.claim(3, "a", 900).fence;
+    assert_eq!((first.epoch, second.epoch), (1_000, 1_001), "stored + 1 when the clock goes back");
+    assert_ne!(first.nonce, second.nonce);
+    assert_eq!(world.claim(3, "a", 50_000).fence.epoch, 50_000);
+    world.reopen();
+    assert_eq!(world.claim(3, "a", 2).fence.epoch, 50_001, "after a start");
+    world.empty();
+    assert_eq!(world.claim(3, "a", 60_000).fence.epoch, 60_000, "the clock stands in for what was lost");
+}
+
+fn held_by_a_live_node(world: &World<'_>) {
+    world.beat("a", 400);
+    let claim = world.claim(3, "a", 1_000);
+    world.beat("b", 60_000);
+    assert_eq!(
+        world.try_claim(3, "b", 1_000).map(|c| c.fence),
+        Err(StoreError::Held { partition: 3, holder: "a".into() })
+    );
+    assert_eq!(world.call(claim.batch(vec![])), Ok(Outcome::Appended), "nothing happened to the holder");
+    world.claim(3, "a", 1_000);
+    until("the lease of a ends", Duration::from_secs(5), || world.try_claim(3, "b", 1_000).is_ok());
+    assert!(matches!(world.try_claim(3, "a", 1_000), Err(StoreError::Held { .. })));
+    assert_eq!(world.call(Work::Leave { node: "b".into(), incarnation: 9 }), Ok(Outcome::Left));
+    assert!(matches!(world.try_claim(3, "a", 1_000), Err(StoreError::Held { .. })), "another life's leave");
+    assert_eq!(world.call(Work::Leave { node: "b".into(), incarnation: 1 }), Ok(Outcome::Left));
+    world.claim(3, "a", 1_000);
+}
+
+fn released_then_claimed(world: &World<'_>) {
+    world.beat("a", 60_000);
+    let mut claim = world.claim(3, "a", 1_000);
+    world.append(&mut claim, vec![message("g:tea", 1)]);
+    assert_eq!(world.beat("a", 60_000).owners[3], ("a".to_owned(), 1_000));
+    let release = Work::Release { partition: 3, fence: claim.fence };
+    assert_eq!(world.call(release), Ok(Outcome::Released));
+    assert_eq!(world.beat("a", 60_000).owners[3].0, "");
+    let next = world.claim(3, "b", 900);
+    assert_eq!((next.fence.epoch, next.position), (1_001, claim.position));
+    assert_eq!(world.beat("a", 60_000).owners[3], ("b".to_owned(), 1_001));
+    assert_eq!(world.call(claim.batch(vec![])), Err(StoreError::Fenced { partition: 3 }));
+}
+
+fn loads(world: &World<'_>) {
+    let mut claim = world.claim(3, "a", 1_000);
+    assert_eq!(world.call(claim.load("g:tea")), Ok(Outcome::Loaded(Loaded::default())));
+    let total = RECENT_ENTRIES as u64 + 6;
+    world.append(&mut claim, (1..=total).map(|seq| message("g:tea", seq)).collect());
+    world.append(&mut claim, vec![message("g:te", 1), message("g:teapot", 1)]);
+    let Ok(Outcome::Loaded(loaded)) = world.call(claim.load("g:tea")) else { panic!() };
+    assert_eq!((loaded.head, loaded.members), (total, None), "a neighbour's name is a prefix of this one's");
+    let seqs: Vec<u64> = loaded.recent.iter().map(|entry| entry.seq).collect();
+    assert_eq!(seqs, (7..=total).collect::<Vec<_>>(), "oldest first");
+    assert_eq!(Write::Message(loaded.recent[0].clone()), message("g:tea", 7));
+}
+
+fn members_change(world: &World<'_>) {
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<String>>();
+    let mut claim = world.claim(3, "a", 1_000);
+    let conversation = "g:tea".to_owned();
+    let create = Write::GroupCreate {
+        conversation: conversation.clone(),
+        members: names(&["carol", "alice", "bob"]),
+        version: 1,
+    };
+    world.append(&mut claim, vec![create, message("g:tea", 1)]);
+    let change =
+        Write::Members { conversation, add: names(&["dave"]), remove: names(&["bob", "nobody"]), version: 2 };
+    world.append(&mut claim, vec![change]);
+    world.reopen();
+    let claim = world.claim(3, "a", 1_000);
+    let Ok(Outcome::Loaded(loaded)) = world.call(claim.load("g:tea")) else { panic!() };
+    assert_eq!((loaded.head, loaded.members), (1, Some((names(&["alice", "carol", "dave"]), 2))));
+}
+
+fn ranges_and_limits(world: &World<'_>) {
+    let mut claim = world.claim(3, "a", 1_000);
+    let body = [7u8; 100];
+    let writes = (1..=50).map(|seq| Write::Message(entry("g:tea", seq, &body))).collect();
+    world.append(&mut claim, writes);
+    let seqs = |after, through, limit| {
+        let (entries, first) = world.read("g:tea", after, through, limit);
+        assert_eq!(first, 1);
+        entries.iter().map(|entry| entry.seq).collect::<Vec<_>>()
+    };
+    for (after, through, limit, expected) in [
+        (0, 50, 1 << 20, 1..=50),
+        (10, 12, 1 << 20, 11..=12),
+        (10, u64::MAX, 1 << 20, 11..=50),
+        (48, 60, 1 << 20, 49..=50),
+        (0, 50, 300, 1..=3),
+        (0, 50, 399, 1..=3),
+        (20, 50, 1_700, 21..=37),
+        (20, 50, 0, 21..=21),
+    ] {
+        assert_eq!(seqs(after, through, limit), expected.collect::<Vec<_>>(), "{after} {through} {limit}");
+    }
+    assert!(seqs(50, 60, 1).is_empty() && seqs(9, 9, 1).is_empty() && seqs(9, 3, 1).is_empty());
+    assert!(seqs(u64::MAX, u64::MAX, 1).is_empty());
+}
+
+fn together_in_order(world: &World<'_>) {
+    let claim = world.claim(3, "a", 1_000);
+    let mut second = claim.clone();
+    second.position += 1;
+    let works = vec![
+        claim.batch(vec![message("g:tea", 1)]),
+        second.batch(vec![message("g:tea", 2)]),
+        claim.load("g:tea"),
+        Work::Release { partition: 3, fence: claim.fence },
+        claim.load("g:tea"),
+    ];
+    let outcomes = world.calls(works);
+    assert_eq!(outcomes[..2], [Ok(Outcome::Appended), Ok(Outcome::Appended)]);
+    assert!(matches!(&outcomes[2], Ok(Outcome::Loaded(loaded)) if loaded.head == 2));
+    assert_eq!(outcomes[3], Ok(Outcome::Released));
+    assert!(matches!(&outcomes[4], Ok(Outcome::Loaded(_))), "the fence stays until another claims");
+}
+
+fn policies(world: &World<'_>) {
+    let phone = world.register(registration("alice", "phone", "ios", session(1, 1)));
+    let pad = world.register(registration("alice", "pad", "ios", session(2, 2)));
+    assert!(!phone.lost && !pad.lost && pad.losers.is_empty(), "keep all");
+    let again = world.register(registration("alice", "phone", "ios", session(1, 3)));
+    assert_eq!(again.losers.iter().map(|r| r.session).collect::<Vec<_>>(), [session(1, 1)], "one per device");
+    let mut newest = registration("alice", "watch", "ios", session(3, 4));
+    newest.newest_wins = true;
+    let watch = world.register(newest);
+    let losers: Vec<_> = watch.losers.iter().map(|r| (r.device.as_str(), r.session)).collect();
+    assert_eq!(losers, [("pad", session(2, 2)), ("phone", session(1, 3))]);
+    assert_eq!(watch.losers[0].incarnation, 1_002);
+    let web = world.register(registration("alice", "tab", "web", session(1, 9)));
+    assert!(web.losers.is_empty());
+    let routes = world.routes("alice");
+    let devices: Vec<_> = routes.iter().map(|r| (r.device.as_str(), r.platform.as_str())).collect();
+    assert_eq!(devices, [("watch", "ios"), ("tab", "web")]);
+    let mut late = registration("alice", "pad", "ios", session(2, 2));
+    late.newest_wins = true;
+    late.login_number = pad.login_number;
+    let late = world.register(late);
+    assert!(late.lost && late.losers.is_empty(), "an old login that registers again loses");
+    assert_eq!(world.routes("alice"), routes);
+    assert!(world.routes("bob").is_empty());
+}
+
+fn login_numbers(world: &World<'_>) {
+    let mut first = registration("alice", "phone", "ios", session(1, 1));
+    let one = world.register(first.clone());
+    assert_eq!(one.login_number, 5_000, "not below the clock");
+    let two = world.register(registration("alice", "pad", "ios", session(1, 2)));
+    assert!(two.login_number > one.login_number);
+    first.login_number = one.login_number;
+    first.incarnation = 4_242;
+    let again = world.register(first.clone());
+    assert_eq!((again.login_number, again.lost, again.losers.len()), (5_000, false, 0), "keeps its number");
+    let route = world.routes("alice").into_iter().find(|r| r.device == "phone").unwrap();
+    assert_eq!((route.incarnation, route.session, route.login_number), (4_242, session(1, 1), 5_000));
+    world.empty();
+    first.login_number = 9_000;
+    assert_eq!(world.register(first).login_number, 9_000, "registers again in an emptied store");
+    let mut next = registration("alice", "pad", "ios", session(1, 3));
+    next.wall_ms = 10;
+    assert!(world.register(next).login_number > 9_000, "above what was shown, whatever the clock says");
+    let mut stale = registration("alice", "phone", "ios", session(7, 7));
+    stale.login_number = 8_999;
+    assert!(world.register(stale).lost, "same device: the higher number stays");
+}
+
+fn routes_are_bounded(world: &World<'_>) {
+    for device in 0..70 {
+        let at = registration("alice", &format!("device-{device}"), "bot", session(1, device));
+        assert_eq!(world.register(at).losers.len(), usize::from(device >= 64));
+    }
+    assert_eq!(world.routes("alice").len(), 64);
+}
+
+fn unregister_compares(world: &World<'_>) {
+    let number = world.register(registration("alice", "phone", "ios", session(1, 1))).login_number;
+    let gone = |device: &str, login_number, incarnation| {
+        let user = "alice".to_owned();
+        let work = Work::Unregister { user, device: device.into(), login_number, incarnation };
+        assert_eq!(world.call(work), Ok(Outcome::Unregistered));
+        world.routes("alice").is_empty()
+    };
+    assert!(!gone("pad", number, 1_001) && !gone("phone", number + 1, 1_001) && !gone("phone", number, 1));
+    assert!(gone("phone", number, 1_001));
+    assert!(gone("phone", number, 1_001), "twice is once");
+}
+
+fn user_groups(world: &World<'_>) {
+    let change = |users: &[&str], group: &str, add| {
+        let users = users.iter().map(|user| (*user).to_owned()).collect();
+        Work::UserGroups { users, group: group.into(), add }
+    };
+    let all = vec![
+        change(&["alice", "bob", "carol"], "g:tea", true),
+        change(&["alice"], "g:tea", true),
+        change(&["alice", "bob"], "g:rum", true),
+        change(&["bob", "dave"], "g:tea", false),
+        change(&["bob"], "g:tea", false),
+    ];
+    assert!(world.calls(all).iter().all(|outcome| *outcome == Ok(Outcome::UserGroupsDone)));
+    world.reopen();
+    for (user, groups) in
+        [("alice", vec!["g:rum", "g:tea"]), ("bob", vec!["g:rum"]), ("carol", vec!["g:tea"]), ("dave", vec![])]
+    {
+        let registered = world.register(registration(user, "phone", "ios", session(1, 1)));
+        assert_eq!(registered.groups, groups, "{user}");
+    }
+}
+
+fn gateway_leases(world: &World<'_>) {
+    assert_eq!(world.gateway(5, 100, 400), (true, true), "new");
+    assert_eq!(world.gateway(5, 100, 400), (true, false), "renewed");
+    assert_eq!(world.gateway(5, 101, 400), (false, false), "another life's");
+    let gateways = world.beat("a", 60_000).gateways.clone();
+    assert_eq!(gateways, [Gateway { gateway: 5, incarnation: 100 }]);
+    until("the lease ends", Duration::from_secs(5), || world.gateway(5, 101, 60_000).0);
+    assert_eq!(world.gateway(5, 100, 400), (false, false));
+    assert_eq!(world.beat("a", 60_000).gateways, [Gateway { gateway: 5, incarnation: 101 }]);
+}
+
+fn views(world: &World<'_>) {
+    let view = world.beat("b", 60_000);
+    assert!(!view.was_missing, "the first of this life");
+    assert_eq!((view.nodes.as_slice(), view.owners.len()), (&[node("b")][..], 16));
+    assert!(view.owners.iter().all(|owner| *owner == (String::new(), 0)));
+    world.beat("a", 300);
+    let view = world.beat("b", 60_000);
+    assert_eq!(view.nodes, [node("a"), node("b")]);
+    assert!(!view.was_missing);
+    world.claim(7, "b", 1_000);
+    assert_eq!(world.beat("b", 60_000).owners[7], ("b".to_owned(), 1_000));
+    until("the lease of a ends", Duration::from_secs(5), || world.beat("b", 60_000).nodes == [node("b")]);
+    assert!(world.beat("a", 60_000).was_missing, "it lapsed");
+    assert!(!world.beat("a", 60_000).was_missing);
+}
+
+fn dead_gateways_leave_nothing(world: &World<'_>) {
+    const USERS: u32 = 2_000;
+    world.gateway(1, 1_001, 60_000);
+    world.gateway(2, 1_002, 700);
+    for slot in 0..USERS {
+        let gateway = 1 + (slot % 2) as u16;
+        world.register(registration(&format!("u{slot}"), "phone", "ios", session(gateway, slot)));
+    }
+    let left = || (0..USERS).filter(|slot| !world.routes(&format!("u{slot}")).is_empty()).count();
+    world.gateway(2, 1_002, 300);
+    assert_eq!(left(), USERS as usize);
+    until("its routes are swept", Duration::from_secs(8), || {
+        world.beat("a", 60_000);
+        world.counter("store_routes_swept_total") >= u64::from(USERS / 2)
+    });
+    assert_eq!(left(), USERS as usize / 2);
+    assert_eq!(world.routes("u0")[0].session.gateway(), 1, "the living keep theirs");
+}

@@ -1,0 +1,5 @@
+//! What the suite of stores runs on: a store with a mailbox, and a Redis of its own.
+
+pub mod cases;
+pub mod redis;
+pub mod world;
