@@ -66,7 +66,7 @@ fn a_repeat_gets_the_first_answer_also_while_the_first_is_in_flight() {
     let late = world.send(ann, "ann", "r:a", 1);
     world.pass(5_000);
     let first = world.ack(tokens[0]);
-    assert_eq!((first.clone(), first), (world.ack(tokens[1]), world.ack(late)));
+    assert_eq!((first, first), (world.ack(tokens[1]), world.ack(late)));
     assert_eq!(world.store.logs["r:a"].len(), 1);
     assert_eq!(world.take::<wire::FanOut>(0, 1, Kind::FanOut).len(), 1);
     assert_eq!(world.stats(0).repeats, 2);
