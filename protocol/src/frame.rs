@@ -16,8 +16,8 @@ pub const HEADER_BYTES: usize = 4;
 /// travel as links to a store.
 pub const PAYLOAD_BYTES_MAX: usize = 64 << 10;
 
-/// Bytes that a body may add around a payload: field tags, ids and four names of at most 64 bytes, rounded up. Also
-/// what a login with a long token needs beside nothing else.
+/// Bytes that a body may add around a payload: field tags, numbers and a conversation id with its two names, rounded
+/// up.
 pub const ENVELOPE_BYTES_MAX: usize = 1 << 10;
 
 /// Bytes of a frame's body at most, unless configured otherwise.

@@ -10,11 +10,12 @@
 
 use std::collections::VecDeque;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use prost::Message;
 use thiserror::Error;
 
 use crate::ids::SessionId;
+use crate::link::outgoing::Outgoing;
 use crate::link::record::{HEADER_BYTES, Header, Kind, RECORD_BYTES_MAX, Record};
 use crate::messages::link::{Ack, Hello};
 
@@ -115,23 +116,6 @@ pub struct LinkEnd {
     ack_now: bool,
 }
 
-/// Records towards the peer. Numbers acknowledged + 1 ..= last are kept: first `batches`, then `pending`.
-#[derive(Debug, Default)]
-struct Outgoing {
-    last: u64,
-    acknowledged: u64,
-    /// The highest number that was ever given to a transport.
-    transmitted: u64,
-    /// Of each kept record.
-    sizes: VecDeque<u32>,
-    kept_bytes: u64,
-    /// Closed batches with their last number; acknowledged records are cut off the first.
-    batches: VecDeque<(u64, Bytes)>,
-    /// Batches before this one were transmitted on the present connection.
-    next_batch: usize,
-    pending: BytesMut,
-}
-
 /// Records from the peer.
 #[derive(Debug, Default)]
 struct Incoming {
@@ -182,7 +166,7 @@ impl LinkEnd {
         self.hellos_sent = 0;
         self.hellos_received = 0;
         self.hello_out.clear();
-        self.outgoing.next_batch = 0;
+        self.outgoing.rewind();
         self.incoming.partial.clear();
         self.ack_now = false;
         self.drop_unpolled();
@@ -237,7 +221,7 @@ impl LinkEnd {
         let size = record.size_bytes();
         assert!(size <= RECORD_BYTES_MAX, "a {:?} record of {size} bytes", record.kind);
         assert!(!is_control(record.kind), "{:?} is the link's own", record.kind);
-        if size as u64 > self.credit_bytes() && self.outgoing.kept_bytes > 0 {
+        if size as u64 > self.credit_bytes() && self.outgoing.kept_bytes() > 0 {
             return Err(NoCredit(record));
         }
         self.outgoing.push(&record, self.limits.batch_bytes_max);
@@ -246,7 +230,7 @@ impl LinkEnd {
 
     /// Bytes of records, headers included, that [`LinkEnd::queue`] still takes.
     pub fn credit_bytes(&self) -> u64 {
-        self.peer_window_bytes.saturating_sub(self.outgoing.kept_bytes)
+        self.peer_window_bytes.saturating_sub(self.outgoing.kept_bytes())
     }
 
     /// The next bytes to send, in order; call until `None`, then again after events. Everything queued since the last
@@ -261,7 +245,7 @@ impl LinkEnd {
         if let Some(batch) = self.outgoing.next_closed_batch() {
             return Some(batch);
         }
-        let records_bytes = self.outgoing.pending.len();
+        let records_bytes = self.outgoing.pending_bytes();
         let due = self.ack_now || self.incoming.taken_bytes >= self.limits.window_bytes / 4;
         if self.needs_ack() && (due || records_bytes > 0) {
             self.acknowledge_taken();
@@ -300,7 +284,7 @@ impl LinkEnd {
 
     /// Bytes of records queued or sent and not yet acknowledged.
     pub fn unacknowledged_bytes(&self) -> u64 {
-        self.outgoing.kept_bytes
+        self.outgoing.kept_bytes()
     }
 
     /// Encodes what is known now: the peer decides by it whether the link goes on.
@@ -316,7 +300,7 @@ impl LinkEnd {
     }
 
     fn acknowledge_taken(&mut self) {
-        encode_control(Kind::Ack, &Ack { number: self.incoming.taken }, &mut self.outgoing.pending);
+        encode_control(Kind::Ack, &Ack { number: self.incoming.taken }, self.outgoing.pending());
         self.incoming.taken_bytes = 0;
         self.ack_now = false;
     }
@@ -427,75 +411,6 @@ impl LinkEnd {
         self.events.retain(|event| !matches!(event, LinkEvent::Record(_)));
         self.incoming.received = self.incoming.taken;
         self.incoming.held_bytes = 0;
-    }
-}
-
-impl Outgoing {
-    fn push(&mut self, record: &Record, batch_bytes_max: usize) {
-        let size = record.size_bytes();
-        if !self.pending.is_empty() && self.pending.len() + size > batch_bytes_max {
-            let batch = self.pending.split().freeze();
-            self.batches.push_back((self.last, batch));
-        }
-        self.last += 1;
-        Header::of(record, self.last).write(&mut self.pending);
-        self.pending.extend_from_slice(&record.body);
-        self.sizes.push_back(size as u32);
-        self.kept_bytes += size as u64;
-    }
-
-    fn next_closed_batch(&mut self) -> Option<Bytes> {
-        let (last, batch) = self.batches.get(self.next_batch)?;
-        self.next_batch += 1;
-        self.transmitted = self.transmitted.max(*last);
-        Some(batch.clone())
-    }
-
-    /// Closes the pending batch, whose first `records_bytes` bytes are records to be kept.
-    fn close_batch(&mut self, records_bytes: usize) -> Option<Bytes> {
-        if self.pending.is_empty() {
-            return None;
-        }
-        let batch = self.pending.split().freeze();
-        if records_bytes > 0 {
-            self.batches.push_back((self.last, batch.slice(..records_bytes)));
-            self.next_batch = self.batches.len();
-            self.transmitted = self.last;
-        }
-        Some(batch)
-    }
-
-    fn acknowledge(&mut self, number: u64) -> Result<(), LinkError> {
-        if number > self.transmitted {
-            return Err(LinkError::Acknowledged { acknowledged: number, sent: self.transmitted });
-        }
-        while self.acknowledged < number {
-            self.acknowledged += 1;
-            let size = self.sizes.pop_front().expect("one size per kept record");
-            self.kept_bytes -= u64::from(size);
-            let (_, batch) = self.batches.front_mut().expect("what was transmitted is in a batch");
-            batch.advance(size as usize);
-            if batch.is_empty() {
-                self.batches.pop_front();
-                self.next_batch = self.next_batch.saturating_sub(1);
-            }
-        }
-        Ok(())
-    }
-
-    /// All kept records, oldest first; as new afterwards.
-    fn drain(&mut self) -> Vec<Record> {
-        let gone = std::mem::take(self);
-        let mut records = Vec::with_capacity(gone.sizes.len());
-        for mut batch in gone.batches.into_iter().map(|(_, batch)| batch).chain([gone.pending.freeze()]) {
-            while !batch.is_empty() {
-                let header = Header::read(&batch);
-                let record = batch.split_to(header.length as usize);
-                let kind = Kind::from_byte(header.kind).expect("encoded here");
-                records.push(header.record(kind, record.slice(HEADER_BYTES..)));
-            }
-        }
-        records
     }
 }
 

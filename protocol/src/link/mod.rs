@@ -4,6 +4,7 @@
 //! keeps what is unacknowledged for a resend, and grants and spends credit.
 
 pub mod end;
+mod outgoing;
 pub mod record;
 
 pub use record::{Kind, Record};
