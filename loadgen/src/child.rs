@@ -1,0 +1,207 @@
+//! Server processes that loadgen starts: its own executable again, so that memory and CPU are the server's alone.
+//!
+//! A child lives no longer than its parent, however that ends: it holds the read end of a pipe as its stdin, and takes
+//! the end of that stream as SIGTERM. It has a process group of its own, so that Ctrl-C reaches only the parent, which
+//! then ends it in order. What it wrote to disk is in a directory that goes with it.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::limits::{CHILD_START_MS, CHILD_STOP_MS};
+
+/// Why there is no server.
+#[derive(Debug, thiserror::Error)]
+pub enum ChildError {
+    /// The system refused.
+    #[error("can't start {what}: {error}")]
+    Start {
+        /// Which server.
+        what: &'static str,
+        /// Why.
+        error: io::Error,
+    },
+    /// It ended, or said nothing in time.
+    #[error("{what} did not say that it listens{how}{log}")]
+    Silent {
+        /// Which server.
+        what: &'static str,
+        /// Its end, if it ended.
+        how: String,
+        /// The end of its log.
+        log: String,
+    },
+}
+
+/// A directory that is removed with its owner.
+#[derive(Debug)]
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// A new one among the system's temporary files, readable by its owner alone.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn new() -> io::Result<Self> {
+        use std::os::unix::fs::DirBuilderExt;
+        let random = crate::rng::Rng::from_system().bits();
+        let path = std::env::temp_dir().join(format!("millrace-loadgen-{}-{random:016x}", std::process::id()));
+        fs::DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Scratch(path))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Somebody may have been faster.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Child {
+    what: &'static str,
+    process: std::process::Child,
+    stdin: Option<ChildStdin>,
+    listening: String,
+    scratch: Scratch,
+}
+
+impl Child {
+    /// Starts this executable with `args` and waits for its `listening …` line.
+    ///
+    /// # Errors
+    /// It can't be started, or says nothing in time; the end of its log is in the error then.
+    pub fn start(what: &'static str, args: Vec<OsString>, scratch: Scratch) -> Result<Self, ChildError> {
+        let fail = |error| ChildError::Start { what, error };
+        let log = File::create(scratch.path().join("log")).map_err(fail)?;
+        let mut command = Command::new(std::env::current_exe().map_err(fail)?);
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).process_group(0);
+        // The user's settings are for gateways of their own.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("MILLRACE_") {
+                command.env_remove(name);
+            }
+        }
+        let mut process = command.spawn().map_err(fail)?;
+        let stdin = process.stdin.take();
+        let stdout = process.stdout.take().expect("it was piped");
+        let mut child = Child { what, process, stdin, listening: String::new(), scratch };
+        child.listening = child.first_words(stdout)?;
+        Ok(child)
+    }
+
+    fn first_words(&mut self, stdout: impl Read + Send + 'static) -> Result<String, ChildError> {
+        let (said, hear) = mpsc::sync_channel(1);
+        thread::spawn(move || {
+            // Read to its end, so that the child never blocks on a full pipe.
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if line.starts_with("listening ") {
+                    let _ = said.try_send(line);
+                }
+            }
+        });
+        hear.recv_timeout(Duration::from_millis(CHILD_START_MS)).map_err(|_| {
+            let how = match self.process.try_wait() {
+                Ok(Some(status)) => format!(" (it ended: {status})"),
+                _ => format!(" within {} s", CHILD_START_MS / 1_000),
+            };
+            ChildError::Silent { what: self.what, how, log: self.log_tail() }
+        })
+    }
+
+    /// The end of what it logged, each line indented.
+    pub fn log_tail(&self) -> String {
+        const LINES: usize = 12;
+        let text = fs::read_to_string(self.scratch.path().join("log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let from = lines.len().saturating_sub(LINES);
+        lines[from..].iter().map(|line| format!("\n    {line}")).collect()
+    }
+
+    /// The address behind `key=` in its first line.
+    pub fn address(&self, key: &str) -> Option<SocketAddr> {
+        let prefix = format!("{key}=");
+        self.listening.split_whitespace().find_map(|part| part.strip_prefix(&prefix))?.parse().ok()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.try_wait().ok().flatten()
+    }
+
+    /// Writes a line to its stdin.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn tell(&mut self, line: &str) -> io::Result<()> {
+        match &mut self.stdin {
+            Some(stdin) => writeln!(stdin, "{line}"),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    /// Ends it: its stdin closes, which it takes as SIGTERM; past the deadline it is killed. Returns how it ended.
+    pub fn stop(&mut self) -> Option<ExitStatus> {
+        drop(self.stdin.take());
+        let end = Instant::now() + Duration::from_millis(CHILD_STOP_MS);
+        while Instant::now() < end {
+            match self.process.try_wait() {
+                Ok(Some(status)) => return Some(status),
+                Ok(None) => thread::sleep(Duration::from_millis(10)),
+                Err(_) => break,
+            }
+        }
+        let _ = self.process.kill();
+        self.process.wait().ok()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// In a child: ends this process in order when the parent closes our stdin or dies. Lines go to `heard`.
+pub fn end_with_parent(heard: impl Fn(String) + Send + 'static) {
+    thread::spawn(move || {
+        for line in io::stdin().lock().lines().map_while(Result::ok) {
+            heard(line);
+        }
+        // Where nobody handles it this ends the process, which is as well.
+        let _ = signal_hook::low_level::raise(signal_hook::consts::SIGTERM);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scratch_goes_with_its_owner() {
+        let scratch = Scratch::new().unwrap();
+        let path = scratch.path().to_owned();
+        fs::write(path.join("file"), "x").unwrap();
+        drop(scratch);
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,86 @@
+//! The load generator's process: scenarios, and (hidden) the servers that it starts by running itself again.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::Parser;
+use millrace_loadgen::args::{Cli, Common, Scenario};
+use millrace_loadgen::floor::{self, FloorArgs};
+use millrace_loadgen::progress::Progress;
+use millrace_loadgen::report::{self, Report};
+use millrace_loadgen::rig::RunError;
+use millrace_loadgen::scenarios::{self, Stage};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os();
+    let program = args.next().unwrap_or_default();
+    match args.next().as_deref().and_then(|word| word.to_str()) {
+        Some("floor") => {
+            let line = std::iter::once(program).chain(args);
+            match floor::serve(FloorArgs::parse_from(line)) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&error),
+            }
+        }
+        _ => scenario(),
+    }
+}
+
+fn scenario() -> ExitCode {
+    let cli = Cli::parse();
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // The second one ends the process at once; its children see their stdin end, and go too.
+        let at_once = signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop));
+        if let Err(error) = at_once.and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop))) {
+            return fail(&error);
+        }
+    }
+    let stage = Stage { progress: Progress::new(), stop };
+    let outcome = scenarios::run(&cli.scenario, stage).and_then(|report| {
+        print!("{}", report::table(&report));
+        write_files(&cli.scenario, &report)?;
+        Ok(report)
+    });
+    match outcome {
+        Ok(report) if report.faults().is_empty() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => fail(&error),
+    }
+}
+
+fn common(scenario: &Scenario) -> &Common {
+    match scenario {
+        Scenario::Demo(common)
+        | Scenario::Connect(common)
+        | Scenario::Idle(common)
+        | Scenario::Chat { common, .. }
+        | Scenario::Fanout(common)
+        | Scenario::Storm(common) => common,
+    }
+}
+
+fn write_files(scenario: &Scenario, report: &Report) -> Result<(), RunError> {
+    let common = common(scenario);
+    let write = |path: &Path, text: String| {
+        std::fs::write(path, text).map_err(|error| RunError::Write(path.to_owned(), error))
+    };
+    if let Some(path) = &common.json {
+        write(path, report::text(report))?;
+    }
+    if let Some(path) = &common.html {
+        write(path, report::page(report))?;
+    }
+    Ok(())
+}
+
+fn fail(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("millrace-loadgen: {error}");
+    ExitCode::FAILURE
+}
