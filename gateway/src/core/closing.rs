@@ -217,9 +217,9 @@ impl Shard {
     }
 
     pub(super) fn on_closed(&mut self, conn: Conn) {
-        if self.session(conn).is_none() {
-            return;
-        }
+        let Some(session) = self.session(conn) else { return };
+        // First, so that nothing that follows from its leaving is sent to it.
+        session.state = State::Closed;
         self.forget(conn.slot);
         self.stats.closed += 1;
         if let Some(mut session) = self.sessions.remove(conn.slot) {
@@ -255,13 +255,13 @@ impl Shard {
             let mut at = 0;
             while let Some(slot) = self.sessions.next_used(at) {
                 at = slot + 1;
-                self.forget(slot);
                 let Some(session) = self.sessions.get_mut(slot) else { continue };
                 if session.state != State::Closed {
                     session.state = State::Closed;
                     let conn = session.conn(slot);
                     self.out.push(Action::Close { conn });
                 }
+                self.forget(slot);
             }
             drain.told = true;
         }

@@ -304,12 +304,14 @@ impl Shard {
             let conn = pending.as_ref()?.conn;
             self.session(conn).filter(|session| session.is_open()).map(|_| conn.slot)
         });
+        // A client that was told BUSY meanwhile learns from a notification what became of it all the same.
+        let told = slot.filter(|_| pending.is_some());
         let mut missed = None;
         if !body.joined.is_empty() {
-            missed = self.joined(slot, &body.joined, epoch, body.joined_head, body.members_version);
+            missed = self.joined(slot, &body, epoch, told.is_some());
         }
         if !body.left.is_empty() {
-            self.left(slot, &body.left, &body.user);
+            self.left(slot, &body.left, &body.user, told);
         }
         match (pending, slot) {
             (Some(_), Some(slot)) => self.send_frame(slot, FrameKind::Response, &body.response),

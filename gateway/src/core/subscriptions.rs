@@ -10,7 +10,7 @@ use millrace_protocol::ids::{Partition, SessionId, partition_of, user_partition}
 use millrace_protocol::link::Kind;
 use millrace_protocol::messages::client::{Code, Gap, Head, Joined, Notify, notify};
 use millrace_protocol::messages::link::{
-    Attach, NoSession, Remove, Subscribe, Subscribed, Target, Unsubscribe,
+    Attach, NoSession, Remove, Reply, Subscribe, Subscribed, Target, Unsubscribe,
 };
 use millrace_protocol::prost::Message;
 
@@ -354,16 +354,17 @@ impl Shard {
         Some((it.epoch, head, it.members.len() as u32))
     }
 
-    /// The owner made a session's user a member, and subscribed this shard. Returns what the session has missed.
+    /// The owner made a session's user a member, and subscribed this shard. Returns what the session is to be told
+    /// besides the response: what it has missed, or the head, when the response comes too late to be handed on.
     pub(super) fn joined(
         &mut self,
         slot: Option<u32>,
-        conversation: &str,
+        body: &Reply,
         epoch: u64,
-        head: u64,
-        members_version: u64,
+        answered: bool,
     ) -> Option<notify::Event> {
-        let conversation = group_id(conversation)?;
+        let conversation = group_id(&body.joined)?;
+        let (head, members_version) = (body.joined_head, body.members_version);
         let Some(slot) = slot else {
             if self.conversations.find(&conversation).is_none() {
                 self.unsubscribe(&conversation);
@@ -379,21 +380,26 @@ impl Shard {
                 it.stand = Stand::Subscribed;
             }
         }
-        let told = self.attach(slot, topic, head);
-        (told > head).then(|| notify::Event::Gap(Gap { conversation, from: head + 1, to: told }))
+        let seq = self.attach(slot, topic, head);
+        if !answered {
+            return Some(notify::Event::Head(Head { conversation, epoch, seq }));
+        }
+        (seq > head).then(|| notify::Event::Gap(Gap { conversation, from: head + 1, to: seq }))
     }
 
-    /// A user left: all of its sessions are taken out.
-    pub(super) fn left(&mut self, slot: Option<u32>, conversation: &str, user: &str) {
+    /// A user left: all of its sessions are taken out, and told unless it is the one that is `told` by a response.
+    pub(super) fn left(&mut self, asker: Option<u32>, conversation: &str, user: &str, told: Option<u32>) {
         let Some(conversation) = group_id(conversation) else { return };
-        let asker = slot.and_then(|slot| self.sessions.get(slot)).map(|session| session.user);
+        let asker = asker.and_then(|slot| self.sessions.get(slot)).map(|session| session.user);
         let user = match (user, asker) {
             ("", Some(asker)) if asker != super::users::NONE => self.users.text(asker).to_owned(),
             _ => user.to_owned(),
         };
         let Some(topic) = self.conversations.find(&conversation) else { return };
         for slot in self.slots_of(&user) {
-            self.detach(topic, slot);
+            if self.detach(topic, slot) && told != Some(slot) {
+                self.notify_removed(slot, &conversation);
+            }
         }
     }
 

@@ -143,7 +143,8 @@ impl Cursors {
         for one in seen {
             match one {
                 Seen::Response(Response { outcome: Some(response::Outcome::Joined(joined)), .. }) => {
-                    self.0.insert((conn, joined.conversation), joined.head);
+                    // One that was in it already goes on from where it was.
+                    self.0.entry((conn, joined.conversation)).or_insert(joined.head);
                 }
                 Seen::Response(Response { outcome: Some(response::Outcome::Left(left)), .. }) => {
                     self.0.remove(&(conn, left.conversation));
