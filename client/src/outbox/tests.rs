@@ -1,0 +1,213 @@
+//! Lanes against a server that keeps the rules of numbering and loses what it is told to lose.
+
+use super::*;
+
+fn text(index: u32) -> Bytes {
+    Bytes::from(format!("message {index}"))
+}
+
+fn refusal(code: Code, expected: u64, retry_after_ms: u32) -> Refused {
+    Refused { code: code.into(), reason: String::new(), retry_after_ms, expected }
+}
+
+/// What a partition's owner does with client_seq: answers repeats with the first answer, takes last + 1, and refuses
+/// the rest.
+#[derive(Default)]
+struct Server {
+    last: HashMap<(String, u64), u64>,
+    log: Vec<Bytes>,
+    answers: HashMap<(String, u64, u64), (u64, Bytes)>,
+}
+
+impl Server {
+    fn take(&mut self, op: Op) -> Result<SendAck, Refused> {
+        let Op::Send(send) = op else { panic!("not a send") };
+        let key = (send.conversation.clone(), send.stream, send.client_seq);
+        if let Some((seq, payload)) = self.answers.get(&key) {
+            if *payload != send.payload {
+                return Err(refusal(Code::Conflict, 0, 0));
+            }
+            return Ok(SendAck { seq: *seq, ..Default::default() });
+        }
+        let last = self.last.entry((send.conversation, send.stream)).or_default();
+        if send.client_seq != *last + 1 {
+            return Err(refusal(Code::OutOfOrder, *last + 1, 0));
+        }
+        *last += 1;
+        self.log.push(send.payload.clone());
+        self.answers.insert(key, (self.log.len() as u64, send.payload));
+        Ok(SendAck { seq: self.log.len() as u64, ..Default::default() })
+    }
+}
+
+fn send(outbox: &mut Outbox<u32>, now_ms: u64, id: u64) -> Option<Op> {
+    outbox.transmit(now_ms, id, |_| false)
+}
+
+fn push(outbox: &mut Outbox<u32>, index: u32) {
+    outbox.push("g:a", text(index), 0, 1_000_000, 77, index).unwrap();
+}
+
+#[test]
+fn at_most_so_many_are_in_flight_and_pending() {
+    let mut outbox = Outbox::default();
+    for index in 0..PENDING_MAX as u32 {
+        push(&mut outbox, index);
+    }
+    assert_eq!(outbox.push("g:a", text(0), 0, 1, 0, 9_999), Err(9_999));
+    let sent = (1..).map_while(|id| send(&mut outbox, 0, id)).count();
+    assert_eq!(sent, IN_FLIGHT_MAX);
+    assert_eq!(outbox.acknowledged(1, SendAck::default()).map(|(done, _)| done), Some(0));
+    assert!(send(&mut outbox, 0, 1_000).is_some(), "an answer makes room for one more");
+    assert!(send(&mut outbox, 0, 1_001).is_none());
+}
+
+#[test]
+fn after_busy_everything_from_there_goes_again_in_order() {
+    let (mut outbox, mut server) = (Outbox::default(), Server::default());
+    for index in 0..5 {
+        push(&mut outbox, index);
+    }
+    let ops: Vec<Op> = (1..=5).map(|id| send(&mut outbox, 0, id).unwrap()).collect();
+    let mut settled = Vec::new();
+    for (id, op) in (1..).zip(ops) {
+        // The third finds the server busy: what follows is out of order, and says so.
+        let answer = if id == 3 { Err(refusal(Code::Busy, 0, 500)) } else { server.take(op) };
+        match answer {
+            Ok(ack) => settled.extend(outbox.acknowledged(id, ack)),
+            Err(refused) => settled.extend(outbox.refused(id, &refused, 0, 0)),
+        }
+    }
+    assert_eq!(settled.len(), 2);
+    assert!(send(&mut outbox, 499, 6).is_none(), "not before the time that the server named");
+    assert_eq!(outbox.next_ms(), Some(500));
+    for id in 6..=8 {
+        let op = send(&mut outbox, 500, id).unwrap();
+        let ack = server.take(op).unwrap();
+        settled.extend(outbox.acknowledged(id, ack));
+    }
+    let order: Vec<u32> = settled.iter().map(|(done, _)| *done).collect();
+    assert_eq!(order, [0, 1, 2, 3, 4]);
+    assert_eq!(server.log, (0..5).map(text).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_refusal_that_changed_nothing_frees_its_number() {
+    let (mut outbox, mut server) = (Outbox::default(), Server::default());
+    for index in 0..3 {
+        push(&mut outbox, index);
+    }
+    let first: Vec<Op> = (1..=3).map(|id| send(&mut outbox, 0, id).unwrap()).collect();
+    let too_large = refusal(Code::PayloadTooLarge, 0, 0);
+    let (done, outcome) = outbox.refused(1, &too_large, 0, 0).unwrap();
+    assert_eq!(done, 0);
+    assert!(matches!(outcome, Err(SendError::Refused { code: Code::PayloadTooLarge, .. })));
+    for (id, op) in (2..).zip(first.into_iter().skip(1)) {
+        let refused = server.take(op).unwrap_err();
+        assert_eq!(refused.expected, 1);
+        assert!(outbox.refused(id, &refused, 0, 0).is_none());
+    }
+    for (id, index) in (4..).zip([1, 2]) {
+        let ack = server.take(send(&mut outbox, 0, id).unwrap()).unwrap();
+        assert_eq!(outbox.acknowledged(id, ack).unwrap().0, index);
+    }
+}
+
+#[test]
+fn when_numbers_cannot_be_brought_together_the_lane_takes_a_new_stream() {
+    // The server forgot everything (an emptied store) after the first answer.
+    let (mut outbox, mut server) = (Outbox::default(), Server::default());
+    for index in 0..3 {
+        push(&mut outbox, index);
+    }
+    let ack = server.take(send(&mut outbox, 0, 1).unwrap()).unwrap();
+    assert!(matches!(outbox.acknowledged(1, ack), Some((0, Ok(_)))));
+    let mut server = Server::default();
+    let refused = server.take(send(&mut outbox, 0, 2).unwrap()).unwrap_err();
+    assert!(outbox.refused(2, &refused, 0, 4_711).is_none());
+    for id in 3..=4 {
+        let ack = server.take(send(&mut outbox, 0, id).unwrap()).unwrap();
+        assert!(outbox.acknowledged(id, ack).is_some());
+    }
+    assert_eq!(server.log, [text(1), text(2)]);
+
+    // A message that was given up, but had been taken: the next one uses another number and goes on.
+    let (mut outbox, mut server) = (Outbox::default(), Server::default());
+    outbox.push("g:a", text(0), 0, 100, 1, 0).unwrap();
+    server.take(send(&mut outbox, 0, 1).unwrap()).unwrap();
+    assert_eq!(outbox.next_ms(), Some(100));
+    assert!(matches!(outbox.expire(100)[..], [(0, Err(SendError::Deadline))]));
+    push(&mut outbox, 1);
+    assert!(server.take(send(&mut outbox, 0, 2).unwrap()).is_ok());
+
+    // Given up before it was taken: the server misses a number, and a new stream mends it.
+    let (mut outbox, mut server) = (Outbox::default(), Server::default());
+    outbox.push("g:a", text(0), 0, 100, 1, 0).unwrap();
+    outbox.expire(100);
+    push(&mut outbox, 1);
+    let refused = server.take(send(&mut outbox, 0, 1).unwrap()).unwrap_err();
+    assert!(outbox.refused(1, &refused, 0, 2).is_none());
+    assert!(server.take(send(&mut outbox, 0, 2).unwrap()).is_ok());
+    assert_eq!(server.log, [text(1)]);
+}
+
+#[test]
+fn a_message_taken_long_ago_is_not_sent_again() {
+    let mut outbox = Outbox::default();
+    push(&mut outbox, 0);
+    send(&mut outbox, 0, 1).unwrap();
+    let (_, outcome) = outbox.refused(1, &refusal(Code::OutOfOrder, 70, 0), 0, 0).unwrap();
+    assert!(matches!(outcome, Err(SendError::Refused { code: Code::OutOfOrder, .. })));
+    assert!(send(&mut outbox, 0, 2).is_none());
+}
+
+#[test]
+fn whatever_is_lost_on_the_way_each_message_is_taken_once_and_in_order() {
+    for seed in 1..=200_u64 {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut random = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        let (mut outbox, mut server) = (Outbox::default(), Server::default());
+        let (mut next, mut id, mut now) = (0, 0, 0);
+        let mut settled = Vec::new();
+        let mut wire: VecDeque<(u64, Op)> = VecDeque::new();
+        while settled.len() < 100 {
+            now += random() % 50;
+            if next < 100 && random() % 3 > 0 {
+                push(&mut outbox, next);
+                next += 1;
+            }
+            while let Some(op) = send(&mut outbox, now, id + 1) {
+                id += 1;
+                wire.push_back((id, op));
+            }
+            match random() % 20 {
+                0 => {
+                    // The connection breaks; some requests arrived, their answers did not.
+                    for (_, op) in wire.drain(..).take((random() % 8) as usize) {
+                        drop(server.take(op));
+                    }
+                    outbox.disconnected();
+                }
+                _ => {
+                    let Some((id, op)) = wire.pop_front() else { continue };
+                    let answer = match random() % 10 {
+                        0 => Err(refusal(Code::Busy, 0, (random() % 300) as u32)),
+                        _ => server.take(op),
+                    };
+                    match answer {
+                        Ok(ack) => settled.extend(outbox.acknowledged(id, ack)),
+                        Err(refused) => settled.extend(outbox.refused(id, &refused, now, random())),
+                    }
+                }
+            }
+            assert!(now < 1_000_000, "seed {seed}: stuck");
+        }
+        assert!(settled.iter().all(|(_, outcome)| outcome.is_ok()), "seed {seed}");
+        assert_eq!(server.log, (0..100).map(text).collect::<Vec<_>>(), "seed {seed}");
+    }
+}

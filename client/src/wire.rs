@@ -1,0 +1,238 @@
+//! One connection: a socket, the protocol's codec, and what was decoded or waits to be written. It knows frames, and
+//! nothing of what they mean beyond the login.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::Duration;
+
+use millrace_protocol::client_session::{ClientSession, Limits, Received, ServerFrame, decode_notify, decode_response};
+use millrace_protocol::messages::client::request::Op;
+use millrace_protocol::messages::client::{Code, Login, LoginAck, Notify, Response, notify, response};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::config::{Config, Transport};
+use crate::error::Reason;
+
+/// Bytes read at once.
+const READ_BYTES: usize = 16 << 10;
+
+/// Bytes that wait to be written; with more, no further requests are taken up.
+const OUT_BYTES_MAX: usize = 256 << 10;
+
+/// Id of the login's request. Others begin above it.
+pub(crate) const LOGIN_ID: u64 = 1;
+
+/// What the server sent.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    /// WebSocket is open.
+    Open,
+    Response(Response),
+    Notify(Notify),
+    /// The server ended the WebSocket connection with this code.
+    Closed(Reason),
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    stream: TcpStream,
+    session: ClientSession,
+    buffer: Box<[u8]>,
+    /// Decoded and not looked at yet: at most what one read holds.
+    pub(crate) incoming: VecDeque<Incoming>,
+    out: Vec<u8>,
+    written: usize,
+}
+
+/// Why a login did not succeed, and how long the server wants to be left alone.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) reason: Reason,
+    pub(crate) retry_after: Duration,
+}
+
+impl From<Reason> for Failed {
+    fn from(reason: Reason) -> Self {
+        Failed { reason, retry_after: Duration::ZERO }
+    }
+}
+
+fn network(what: &str) -> impl FnOnce(io::Error) -> Reason {
+    move |error| Reason::Network(format!("{what}: {error}"))
+}
+
+impl Wire {
+    /// Connects, and opens the transport.
+    pub(crate) async fn open(address: &str, config: &Config) -> Result<Wire, Reason> {
+        let stream = TcpStream::connect(address).await.map_err(network(address))?;
+        stream.set_nodelay(true).map_err(network(address))?;
+        let (session, out) = match config.transport {
+            Transport::Tcp => (ClientSession::tcp(), Vec::new()),
+            Transport::WebSocket => {
+                let mut nonce = [0; 16];
+                getrandom::fill(&mut nonce).map_err(|error| Reason::Network(error.to_string()))?;
+                ClientSession::websocket(address, &config.path, nonce)
+            }
+        };
+        let incoming = VecDeque::new();
+        let mut wire =
+            Wire { stream, session, buffer: vec![0; READ_BYTES].into(), incoming, out, written: 0 };
+        if wire.session.is_websocket() {
+            match wire.next().await? {
+                Incoming::Open => {}
+                Incoming::Closed(reason) => return Err(reason),
+                other => return Err(Reason::Network(format!("before the WebSocket was open: {other:?}"))),
+            }
+        }
+        Ok(wire)
+    }
+
+    /// Logs in.
+    pub(crate) async fn login(&mut self, login: Login) -> Result<LoginAck, Failed> {
+        self.request(LOGIN_ID, Op::Login(login));
+        loop {
+            match self.next().await? {
+                Incoming::Response(Response { id: LOGIN_ID, outcome: Some(outcome) }) => match outcome {
+                    response::Outcome::LoginAck(ack) => return Ok(ack),
+                    response::Outcome::Refused(refused) => {
+                        return Err(Failed {
+                            reason: Reason::refused(&refused),
+                            retry_after: Duration::from_millis(refused.retry_after_ms.into()),
+                        });
+                    }
+                    other => return Err(Reason::Network(format!("an answer to no login: {other:?}")).into()),
+                },
+                Incoming::Notify(Notify { event: Some(notify::Event::GoAway(away)) }) => {
+                    return Err(Failed {
+                        reason: Reason::Server { code: away.code(), reason: away.reason },
+                        retry_after: Duration::from_millis(away.retry_after_ms.into()),
+                    });
+                }
+                Incoming::Closed(reason) => return Err(reason.into()),
+                _ => {}
+            }
+        }
+    }
+
+    /// Writes what waits and reads until something is decoded.
+    async fn next(&mut self) -> Result<Incoming, Reason> {
+        loop {
+            self.stream.write_all(&self.out[self.written..]).await.map_err(network("write"))?;
+            self.out.clear();
+            self.written = 0;
+            if let Some(incoming) = self.incoming.pop_front() {
+                return Ok(incoming);
+            }
+            let count = self.stream.read(&mut self.buffer).await.map_err(network("read"))?;
+            self.decode(count)?;
+        }
+    }
+
+    /// Waits until there is something to read.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        self.stream.readable().await
+    }
+
+    /// Reads what there is. Returns whether anything came.
+    pub(crate) fn read(&mut self) -> Result<bool, Reason> {
+        match self.stream.try_read(&mut self.buffer) {
+            Ok(count) => self.decode(count).map(|()| true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(network("read")(error)),
+        }
+    }
+
+    /// Waits until there is room to write.
+    pub(crate) async fn writable(&self) -> io::Result<()> {
+        self.stream.writable().await
+    }
+
+    /// Writes what the socket takes.
+    pub(crate) fn write(&mut self) -> Result<(), Reason> {
+        match self.stream.try_write(&self.out[self.written..]) {
+            Ok(count) => self.written += count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(network("write")(error)),
+        }
+        if self.written == self.out.len() {
+            self.out.clear();
+            self.written = 0;
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self, count: usize) -> Result<(), Reason> {
+        if count == 0 {
+            return Err(Reason::Network("the server closed the connection".into()));
+        }
+        let mut input = Received::new(&mut self.buffer[..count]);
+        let limits = Limits::default();
+        let (mut ping, mut ws_pings) = (false, Vec::new());
+        let violated = |violation| Reason::Network(format!("the server broke the protocol: {violation}"));
+        while let Some(frame) = self.session.next(&mut input, &limits).map_err(violated)? {
+            match frame {
+                ServerFrame::Open => self.incoming.push_back(Incoming::Open),
+                ServerFrame::Response(body) => {
+                    self.incoming.push_back(Incoming::Response(decode_response(body).map_err(violated)?));
+                }
+                ServerFrame::Notify(body) => {
+                    self.incoming.push_back(Incoming::Notify(decode_notify(body).map_err(violated)?));
+                }
+                ServerFrame::Ping => ping = true,
+                ServerFrame::Pong => {}
+                ServerFrame::WsPing(payload) => ws_pings.push(payload.to_vec()),
+                ServerFrame::WsClose { code, reason } => {
+                    self.incoming.push_back(Incoming::Closed(closed(code, reason)));
+                }
+            }
+        }
+        // However many there were, one answer says that this side lives.
+        if ping {
+            self.session.pong(&mut self.out);
+        }
+        if let Some(payload) = ws_pings.pop() {
+            self.session.ws_pong(&payload, &mut self.out);
+        }
+        Ok(())
+    }
+
+    /// Appends a request to what waits.
+    pub(crate) fn request(&mut self, id: u64, op: Op) {
+        self.session.request(id, op, &mut self.out);
+    }
+
+    /// Appends a heartbeat to what waits.
+    pub(crate) fn ping(&mut self) {
+        self.session.ping(&mut self.out);
+    }
+
+    /// Whether further requests may be appended.
+    pub(crate) fn has_room(&self) -> bool {
+        self.out.len() - self.written < OUT_BYTES_MAX
+    }
+
+    /// Whether something waits to be written.
+    pub(crate) fn has_output(&self) -> bool {
+        self.written < self.out.len()
+    }
+
+    /// Ends the connection politely, without waiting for long.
+    pub(crate) async fn close(mut self) {
+        self.session.close(1000, "bye", &mut self.out);
+        let farewell = async {
+            // It ends either way.
+            let _ = self.stream.write_all(&self.out[self.written..]).await;
+            let _ = self.stream.shutdown().await;
+        };
+        let _ = tokio::time::timeout(Duration::from_millis(200), farewell).await;
+    }
+}
+
+fn closed(code: u16, reason: &str) -> Reason {
+    match Code::try_from(i32::from(code)) {
+        Ok(code) if code != Code::None => Reason::Server { code, reason: reason.into() },
+        _ => Reason::Network(format!("the server closed the WebSocket ({code}): {reason}")),
+    }
+}

@@ -1,0 +1,380 @@
+//! This node's part in the cluster: its lease, the view that comes with every renewal, and which partitions its shards
+//! claim and release. What a claim is, is the core's and the store's business; who should own what, is
+//! [`Ownership`]'s.
+//!
+//! The rules that keep it right: a lease is counted from before its renewal was *sent*, on a clock that goes on while
+//! the machine sleeps, less a margin; and it is renewed only if every shard has turned since the renewal before. A
+//! shard that hangs loses its partitions to other nodes, though its process lives.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io::ErrorKind;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use millrace_edge::clock;
+use millrace_edge::mailbox::{Receiver, mailbox};
+use millrace_edge::wake::Waker;
+use millrace_protocol::ids::Partition;
+use rustc_hash::FxHashMap;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
+
+use super::limits::{LEASE_MARGIN_SHARE, RETRY_US, STOP_RESERVE_MS, STORE_REPLIES};
+use super::log;
+use super::node::{NodeConfig, Shards};
+use super::shard::{Command, Reported, now};
+use crate::core::event::{Event, is_live};
+use crate::core::ownership::{Command as Order, MOVES_MAX, Ownership};
+use crate::store::{Done, Job, Outcome, Replies, Route, Store, StoreError, View, Work};
+
+/// What the control thread is asked.
+#[derive(Debug)]
+pub(crate) enum Ask {
+    /// Hand over, leave, stop the shards, within this time.
+    Stop(Duration),
+    /// How things are.
+    Status(oneshot::Sender<Status>),
+    /// Where a user is. Dropped when the store can't say.
+    Routes(String, oneshot::Sender<Vec<(Route, bool)>>),
+}
+
+/// How things are, for admin.
+#[derive(Clone, Debug)]
+pub(crate) struct Status {
+    pub(crate) view: Arc<View>,
+    /// Partitions served here, with their epochs.
+    pub(crate) owned: BTreeMap<Partition, u64>,
+    /// Claims and releases under way.
+    pub(crate) moving: usize,
+    /// CLOCK_BOOTTIME until which this node may act as owner.
+    pub(crate) lease_until_us: u64,
+    pub(crate) stopping: bool,
+    pub(crate) renewals: u64,
+    pub(crate) renewals_failed: u64,
+    /// Renewals not sent because a shard did not turn.
+    pub(crate) renewals_withheld: u64,
+    /// Times that the lease had been missing from the store.
+    pub(crate) lease_missing: u64,
+}
+
+impl Status {
+    /// Why this node should get no traffic now, if so.
+    pub(crate) fn trouble(&self, now_us: u64) -> Option<&'static str> {
+        if self.stopping {
+            return Some("stopping");
+        }
+        if self.lease_until_us <= now_us {
+            return Some("no lease: the store cannot be reached, or a shard hangs");
+        }
+        (self.moving > 0).then_some("partitions are being claimed or handed over")
+    }
+}
+
+/// What a store answer is for.
+#[derive(Debug)]
+enum Waiting {
+    Heartbeat { sent_us: u64 },
+    Leave,
+    Routes(oneshot::Sender<Vec<(Route, bool)>>),
+}
+
+/// The end of this node, under way.
+#[derive(Debug)]
+struct Stopping {
+    /// Handing over ends by then.
+    hand_over_by: Instant,
+    deadline: Instant,
+    leaving: bool,
+}
+
+/// See the module's head.
+pub(crate) struct Cluster {
+    config: NodeConfig,
+    shards: Arc<Shards>,
+    store: Arc<dyn Store>,
+    waker: Waker,
+    replies: Replies,
+    answers: Receiver<Vec<Done>>,
+    reports: Receiver<Reported>,
+    next_ticket: u64,
+    waiting: FxHashMap<u64, Waiting>,
+    /// When every shard was last poked.
+    poked_us: Option<u64>,
+    heartbeat_in_flight: bool,
+    ownership: Ownership,
+    /// Partitions whose shard owes a report.
+    ordered: BTreeSet<Partition>,
+    /// Orders that are on their way to their shards, oldest first.
+    unsent: VecDeque<Order>,
+    stopping: Option<Stopping>,
+    status: Status,
+}
+
+impl Cluster {
+    pub(crate) fn new(
+        config: NodeConfig,
+        shards: Arc<Shards>,
+        store: Arc<dyn Store>,
+        waker: Waker,
+        reports: Receiver<Reported>,
+    ) -> Self {
+        let (replies, answers) = mailbox(STORE_REPLIES, waker.clone());
+        let ownership = Ownership::new(config.partitions, MOVES_MAX);
+        let status = Status {
+            view: Arc::default(),
+            owned: BTreeMap::new(),
+            moving: 0,
+            lease_until_us: 0,
+            stopping: false,
+            renewals: 0,
+            renewals_failed: 0,
+            renewals_withheld: 0,
+            lease_missing: 0,
+        };
+        Cluster {
+            config,
+            shards,
+            store,
+            waker,
+            replies,
+            answers,
+            reports,
+            next_ticket: 1,
+            waiting: FxHashMap::default(),
+            poked_us: None,
+            heartbeat_in_flight: false,
+            ownership,
+            ordered: BTreeSet::new(),
+            unsent: VecDeque::new(),
+            stopping: None,
+            status,
+        }
+    }
+
+    /// Runs until it was asked to stop and has: partitions handed over, lease ended, shards told to stop.
+    pub(crate) async fn run(mut self, mut asks: mpsc::Receiver<Ask>) -> std::io::Result<()> {
+        // A descriptor is all that this stream is used for: it is polled, never read or written.
+        let eventfd = UnixStream::from_std(StdUnixStream::from(self.waker.try_clone_owned_fd()?))?;
+        let mut tick = tokio::time::interval(Duration::from_millis(u64::from(self.config.lease_renew_ms)));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let pause = if self.unsent.is_empty() { Duration::from_millis(50) } else { Duration::from_micros(RETRY_US) };
+            let hurried = self.stopping.is_some() || !self.unsent.is_empty();
+            tokio::select! {
+                _ = tick.tick() => self.renew(),
+                ready = eventfd.readable() => {
+                    ready?;
+                    // "Would block" is how the runtime learns to wait for the next wake.
+                    let drained = eventfd.try_io(Interest::READABLE, || {
+                        self.waker.drain();
+                        Err::<(), _>(ErrorKind::WouldBlock.into())
+                    });
+                    debug_assert!(drained.is_err());
+                    self.take_answers();
+                    self.take_reports();
+                }
+                ask = asks.recv() => match ask {
+                    Some(ask) => self.answer(ask),
+                    // Nobody can ask for a stop any more: the process is ending.
+                    None => return Ok(()),
+                },
+                () = tokio::time::sleep(pause), if hurried => {}
+            }
+            self.send_unsent();
+            if self.stopped() {
+                for commands in self.shards.all() {
+                    if commands.send(Command::Stop).is_err() {
+                        log::line("a shard took no stop: it hangs or is gone");
+                    }
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    fn submit(&mut self, work: Work, waiting: Waiting) {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.waiting.insert(ticket, waiting);
+        self.store.submit(vec![Job { ticket, work }], &self.replies);
+    }
+
+    /// Pokes all shards, and renews the lease if all have turned since they were last poked.
+    fn renew(&mut self) {
+        let now_us = clock::boot_us();
+        let hung = self.poked_us.and_then(|poked_us| self.shards.hung_since(poked_us));
+        self.poked_us = Some(now_us);
+        self.shards.poke();
+        if let Some(shard) = hung {
+            self.status.renewals_withheld += 1;
+            log::line(format_args!("shard {shard} did not turn: the lease is not renewed"));
+            return;
+        }
+        // The store answers in bounded time; two at once would say nothing new. After the goodbye, none.
+        if self.heartbeat_in_flight || self.stopping.as_ref().is_some_and(|stopping| stopping.leaving) {
+            return;
+        }
+        self.heartbeat_in_flight = true;
+        let work = Work::Heartbeat { node: self.config.member.clone(), ttl_ms: self.config.lease_ttl_ms };
+        self.submit(work, Waiting::Heartbeat { sent_us: now_us });
+    }
+
+    fn take_answers(&mut self) {
+        while let Some(answers) = self.answers.recv() {
+            for done in answers {
+                match self.waiting.remove(&done.ticket) {
+                    Some(Waiting::Heartbeat { sent_us }) => {
+                        self.heartbeat_in_flight = false;
+                        self.renewed(sent_us, done.outcome);
+                    }
+                    Some(Waiting::Leave) => {
+                        if let Err(error) = done.outcome {
+                            log::line(format_args!("the lease was not ended, and will lapse: {error}"));
+                        }
+                        // Whatever the answer: nothing is left to do.
+                        if let Some(stopping) = &mut self.stopping {
+                            stopping.deadline = Instant::now();
+                        }
+                    }
+                    Some(Waiting::Routes(to)) => {
+                        if let Ok(Outcome::Routes(mut routes)) = done.outcome {
+                            let view = Arc::clone(&self.status.view);
+                            let routes = routes.pop().unwrap_or_default();
+                            let judged = routes.into_iter().map(|route| (is_live(&route, &view), route));
+                            // The asker may have given up.
+                            drop(to.send(judged.map(|(live, route)| (route, live)).collect()));
+                        }
+                    }
+                    None => log::line(format_args!("a store answer without a question: {done:?}")),
+                }
+            }
+        }
+    }
+
+    fn renewed(&mut self, sent_us: u64, outcome: Result<Outcome, StoreError>) {
+        let view = match outcome {
+            Ok(Outcome::View(view)) => view,
+            other => {
+                self.status.renewals_failed += 1;
+                log::line(format_args!("the lease was not renewed: {other:?}"));
+                return;
+            }
+        };
+        self.status.renewals += 1;
+        if view.was_missing {
+            // Shards go on: an append under a fence that is gone is refused, and its partition is claimed again.
+            self.status.lease_missing += 1;
+            log::line("the lease was missing: the store was emptied, or this node was away for too long");
+        }
+        let lease_us = u64::from(self.config.lease_ttl_ms) * 1_000;
+        self.status.lease_until_us = sent_us + lease_us - lease_us / u64::from(LEASE_MARGIN_SHARE);
+        self.status.view = Arc::clone(&view);
+        for commands in self.shards.all() {
+            // A full queue: the shard hangs, and must not learn that its lease goes on.
+            let until_us = self.status.lease_until_us;
+            let _ = commands.send(Command::Event(Event::LeaseUntil { until_us }));
+            let _ = commands.send(Command::Event(Event::View(Arc::clone(&view))));
+        }
+        if self.stopping.is_none() {
+            self.plan(&view);
+        }
+    }
+
+    /// Moves partitions towards where the view says they belong.
+    fn plan(&mut self, view: &View) {
+        let orders = self.ownership.plan(view, &self.config.member.name, now());
+        self.order(orders);
+    }
+
+    fn order(&mut self, orders: Vec<Order>) {
+        for order in orders {
+            let (Order::Claim(partition) | Order::Release(partition)) = order;
+            self.ordered.insert(partition);
+            self.unsent.push_back(order);
+        }
+        self.status.moving = self.ordered.len();
+    }
+
+    fn send_unsent(&mut self) {
+        while let Some(order) = self.unsent.pop_front() {
+            let (partition, event) = match order {
+                Order::Claim(partition) => (partition, Event::Claim { partition }),
+                Order::Release(partition) => (partition, Event::Release { partition }),
+            };
+            if self.shards.of(partition).send(Command::Event(event)).is_err() {
+                // Orders keep their order; a shard that takes none for long loses the lease for all.
+                self.unsent.push_front(order);
+                return;
+            }
+        }
+    }
+
+    fn take_reports(&mut self) {
+        while let Some(report) = self.reports.recv() {
+            match report {
+                Reported::Claimed { partition, epoch } => {
+                    self.ownership.claimed(partition);
+                    self.status.owned.insert(partition, epoch);
+                    // In a stop a release was ordered meanwhile, and is reported by itself.
+                    if self.stopping.is_none() {
+                        self.ordered.remove(&partition);
+                    }
+                }
+                Reported::NotServed { partition, reason } => {
+                    self.ownership.not_served(partition, now());
+                    self.ordered.remove(&partition);
+                    if self.status.owned.remove(&partition).is_some() && self.stopping.is_none() {
+                        log::line(format_args!("partition {partition} is not served here any more: {reason}"));
+                    }
+                }
+            }
+        }
+        self.status.moving = self.ordered.len();
+    }
+
+    fn answer(&mut self, ask: Ask) {
+        match ask {
+            Ask::Status(to) => drop(to.send(self.status.clone())),
+            Ask::Routes(user, to) => self.submit(Work::Routes { users: vec![user] }, Waiting::Routes(to)),
+            Ask::Stop(timeout) => self.begin_stop(timeout),
+        }
+    }
+
+    fn begin_stop(&mut self, timeout: Duration) {
+        if self.stopping.is_some() {
+            return;
+        }
+        let deadline = Instant::now() + timeout;
+        // A short deadline is halved rather than eaten up by what comes after the handover.
+        let reserve = Duration::from_millis(STOP_RESERVE_MS).min(timeout / 2);
+        self.stopping = Some(Stopping { hand_over_by: deadline - reserve, deadline, leaving: false });
+        self.status.stopping = true;
+        log::line(format_args!("stopping: handing over {} partitions", self.status.owned.len()));
+        let orders = self.ownership.release_all();
+        self.order(orders);
+    }
+
+    /// Whether the stop is complete. Says goodbye once everything was handed over, or the time for that is up.
+    fn stopped(&mut self) -> bool {
+        let now = Instant::now();
+        let Some(stopping) = &mut self.stopping else { return false };
+        if stopping.leaving || now >= stopping.deadline {
+            return now >= stopping.deadline;
+        }
+        let handed_over = self.ownership.is_empty();
+        if !handed_over && now < stopping.hand_over_by {
+            return false;
+        }
+        stopping.leaving = true;
+        if !handed_over {
+            log::line(format_args!("{} partitions were not handed over in time", self.status.owned.len()));
+        }
+        let member = &self.config.member;
+        let work = Work::Leave { node: member.name.clone(), incarnation: member.incarnation };
+        self.submit(work, Waiting::Leave);
+        false
+    }
+}
