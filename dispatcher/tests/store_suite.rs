@@ -80,7 +80,10 @@ fn embedded_directory_has_one_owner() {
     let error = Embedded::open(dir.path(), Settings::new(PARTITIONS)).err().expect("it is locked");
     assert!(matches!(error, OpenError::Locked { .. }));
     let said = error.to_string();
-    assert!(said.contains(dir.path().to_str().unwrap()) && said.contains(&std::process::id().to_string()), "{said}");
+    assert!(
+        said.contains(dir.path().to_str().unwrap()) && said.contains(&std::process::id().to_string()),
+        "{said}"
+    );
     drop(store);
     let error = Embedded::open(dir.path(), Settings::new(8)).err().expect("made for 16");
     assert!(matches!(error, OpenError::Partitions { found: PARTITIONS, wanted: 8, .. }), "{error}");
@@ -108,7 +111,8 @@ fn embedded_corruption_is_named() {
         db.persist(fjall::PersistMode::SyncAll).unwrap();
     }
     let world = World::over(Box::new(open_embedded(dir.path())));
-    let work = Work::Read { partition: 3, conversation: "g:tea".into(), after: 0, through: 9, limit_bytes: 9_999 };
+    let work =
+        Work::Read { partition: 3, conversation: "g:tea".into(), after: 0, through: 9, limit_bytes: 9_999 };
     let Err(StoreError::Corrupted(what)) = world.call(work) else { panic!("it was read") };
     assert!(what.contains("g:tea") && what.contains("seq 2"), "{what}");
     assert_eq!(world.read("g:tea", 2, 9, 9_999).0.len(), 1, "the others are still there");
@@ -119,7 +123,8 @@ fn redis_corruption_is_named() {
     let server = RedisServer::start();
     let world = World::redis(&server, "c");
     server.cli(&["XADD", "{mr:c:p3}:l:g:tea", "1-0", "e", "rubbish"]);
-    let work = Work::Read { partition: 3, conversation: "g:tea".into(), after: 0, through: 9, limit_bytes: 9_999 };
+    let work =
+        Work::Read { partition: 3, conversation: "g:tea".into(), after: 0, through: 9, limit_bytes: 9_999 };
     let Err(StoreError::Corrupted(what)) = world.call(work) else { panic!("it was read") };
     assert!(what.contains("g:tea") && what.contains("1-0"), "{what}");
 }
@@ -222,7 +227,9 @@ fn redis_is_looked_at() {
 #[ignore = "a measurement"]
 fn measure_appends() {
     let server = RedisServer::start();
-    for (name, world) in [("embedded", World::embedded()), ("redis, appendfsync always", World::redis(&server, "c"))] {
+    for (name, world) in
+        [("embedded", World::embedded()), ("redis, appendfsync always", World::redis(&server, "c"))]
+    {
         const PARTS: u16 = 8;
         const BATCH: u64 = 256;
         let mut claims: Vec<_> = (0..PARTS).map(|p| world.claim(p, "a", 1_000)).collect();
@@ -230,7 +237,11 @@ fn measure_appends() {
         while begun.elapsed() < Duration::from_secs(4) {
             let batch = |claim: &support::world::Claim| {
                 let first = rounds * BATCH + 1;
-                claim.batch((first..first + BATCH).map(|seq| Write::Message(entry("g:tea", seq, &[7; 300]))).collect())
+                claim.batch(
+                    (first..first + BATCH)
+                        .map(|seq| Write::Message(entry("g:tea", seq, &[7; 300])))
+                        .collect(),
+                )
             };
             let works = claims.iter().map(batch).collect();
             assert!(world.calls(works).iter().all(|outcome| *outcome == Ok(Outcome::Appended)));
@@ -239,6 +250,8 @@ fn measure_appends() {
         }
         let appended = rounds * BATCH * u64::from(PARTS);
         let per_s = appended as f64 / begun.elapsed().as_secs_f64();
-        println!("{name}: {per_s:.0} durable appends/s (8 partitions, batches of 256 x 300 B, {rounds} rounds)");
+        println!(
+            "{name}: {per_s:.0} durable appends/s (8 partitions, batches of 256 x 300 B, {rounds} rounds)"
+        );
     }
 }

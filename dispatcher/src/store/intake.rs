@@ -77,10 +77,8 @@ impl Intake {
     /// Answers jobs without doing them.
     pub(super) fn refuse(&self, jobs: Vec<Job>, replies: &Replies, reason: &str) {
         self.refused.fetch_add(jobs.len() as u64, Ordering::Relaxed);
-        let refused = |job: Job| Done {
-            ticket: job.ticket,
-            outcome: Err(StoreError::Unavailable(reason.to_owned())),
-        };
+        let refused =
+            |job: Job| Done { ticket: job.ticket, outcome: Err(StoreError::Unavailable(reason.to_owned())) };
         self.answer(replies, jobs.into_iter().map(refused).collect());
     }
 

@@ -43,14 +43,9 @@ pub(super) fn encode(entry: &Entry) -> Vec<u8> {
     out.put_u8(VERSION);
     out.put_u64(0);
     out.put_u32(entry.notify.len() as u32);
-    for number in [
-        entry.seq,
-        entry.message_id.0,
-        entry.epoch,
-        entry.stream,
-        entry.client_seq,
-        entry.payload_hash,
-    ] {
+    for number in
+        [entry.seq, entry.message_id.0, entry.epoch, entry.stream, entry.client_seq, entry.payload_hash]
+    {
         out.put_u64(number);
     }
     for text in [&entry.sender, &entry.device] {

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use millrace_dispatcher::store::{
-    Fence, Gateway, Loaded, Outcome, RECENT_ENTRIES, StoreError, Work, Write,
-};
+use millrace_dispatcher::store::{Fence, Gateway, Loaded, Outcome, RECENT_ENTRIES, StoreError, Work, Write};
 use millrace_protocol::ids::MessageId;
 
 use super::world::{World, entry, message, node, registration, session, until};
@@ -107,10 +105,7 @@ fn paused_owner(world: &World<'_>) {
     let mut new = world.claim(3, "b", 1_000);
     assert!(new.fence.epoch > old.fence.epoch);
     assert_eq!(new.position, old.position);
-    assert_eq!(
-        world.call(old.batch(vec![message("g:tea", 2)])),
-        Err(StoreError::Fenced { partition: 3 })
-    );
+    assert_eq!(world.call(old.batch(vec![message("g:tea", 2)])), Err(StoreError::Fenced { partition: 3 }));
     assert_eq!(world.read("g:tea", 0, 10, 1 << 20).0.len(), 1);
     world.append(&mut new, vec![message("g:tea", 2)]);
 }
@@ -319,9 +314,12 @@ fn user_groups(world: &World<'_>) {
     ];
     assert!(world.calls(all).iter().all(|outcome| *outcome == Ok(Outcome::UserGroupsDone)));
     world.reopen();
-    for (user, groups) in
-        [("alice", vec!["g:rum", "g:tea"]), ("bob", vec!["g:rum"]), ("carol", vec!["g:tea"]), ("dave", vec![])]
-    {
+    for (user, groups) in [
+        ("alice", vec!["g:rum", "g:tea"]),
+        ("bob", vec!["g:rum"]),
+        ("carol", vec!["g:tea"]),
+        ("dave", vec![]),
+    ] {
         let registered = world.register(registration(user, "phone", "ios", session(1, 1)));
         assert_eq!(registered.groups, groups, "{user}");
     }

@@ -74,7 +74,8 @@ impl<'a> World<'a> {
             Ground::Elsewhere => return,
             Ground::Embedded(dir) => Box::new(open_embedded(dir.borrow().path())),
             Ground::Redis(server, cluster) => Box::new(
-                RedisStore::connect(&server.url(), redis::Settings::new(cluster.clone(), PARTITIONS)).unwrap(),
+                RedisStore::connect(&server.url(), redis::Settings::new(cluster.clone(), PARTITIONS))
+                    .unwrap(),
             ),
         };
         *self.store.borrow_mut() = Some(store);
@@ -148,7 +149,13 @@ impl<'a> World<'a> {
         claim.position += count;
     }
 
-    pub fn read(&self, conversation: &str, after: u64, through: u64, limit_bytes: usize) -> (Vec<Entry>, u64) {
+    pub fn read(
+        &self,
+        conversation: &str,
+        after: u64,
+        through: u64,
+        limit_bytes: usize,
+    ) -> (Vec<Entry>, u64) {
         let conversation = conversation.to_owned();
         match self.call(Work::Read { partition: 3, conversation, after, through, limit_bytes }) {
             Ok(Outcome::Entries { entries, first_seq }) => (entries, first_seq),

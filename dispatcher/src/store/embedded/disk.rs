@@ -309,8 +309,7 @@ fn encode_fence(record: &FenceRecord) -> Vec<u8> {
 
 fn decode_fence(mut value: &[u8]) -> Option<FenceRecord> {
     let mut number = || value.try_get_u64().ok();
-    let (epoch, nonce, incarnation, position, last) =
-        (number()?, number()?, number()?, number()?, number()?);
+    let (epoch, nonce, incarnation, position, last) = (number()?, number()?, number()?, number()?, number()?);
     Some(FenceRecord {
         fence: Fence { epoch, nonce },
         node: String::from_utf8(value.to_vec()).ok()?,

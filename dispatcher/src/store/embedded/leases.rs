@@ -69,9 +69,9 @@ impl Leases {
 
     /// Whether this life of a gateway has a live lease.
     pub(super) fn gateway_lives(&self, now: Instant, gateway: Gateway) -> bool {
-        self.gateways.get(&gateway.gateway).is_some_and(|(incarnation, until)| {
-            *incarnation == gateway.incarnation && *until > now
-        })
+        self.gateways
+            .get(&gateway.gateway)
+            .is_some_and(|(incarnation, until)| *incarnation == gateway.incarnation && *until > now)
     }
 
     pub(super) fn view(&mut self, now: Instant, owners: Vec<(String, u64)>, was_missing: bool) -> View {

@@ -81,7 +81,9 @@ pub enum OpenError {
         found: u16,
     },
     /// It was made for another number of partitions.
-    #[error("{path} was made for {found} partitions, the configuration says {wanted}; the number can't be changed")]
+    #[error(
+        "{path} was made for {found} partitions, the configuration says {wanted}; the number can't be changed"
+    )]
     Partitions {
         /// The directory.
         path: PathBuf,
@@ -372,7 +374,8 @@ fn round(
 
 /// From here on everything is refused.
 fn fail(shared: &Shared, on_fatal: &(dyn Fn(&str) + Send + Sync), error: &fjall::Error) -> String {
-    let reason = format!("the store's disk failed, and what it holds is unknown until it is opened again: {error}");
+    let reason =
+        format!("the store's disk failed, and what it holds is unknown until it is opened again: {error}");
     let first = shared.failure.set(reason.clone()).is_ok();
     shared.failed.store(true, Ordering::Release);
     if first {
@@ -407,7 +410,8 @@ fn sweep_step(
 fn lock(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join(LOCK_FILE);
     let io = |error| OpenError::Io { path: path.clone(), error };
-    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
+    let mut file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {

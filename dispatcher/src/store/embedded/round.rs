@@ -131,8 +131,8 @@ impl Engine {
         {
             return Err(StoreError::Held { partition, holder: held.node.clone() });
         }
-        let nonce =
-            getrandom::u64().map_err(|e| StoreError::Unavailable(format!("no randomness for a nonce: {e}")))?;
+        let nonce = getrandom::u64()
+            .map_err(|e| StoreError::Unavailable(format!("no randomness for a nonce: {e}")))?;
         let (last_epoch, position, last_message_id) = stored
             .map_or((0, FIRST_POSITION, MessageId(0)), |s| (s.fence.epoch, s.position, s.last_message_id));
         let fence = Fence { epoch: (last_epoch + 1).max(wall_ms), nonce };
@@ -157,11 +157,7 @@ impl Engine {
         let partition = batch.partition;
         let mut record = self.fenced(partition, batch.fence)?;
         if record.position != batch.position {
-            return Err(StoreError::Position {
-                partition,
-                expected: record.position,
-                given: batch.position,
-            });
+            return Err(StoreError::Position { partition, expected: record.position, given: batch.position });
         }
         let mut heads: FxHashMap<&str, u64> = FxHashMap::default();
         for write in &batch.writes {
@@ -198,7 +194,12 @@ impl Engine {
         Ok(Outcome::Appended)
     }
 
-    fn load(&mut self, partition: Partition, fence: Fence, conversation: &str) -> Result<Outcome, StoreError> {
+    fn load(
+        &mut self,
+        partition: Partition,
+        fence: Fence,
+        conversation: &str,
+    ) -> Result<Outcome, StoreError> {
         self.fenced(partition, fence)?;
         let members = self.disk.members(partition, conversation)?;
         let recent = self.disk.newest(partition, conversation, RECENT_ENTRIES)?;

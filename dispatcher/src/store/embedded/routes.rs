@@ -78,9 +78,8 @@ impl Routes {
     pub(super) fn sweep_part(&self, index: usize, dead: &[Gateway]) -> bool {
         let mut part = self.parts[index].lock().unwrap_or_else(PoisonError::into_inner);
         let is_dead = |route: &Route| {
-            dead.iter().any(|dead| {
-                dead.gateway == route.session.gateway() && dead.incarnation == route.incarnation
-            })
+            dead.iter()
+                .any(|dead| dead.gateway == route.session.gateway() && dead.incarnation == route.incarnation)
         };
         let hit: Vec<Box<str>> = part
             .iter()

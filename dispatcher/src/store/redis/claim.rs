@@ -47,7 +47,8 @@ pub(super) async fn claims(
             outcomes[at] = Some(outcome);
         }
     }
-    let changing = || Err(StoreError::Unavailable("the fence changed under the claim, again and again".into()));
+    let changing =
+        || Err(StoreError::Unavailable("the fence changed under the claim, again and again".into()));
     outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(changing)).collect()
 }
 
@@ -72,9 +73,8 @@ async fn attempt(
         }
     }
 
-    let foreign = |(at, fence): &(usize, Judged)| {
-        !fence.holder.is_empty() && fence.holder != claimers[*at].node
-    };
+    let foreign =
+        |(at, fence): &(usize, Judged)| !fence.holder.is_empty() && fence.holder != claimers[*at].node;
     let (held, mut free): (Vec<_>, Vec<_>) = judged.into_iter().partition(foreign);
     let leases: Vec<Command> =
         held.iter().map(|(_, fence)| Command::plain("GET", keys.node(&fence.holder), Vec::new())).collect();
@@ -139,9 +139,5 @@ fn taken(nonce: u64, reply: Value) -> Result<Option<Outcome>, StoreError> {
     }
     let mut part = || to_number(parts.next().unwrap_or(Value::Null));
     let (epoch, position, last) = (part()?, part()?, part()?);
-    Ok(Some(Outcome::Claimed {
-        fence: Fence { epoch, nonce },
-        position,
-        last_message_id: MessageId(last),
-    }))
+    Ok(Some(Outcome::Claimed { fence: Fence { epoch, nonce }, position, last_message_id: MessageId(last) }))
 }

@@ -189,8 +189,10 @@ impl Reading {
             }
             Reading::Read { conversation } => {
                 let [first, found] = fixed(one()?)?;
-                let entries =
-                    list(found)?.into_iter().map(|e| entry(conversation, e)).collect::<Result<Vec<_>, _>>()?;
+                let entries = list(found)?
+                    .into_iter()
+                    .map(|e| entry(conversation, e))
+                    .collect::<Result<Vec<_>, _>>()?;
                 Outcome::Entries { entries, first_seq: seq(&to_text(first)?).unwrap_or(1) }
             }
             Reading::UserGroups => Outcome::UserGroupsDone,

@@ -88,7 +88,9 @@ pub enum ConnectError {
         reason: String,
     },
     /// The cluster there is of another format or number of partitions.
-    #[error("the cluster in {url} is «{found}» (format:partitions), the configuration says «{wanted}»; it can't be changed")]
+    #[error(
+        "the cluster in {url} is «{found}» (format:partitions), the configuration says «{wanted}»; it can't be changed"
+    )]
     Foreign {
         /// Without user and password.
         url: String,
@@ -258,7 +260,12 @@ impl Shared {
 }
 
 /// The first connection, tried until it works or the time is up.
-async fn first(shared: &Shared, config: Config, keys: &Keys, wait: Duration) -> Result<Session, ConnectError> {
+async fn first(
+    shared: &Shared,
+    config: Config,
+    keys: &Keys,
+    wait: Duration,
+) -> Result<Session, ConnectError> {
     let url = || shared.address.clone();
     let begun = Instant::now();
     let mut reason = "no answer".to_owned();

@@ -109,7 +109,8 @@ impl Rounds {
             steps.push((replies, own));
         }
         let mut results = self.session.run(&commands).await.into_iter();
-        let mut claimed = claims(&self.session, &self.keys, &claimers).await.into_iter().map(Some).collect::<Vec<_>>();
+        let mut claimed =
+            claims(&self.session, &self.keys, &claimers).await.into_iter().map(Some).collect::<Vec<_>>();
         let mut hints: Vec<(Partition, u64, String)> = Vec::new();
         let mut answers = Vec::new();
         for (replies, steps) in steps {

@@ -35,7 +35,10 @@ impl Session {
     pub(super) async fn load_scripts(&self) -> Result<(), StoreError> {
         let load = |script: &Script| {
             let text = script.lua().cloned().unwrap_or_default();
-            (CustomCommand::new_static("SCRIPT", ClusterHash::Random, false), vec!["LOAD".into(), Value::from(text)])
+            (
+                CustomCommand::new_static("SCRIPT", ClusterHash::Random, false),
+                vec!["LOAD".into(), Value::from(text)],
+            )
         };
         let replies = self.pipeline(self.scripts.iter().map(load)).await;
         replies.into_iter().collect::<Result<Vec<_>, _>>().map_err(|e| unavailable(&e))?;
@@ -69,8 +72,7 @@ impl Session {
                 (CustomCommand::new_static("EVALSHA", ClusterHash::Offset(2), false), args)
             }
             Name::Plain(name) => {
-                let mut args: Vec<Value> =
-                    command.keys.iter().map(|key| Value::from(key.as_str())).collect();
+                let mut args: Vec<Value> = command.keys.iter().map(|key| Value::from(key.as_str())).collect();
                 args.extend_from_slice(&command.args);
                 (CustomCommand::new_static(name, ClusterHash::FirstKey, false), args)
             }

@@ -56,13 +56,10 @@ impl Sweeper {
             if dead.is_empty() {
                 break;
             }
-            let args =
-                vec![text("MATCH"), text(&keys.routes_pattern()), text("COUNT"), number(STEP_KEYS)];
+            let args = vec![text("MATCH"), text(&keys.routes_pattern()), text("COUNT"), number(STEP_KEYS)];
             let [next, found] = fixed(one(session, Command::plain("SCAN", cursor, args)).await?)?;
-            let lives: Vec<Value> = dead
-                .iter()
-                .map(|life| text(&format!("{:03x}:{}", life.gateway, life.incarnation)))
-                .collect();
+            let lives: Vec<Value> =
+                dead.iter().map(|life| text(&format!("{:03x}:{}", life.gateway, life.incarnation))).collect();
             let mut commands = list(found)?
                 .into_iter()
                 .map(|key| Ok(Command::script(ScriptId::Sweep, vec![to_text(key)?], lives.clone())))
@@ -97,9 +94,8 @@ impl Sweeper {
         keys: &Keys,
         dead: Vec<Gateway>,
     ) -> Result<Vec<Gateway>, StoreError> {
-        let lease = |life: &Gateway| {
-            Command::plain("GET", keys.gateway(&life.gateway.to_string()), Vec::new())
-        };
+        let lease =
+            |life: &Gateway| Command::plain("GET", keys.gateway(&life.gateway.to_string()), Vec::new());
         let commands: Vec<Command> = dead.iter().map(lease).collect();
         let mut still = Vec::new();
         for (life, holder) in dead.into_iter().zip(session.run(&commands).await) {
