@@ -20,7 +20,8 @@ fn start_dispatcher(settings: &StandaloneSettings) -> Result<LocalDispatcher, Bo
     own.cluster = settings.cluster.clone();
     own.partitions = settings.partitions;
     let dispatcher = Arc::new(standalone::start(own)?);
-    let (connects, troubles, counts) = (Arc::clone(&dispatcher), Arc::clone(&dispatcher), Arc::clone(&dispatcher));
+    let (connects, troubles, counts) =
+        (Arc::clone(&dispatcher), Arc::clone(&dispatcher), Arc::clone(&dispatcher));
     Ok(LocalDispatcher {
         connect: Arc::new(move |gateway, shard, to_gateway| connects.connect(gateway, shard, to_gateway)),
         probe: LocalProbe {

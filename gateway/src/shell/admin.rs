@@ -117,7 +117,10 @@ async fn healthz(State(admin): Shared) -> impl IntoResponse {
         (StatusCode::OK, "ok\n".to_owned())
     } else {
         let hang = shards - answered;
-        (StatusCode::SERVICE_UNAVAILABLE, format!("{hang} of {shards} shards did not answer in {ANSWER_TIMEOUT:?}\n"))
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("{hang} of {shards} shards did not answer in {ANSWER_TIMEOUT:?}\n"),
+        )
     }
 }
 

@@ -155,7 +155,8 @@ impl Keys {
         }
         let header = decode_header(token).map_err(|_| bad("this is no JWT (header.payload.signature)"))?;
         let key = self.key_for(header.kid.as_deref(), header.alg)?;
-        let claims = decode::<Claims>(token, &key.decoding, &key.validation).map_err(|error| explain(&error))?.claims;
+        let claims =
+            decode::<Claims>(token, &key.decoding, &key.validation).map_err(|error| explain(&error))?.claims;
         let user = claims.sub.as_str().filter(|user| is_name(user));
         let user = user.ok_or_else(|| bad("`sub` must be a user name: 1-64 of A-Z a-z 0-9 . _ - @ +"))?;
         // Casts from float saturate: a date beyond all time stays there.
@@ -168,7 +169,9 @@ impl Keys {
             return self.hs256.as_ref().ok_or_else(|| bad("HS256 is not accepted here"));
         }
         let key = match kid {
-            Some(kid) => self.named.get(kid).ok_or_else(|| bad("`kid` names no key that this gateway knows"))?,
+            Some(kid) => {
+                self.named.get(kid).ok_or_else(|| bad("`kid` names no key that this gateway knows"))?
+            }
             None => {
                 let mut fitting = self
                     .nameless
@@ -233,7 +236,9 @@ fn usable(value: serde_json::Value) -> Result<(Jwk, Algorithm, DecodingKey), Str
             }
             Algorithm::RS256
         }
-        AlgorithmParameters::OctetKey(_) => return Err("a shared secret has no place in a key set".to_owned()),
+        AlgorithmParameters::OctetKey(_) => {
+            return Err("a shared secret has no place in a key set".to_owned());
+        }
         _ => return Err("its type is none of Ed25519, P-256 and RSA".to_owned()),
     };
     if let Some(stated) = jwk.common.key_algorithm

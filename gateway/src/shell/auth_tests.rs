@@ -102,7 +102,8 @@ fn what_is_wrong_is_said() {
     let ed = |claims: Value| sign(Algorithm::EdDSA, Some("ed"), &ed25519(1), &claims);
     let now = get_current_timestamp();
     let good = ed(alice());
-    let public_as_secret = EncodingKey::from_secret(&serde_json::to_vec(&jwk(&rsa(), Algorithm::RS256, None)).unwrap());
+    let public_as_secret =
+        EncodingKey::from_secret(&serde_json::to_vec(&jwk(&rsa(), Algorithm::RS256, None)).unwrap());
     let (head, rest) = good.split_once('.').unwrap();
     let (payload, signature) = rest.split_once('.').unwrap();
     // {"alg":"none"}
@@ -116,10 +117,18 @@ fn what_is_wrong_is_said() {
         (format!("{head}.{payload}.{}", "A".repeat(signature.len())), Code::BadToken, "does not match"),
         (sign(Algorithm::EdDSA, Some("ed"), &ed25519(2), &alice()), Code::BadToken, "does not match"),
         (sign(Algorithm::EdDSA, Some("other"), &ed25519(1), &alice()), Code::BadToken, "`kid` names no key"),
-        (sign(Algorithm::EdDSA, Some("rsa"), &ed25519(1), &alice()), Code::BadToken, "not what this key is for"),
+        (
+            sign(Algorithm::EdDSA, Some("rsa"), &ed25519(1), &alice()),
+            Code::BadToken,
+            "not what this key is for",
+        ),
         (sign(Algorithm::RS512, Some("rsa"), &rsa(), &alice()), Code::BadToken, "not what this key is for"),
         (sign(Algorithm::HS256, Some("rsa"), &public_as_secret, &alice()), Code::BadToken, "does not match"),
-        (sign(Algorithm::HS512, None, &EncodingKey::from_secret(SECRET), &alice()), Code::BadToken, "no key here checks"),
+        (
+            sign(Algorithm::HS512, None, &EncodingKey::from_secret(SECRET), &alice()),
+            Code::BadToken,
+            "no key here checks",
+        ),
         (ed(json!({ "sub": "alice", "exp": now - 60 })), Code::TokenExpired, "expired"),
         (ed(json!({ "sub": "alice" })), Code::BadToken, "`exp` is missing"),
         (ed(json!({ "sub": "alice", "exp": "soon" })), Code::BadToken, "`exp`"),
@@ -127,7 +136,11 @@ fn what_is_wrong_is_said() {
         (ed(json!({ "sub": "al:ice", "exp": now + 60 })), Code::BadToken, "`sub` must be"),
         (ed(json!({ "sub": "", "exp": now + 60 })), Code::BadToken, "`sub` must be"),
         (ed(json!({ "sub": "alice", "exp": now + 60, "nbf": now + 30 })), Code::BadToken, "not valid yet"),
-        (ed(json!({ "sub": "alice", "exp": now + 60, "aud": "else" })), Code::BadToken, "`aud` does not name"),
+        (
+            ed(json!({ "sub": "alice", "exp": now + 60, "aud": "else" })),
+            Code::BadToken,
+            "`aud` does not name",
+        ),
     ];
     for (token, code, part) in cases {
         let refusal = keys.check(&token).expect_err(part);
@@ -207,7 +220,8 @@ fn key_sets_that_cannot_be_used_are_refused() {
     let mut with_one = useless.to_vec();
     with_one.push(jwk(&ed25519(1), Algorithm::EdDSA, None));
     assert_eq!(keys(&with_one, false, |_| ()).unwrap().len(), 1, "the others are left out");
-    let twice = [jwk(&ed25519(1), Algorithm::EdDSA, Some("a")), jwk(&ed25519(2), Algorithm::EdDSA, Some("a"))];
+    let twice =
+        [jwk(&ed25519(1), Algorithm::EdDSA, Some("a")), jwk(&ed25519(2), Algorithm::EdDSA, Some("a"))];
     assert!(matches!(keys(&twice, false, |_| ()), Err(AuthError::Twice { .. })));
     let many = vec![json!({}); KEYS_MAX + 1];
     assert!(matches!(keys(&many, false, |_| ()), Err(AuthError::TooMany { .. })));

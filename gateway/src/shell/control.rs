@@ -166,7 +166,9 @@ impl Control {
                 Ok(Some(ToControl::Lease(answer))) => self.lease(&answer),
                 Ok(Some(ToControl::Failed(shard, error))) => return Ok(failed(shard, &error)),
                 Ok(None) | Err(_) => {
-                    log::warn(format_args!("shards {left:?} did not finish in time; what they hold is cut off"));
+                    log::warn(format_args!(
+                        "shards {left:?} did not finish in time; what they hold is cut off"
+                    ));
                     break;
                 }
             }

@@ -116,7 +116,11 @@ mod tests {
             keeper.answer(&answer(7, true, true, 1_000), draw_none);
             let change = keeper.answer(&answer(7, granted, was_missing, 2_000), || 8);
             assert_eq!(change, Change::Renewed(Lease { incarnation: 8, until_us: 0 }));
-            assert_eq!(keeper.answer(&answer(7, true, false, 3_000), draw_none), Change::None, "of the old one");
+            assert_eq!(
+                keeper.answer(&answer(7, true, false, 3_000), draw_none),
+                Change::None,
+                "of the old one"
+            );
             assert!(matches!(keeper.answer(&answer(8, true, true, 4_000), draw_none), Change::Extended(_)));
         }
     }

@@ -79,7 +79,11 @@ impl Logins {
                     self.counts.overflowed += 1;
                     let spread = (self.counts.overflowed % u64::from(RETRY_AFTER_MS)) as u32;
                     let reason = "too many logins at once".to_owned();
-                    return Some(Err(Refusal { code: Code::Busy, reason, retry_after_ms: RETRY_AFTER_MS + spread }));
+                    return Some(Err(Refusal {
+                        code: Code::Busy,
+                        reason,
+                        retry_after_ms: RETRY_AFTER_MS + spread,
+                    }));
                 }
                 self.waiting_bytes += token.len();
                 self.waiting.push_back((conn, token));

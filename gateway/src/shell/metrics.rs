@@ -55,12 +55,22 @@ fn process_metrics(page: &mut Page, process: &Process) {
     };
     single("draining", false, "1 while a drain is under way.", u64::from(process.draining));
     single("uptime_seconds", false, "Time since the start.", process.uptime_us / 1_000_000);
-    single("cpu_microseconds_total", true, "CPU time of the process, user and system.", clock::process_cpu_us());
+    single(
+        "cpu_microseconds_total",
+        true,
+        "CPU time of the process, user and system.",
+        clock::process_cpu_us(),
+    );
     single("resident_bytes", false, "Resident memory of the process.", memory.resident);
     single("anonymous_bytes", false, "Of it, heap and stacks.", memory.anonymous);
     single("keys", false, "Keys that tokens are checked against.", process.keys);
     single("key_reloads_total", true, "Key files read again.", process.key_reloads);
-    single("key_reload_failures_total", true, "Key files that could not be used.", process.key_reload_failures);
+    single(
+        "key_reload_failures_total",
+        true,
+        "Key files that could not be used.",
+        process.key_reload_failures,
+    );
     single("incarnation_changes_total", true, "Leases lost and begun anew.", process.incarnation_changes);
     for (name, value) in &process.store {
         page.family(name, name.ends_with("_total"), "Of the embedded store.");
@@ -75,12 +85,18 @@ const OF_SHARD: &[OfShard] = &[
     ("turns_total", true, "Turns of the pump.", |report| report.turns),
     ("busy_microseconds_total", true, "Time spent in turns.", |report| report.busy_us),
     ("turn_microseconds_max", false, "The longest turn since the start.", |report| report.turn_us_max),
-    ("ready", false, "1 with a live lease and an owner for every partition.", |report| u64::from(report.ready)),
+    ("ready", false, "1 with a live lease and an owner for every partition.", |report| {
+        u64::from(report.ready)
+    }),
     ("lease_live", false, "1 while logins may be taken.", |report| u64::from(report.lease_live)),
     ("tokens_checked_total", true, "Token signatures checked.", |report| report.logins.tokens_checked),
     ("tickets_checked_total", true, "Resume tickets checked.", |report| report.logins.tickets_checked),
-    ("credentials_refused_total", true, "Tokens and tickets that proved nothing.", |report| report.logins.refused),
-    ("credentials_overflowed_total", true, "Logins turned away, too many waited.", |report| report.logins.overflowed),
+    ("credentials_refused_total", true, "Tokens and tickets that proved nothing.", |report| {
+        report.logins.refused
+    }),
+    ("credentials_overflowed_total", true, "Logins turned away, too many waited.", |report| {
+        report.logins.overflowed
+    }),
     ("credentials_waiting", false, "Tokens waiting for their check.", |report| report.logins_waiting),
     ("edge_slots", false, "Connections that fit.", |report| report.shape.capacity.into()),
     ("edge_banks", false, "Rings of connections.", |report| report.shape.banks.into()),
@@ -88,12 +104,16 @@ const OF_SHARD: &[OfShard] = &[
     ("edge_accept_failures_total", true, "Accepts that failed.", |report| report.edge.accept_failures),
     ("edge_open", false, "Sockets open.", |report| report.edge.open_now),
     ("edge_buffers_lent", false, "Receive buffers lent.", |report| report.edge.buffers_lent_now),
-    ("edge_buffer_waits_total", true, "Times a connection waited for a buffer.", |report| report.edge.buffer_waits),
+    ("edge_buffer_waits_total", true, "Times a connection waited for a buffer.", |report| {
+        report.edge.buffer_waits
+    }),
     ("edge_sends_total", true, "Sends completed.", |report| report.edge.sends),
     ("edge_bytes_sent_total", true, "Bytes sent.", |report| report.edge.bytes_sent),
     ("edge_bytes_received_total", true, "Bytes received.", |report| report.edge.bytes_received),
     ("edge_sends_in_flight", false, "Sends in flight.", |report| report.edge.sends_in_flight_now),
-    ("edge_operations", false, "Operations in flight, armed polls included.", |report| report.edge.operations_now),
+    ("edge_operations", false, "Operations in flight, armed polls included.", |report| {
+        report.edge.operations_now
+    }),
     ("edge_enters_total", true, "System calls that submitted or reaped.", |report| report.edge.enters),
     ("edge_overflows_total", true, "Completion queues that overflowed.", |report| report.edge.overflows),
 ];
@@ -118,7 +138,8 @@ fn shard_metrics(page: &mut Page, reports: &[Report]) {
 }
 
 fn link_metrics(page: &mut Page, reports: &[Report]) {
-    let links = || reports.iter().flat_map(|report| report.links.iter().map(move |link| (report.shard, link)));
+    let links =
+        || reports.iter().flat_map(|report| report.links.iter().map(move |link| (report.shard, link)));
     let mut family = |name: &str, counter: bool, help: &str, value: fn(&super::link::LinkReport) -> u64| {
         page.family(name, counter, help);
         for (shard, link) in links() {
@@ -127,7 +148,9 @@ fn link_metrics(page: &mut Page, reports: &[Report]) {
     };
     family("link_up", false, "1 for a transport that is up.", |link| u64::from(link.up));
     family("link_connects_total", true, "Connections made.", |link| link.connects);
-    family("link_failures_total", true, "Connections lost or not made; in-process: full queues.", |link| link.failures);
+    family("link_failures_total", true, "Connections lost or not made; in-process: full queues.", |link| {
+        link.failures
+    });
     family("link_bytes_received_total", true, "Bytes from the node.", |link| link.bytes_in);
     family("link_bytes_sent_total", true, "Bytes to the node.", |link| link.bytes_out);
 }
@@ -144,7 +167,8 @@ impl Page {
     }
 
     fn sample(&mut self, name: &str, labels: &[(&str, &dyn Display)], value: u64) {
-        let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={:?}", value.to_string())).collect();
+        let labels: Vec<String> =
+            labels.iter().map(|(key, value)| format!("{key}={:?}", value.to_string())).collect();
         let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
         let _ = writeln!(self.text, "{PREFIX}{name}{labels} {value}");
     }
@@ -195,7 +219,11 @@ mod tests {
 
     #[test]
     fn every_sample_belongs_to_a_family_with_one_type_and_a_help() {
-        let process = Process { shards: 3, store: vec![("store_appends_total", 4), ("store_routes", 2)], ..Process::default() };
+        let process = Process {
+            shards: 3,
+            store: vec![("store_appends_total", 4), ("store_routes", 2)],
+            ..Process::default()
+        };
         let page = page(&process, &[report(0), report(2)]);
         let mut families = std::collections::HashMap::new();
         for line in page.lines().filter(|line| line.starts_with("# TYPE ")) {

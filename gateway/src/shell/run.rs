@@ -119,9 +119,8 @@ fn print_token(matches: &ArgMatches, settings: &Settings) -> Result<ExitCode, Fa
     }
     let ttl = signing::parse_ttl(matches.get_one::<String>("ttl").map_or("", String::as_str));
     let ttl = ttl.map_err(|error| format!("--ttl {error}"))?;
-    let signer = Signer::for_settings(settings)?.ok_or(
-        "this configuration holds public keys only: tokens come from whoever has the private ones",
-    )?;
+    let signer = Signer::for_settings(settings)?
+        .ok_or("this configuration holds public keys only: tokens come from whoever has the private ones")?;
     println!("{}", signer.token(user, ttl)?);
     Ok(ExitCode::SUCCESS)
 }
@@ -152,7 +151,8 @@ fn serve(
     };
     let (control, inbox) = tokio::sync::mpsc::channel(TO_CONTROL_MAX);
     let incarnation = u64::from_ne_bytes(signing::random()?);
-    let parts = Parts { settings: &settings, keys: &keys, tickets: &tickets, incarnation, control, local: &local };
+    let parts =
+        Parts { settings: &settings, keys: &keys, tickets: &tickets, incarnation, control, local: &local };
     let (shards, started) = start_shards(&parts)?;
     drop(parts);
     announce(&settings, &started, admin_address, keys.len());
@@ -193,7 +193,8 @@ fn start_standalone(
         cluster: settings.cluster.clone(),
         partitions: settings.partitions,
     };
-    let local = start_local(&standalone).map_err(|error| format!("the dispatcher in this process: {error}"))?;
+    let local =
+        start_local(&standalone).map_err(|error| format!("the dispatcher in this process: {error}"))?;
     log::info(format_args!("standalone: messages are stored in {}", standalone.data_dir.display()));
     Ok(local)
 }
@@ -225,7 +226,11 @@ fn start_shards(parts: &Parts<'_>) -> Result<(Vec<Inbox>, Vec<Started>), Failure
         let started = shard::start(Spec {
             shard,
             // More shards than CPUs (for tests) are left to the scheduler.
-            cpu: if usize::from(settings.shards) <= cpus.len() { cpus.get(usize::from(shard)).copied() } else { None },
+            cpu: if usize::from(settings.shards) <= cpus.len() {
+                cpus.get(usize::from(shard)).copied()
+            } else {
+                None
+            },
             listen,
             settings: Arc::clone(settings),
             incarnation: parts.incarnation,
@@ -256,7 +261,10 @@ fn announce(settings: &Settings, started: &[Started], admin: SocketAddr, keys: u
         first.driver
     ));
     match settings.is_standalone() {
-        true => log::info(format_args!("gateway {} of cluster {}, standalone", settings.gateway_id, settings.cluster)),
+        true => log::info(format_args!(
+            "gateway {} of cluster {}, standalone",
+            settings.gateway_id, settings.cluster
+        )),
         false => log::info(format_args!(
             "gateway {} of cluster {}, dispatchers: {}",
             settings.gateway_id,

@@ -181,10 +181,7 @@ enum Wake {
 }
 
 /// Sleeps until `woken` is done or the time is over.
-async fn wait(
-    mut woken: Pin<&mut impl Future<Output = io::Result<()>>>,
-    sleep_us: u64,
-) -> io::Result<Wake> {
+async fn wait(mut woken: Pin<&mut impl Future<Output = io::Result<()>>>, sleep_us: u64) -> io::Result<Wake> {
     // Rounded up to the timer's resolution, so that a deadline is over when it is looked at.
     let mut sleep = pin!(monoio::time::sleep(Duration::from_millis(sleep_us.div_ceil(1_000))));
     let mut slept = false;
@@ -236,7 +233,8 @@ struct Pump {
 impl Pump {
     fn new(spec: Spec, edge: Box<dyn Edge>) -> io::Result<Self> {
         let settings = &spec.settings;
-        let mut config = Config::new(settings.gateway_id, spec.shard, spec.incarnation, mint(spec.tickets.clone()));
+        let mut config =
+            Config::new(settings.gateway_id, spec.shard, spec.incarnation, mint(spec.tickets.clone()));
         config.cluster = settings.cluster.clone();
         config.partitions = settings.partitions;
         config.seeds = match settings.is_standalone() {
@@ -245,8 +243,12 @@ impl Pump {
         };
         config.slots_max = edge.shape().capacity;
         config.seed = u64::from_ne_bytes(signing::random()?);
-        config.newest_wins_platforms =
-            settings.platforms.iter().filter(|(_, policy)| **policy == Policy::NewestWins).map(|(name, _)| name.clone()).collect();
+        config.newest_wins_platforms = settings
+            .platforms
+            .iter()
+            .filter(|(_, policy)| **policy == Policy::NewestWins)
+            .map(|(name, _)| name.clone())
+            .collect();
         config.heartbeat_interval_ms = settings.heartbeat_interval.as_millis() as u32;
         config.payload_bytes_max = settings.payload_bytes_max;
         config.outbox_bytes_max = settings.outbox_bytes_max as u32;
@@ -373,7 +375,10 @@ impl Pump {
                     // Gone: its Closed event is on the way.
                     Ok(()) | Err(Refused::Gone(_)) => {}
                     Err(refused) => {
-                        debug_assert!(!matches!(refused, Refused::InFlight(_)), "two sends in flight on {conn:?}");
+                        debug_assert!(
+                            !matches!(refused, Refused::InFlight(_)),
+                            "two sends in flight on {conn:?}"
+                        );
                         self.edge.close(to_edge(conn));
                     }
                 }

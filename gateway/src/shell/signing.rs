@@ -33,7 +33,10 @@ pub struct Signer {
 
 impl std::fmt::Debug for Signer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Signer").field("algorithm", &self.algorithm).field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Signer")
+            .field("algorithm", &self.algorithm)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -115,7 +118,11 @@ pub(super) fn private_file(path: &Path, make: impl FnOnce() -> io::Result<Vec<u8
         Ok(bytes) => {
             let mode = std::fs::metadata(path)?.permissions().mode();
             if mode & 0o077 != 0 {
-                log::warn(format_args!("{} can be read by others (mode {:o}): chmod 600", path.display(), mode & 0o777));
+                log::warn(format_args!(
+                    "{} can be read by others (mode {:o}): chmod 600",
+                    path.display(),
+                    mode & 0o777
+                ));
             }
             return Ok(bytes);
         }
@@ -126,12 +133,13 @@ pub(super) fn private_file(path: &Path, make: impl FnOnce() -> io::Result<Vec<u8
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     let unique = u64::from_ne_bytes(random()?);
     let temporary = path.with_extension(format!("{unique:016x}.new"));
-    let written = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).and_then(
-        |mut file| {
-            file.write_all(&make()?)?;
-            file.sync_all()
-        },
-    );
+    let written =
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).and_then(
+            |mut file| {
+                file.write_all(&make()?)?;
+                file.sync_all()
+            },
+        );
     // A link, unlike a rename, does not replace what another process made meanwhile.
     let linked = written.and_then(|()| std::fs::hard_link(&temporary, path));
     let _ = std::fs::remove_file(&temporary);
@@ -172,12 +180,18 @@ mod tests {
         assert_eq!(private_file(&path, || Ok(b"second".to_vec())).unwrap(), b"first");
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(std::fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
-        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing temporary is left");
+        assert_eq!(
+            std::fs::read_dir(path.parent().unwrap()).unwrap().count(),
+            1,
+            "nothing temporary is left"
+        );
     }
 
     #[test]
     fn ttls_read_as_written() {
-        for (text, seconds) in [("90s", Some(90)), ("15m", Some(900)), ("24h", Some(86_400)), ("30d", Some(2_592_000))] {
+        for (text, seconds) in
+            [("90s", Some(90)), ("15m", Some(900)), ("24h", Some(86_400)), ("30d", Some(2_592_000))]
+        {
             assert_eq!(parse_ttl(text).ok().map(|ttl| ttl.as_secs()), seconds, "{text}");
         }
         for text in ["", "5", "h", "-1h", "1.5h", "0s", "3651d", "99999999999999999999d", "5é"] {

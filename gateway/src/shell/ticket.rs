@@ -80,7 +80,8 @@ impl Tickets {
                     "auth.ticket_secret_file is not set: resume tickets are good at this process only"
                 ));
                 let made = random::<32>();
-                made.map_err(|error| AuthError::Io { path: Path::new("/dev/urandom").to_owned(), error })?.to_vec()
+                made.map_err(|error| AuthError::Io { path: Path::new("/dev/urandom").to_owned(), error })?
+                    .to_vec()
             }
         };
         Ok(Self::new(&secret, settings.auth.ticket_lifetime))
@@ -113,7 +114,13 @@ impl Tickets {
     ///
     /// # Errors
     /// BAD_TOKEN or TOKEN_EXPIRED; the client logs in with a token then.
-    pub fn check(&self, ticket: &[u8], device: &str, platform: &str, wall_ms: u64) -> Result<Identity, Refusal> {
+    pub fn check(
+        &self,
+        ticket: &[u8],
+        device: &str,
+        platform: &str,
+        wall_ms: u64,
+    ) -> Result<Identity, Refusal> {
         let bad = |reason: &str| Refusal {
             code: Code::BadToken,
             reason: format!("{reason}: log in with a token"),
@@ -127,7 +134,8 @@ impl Tickets {
         if self.mac.clone().chain_update(body).verify_slice(mac).is_err() {
             return Err(bad("the resume ticket is not from here, or its secret was changed"));
         }
-        let (claims, expires_ms) = read(body).ok_or_else(|| bad("the resume ticket is of another version"))?;
+        let (claims, expires_ms) =
+            read(body).ok_or_else(|| bad("the resume ticket is of another version"))?;
         if claims.device != device || claims.platform != platform {
             return Err(bad("the resume ticket is for another device or platform"));
         }
@@ -164,8 +172,13 @@ mod tests {
     use super::*;
 
     const NOW: u64 = 1_700_000_000_000;
-    const CLAIMS: Claims<'static> =
-        Claims { user: "alice", device: "phone", platform: "ios", login_number: 42, token_expires_ms: NOW + 5_000 };
+    const CLAIMS: Claims<'static> = Claims {
+        user: "alice",
+        device: "phone",
+        platform: "ios",
+        login_number: 42,
+        token_expires_ms: NOW + 5_000,
+    };
 
     fn tickets(lifetime_ms: u64) -> Tickets {
         Tickets::new(&[7; 32], Duration::from_millis(lifetime_ms))
@@ -175,14 +188,18 @@ mod tests {
     fn a_ticket_says_who_it_was() {
         let ticket = tickets(60_000).make(&CLAIMS, NOW);
         let identity = tickets(60_000).check(&ticket, "phone", "ios", NOW).unwrap();
-        assert_eq!(identity, Identity { user: "alice".into(), expires_wall_ms: NOW + 5_000, login_number: 42 });
+        assert_eq!(
+            identity,
+            Identity { user: "alice".into(), expires_wall_ms: NOW + 5_000, login_number: 42 }
+        );
     }
 
     #[test]
     fn it_ends_with_its_lifetime_or_its_token() {
         for (lifetime_ms, good_for_ms) in [(1_000, 1_000), (60_000, 5_000)] {
             let ticket = tickets(lifetime_ms).make(&CLAIMS, NOW);
-            let check = |at| tickets(lifetime_ms).check(&ticket, "phone", "ios", at).map_err(|refusal| refusal.code);
+            let check =
+                |at| tickets(lifetime_ms).check(&ticket, "phone", "ios", at).map_err(|refusal| refusal.code);
             assert!(check(NOW + good_for_ms - 1).is_ok());
             assert_eq!(check(NOW + good_for_ms), Err(Code::TokenExpired));
         }
@@ -195,7 +212,11 @@ mod tests {
         for at in 0..ticket.len() * 8 {
             let mut changed = ticket.clone();
             changed[at / 8] ^= 1 << (at % 8);
-            assert_eq!(tickets.check(&changed, "phone", "ios", NOW).unwrap_err().code, Code::BadToken, "bit {at}");
+            assert_eq!(
+                tickets.check(&changed, "phone", "ios", NOW).unwrap_err().code,
+                Code::BadToken,
+                "bit {at}"
+            );
         }
         for length in 0..ticket.len() {
             assert!(tickets.check(&ticket[..length], "phone", "ios", NOW).is_err(), "{length} bytes");

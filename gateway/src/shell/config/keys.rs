@@ -53,7 +53,11 @@ const fn key(name: &'static str, kind: Kind, help: &'static str) -> Key {
 /// All of them, in the order of `--help`.
 pub(super) const KEYS: &[Key] = &[
     key("listen", Kind::Text, "Where clients connect: framed TCP and WebSocket [default: 127.0.0.1:7400]"),
-    key("admin", Kind::Text, "Where /metrics, /healthz, /readyz and /debug are served [default: 127.0.0.1:7401]"),
+    key(
+        "admin",
+        Kind::Text,
+        "Where /metrics, /healthz, /readyz and /debug are served [default: 127.0.0.1:7401]",
+    ),
     key("gateway_id", Kind::Number, "1-4095, unique in the cluster; required with dispatchers [default: 1]"),
     key("cluster", Kind::Text, "Name that gateways and dispatchers must share [default: millrace]"),
     key("partitions", Kind::Number, "1-1024, fixed when a cluster is created [default: 1024]"),
@@ -65,17 +69,41 @@ pub(super) const KEYS: &[Key] = &[
     key("logins_per_s", Kind::Number, "Logins that a shard begins per second at most [default: 20000]"),
     key("payload_bytes_max", Kind::Number, "Payload of a message at most [default: 65536]"),
     key("outbox_bytes_max", Kind::Number, "Waiting for one slow client at most [default: 262144]"),
-    key("platforms", Kind::Table, "Per platform keep_all or newest_wins, e.g. ios=newest_wins [default: keep_all]"),
-    key("data_dir", Kind::Text, "Standalone: its store and keys [default: millrace in the XDG state directory]"),
+    key(
+        "platforms",
+        Kind::Table,
+        "Per platform keep_all or newest_wins, e.g. ios=newest_wins [default: keep_all]",
+    ),
+    key(
+        "data_dir",
+        Kind::Text,
+        "Standalone: its store and keys [default: millrace in the XDG state directory]",
+    ),
     key("lease_ttl_ms", Kind::Number, "Lease of this gateway's routes [default: 5000]"),
     key("drain_s", Kind::Number, "Time that a drain takes at most, in seconds [default: 10]"),
-    key("auth.jwks_file", Kind::Text, "JSON Web Key Set with the public keys of tokens; read again on SIGHUP"),
-    key("auth.hs256", Kind::Switch, "Accept HS256 tokens: whoever checks them can make them [default: false]"),
+    key(
+        "auth.jwks_file",
+        Kind::Text,
+        "JSON Web Key Set with the public keys of tokens; read again on SIGHUP",
+    ),
+    key(
+        "auth.hs256",
+        Kind::Switch,
+        "Accept HS256 tokens: whoever checks them can make them [default: false]",
+    ),
     key("auth.hs256_secret_file", Kind::Text, "Secret of HS256 tokens, at least 32 bytes"),
     key("auth.issuer", Kind::List, "Accepted values of `iss` [default: any]"),
     key("auth.audience", Kind::List, "Accepted values of `aud` [default: only tokens without one]"),
     key("auth.leeway_s", Kind::Number, "Clock difference allowed for exp and nbf, in seconds [default: 30]"),
     key("auth.token_bytes_max", Kind::Number, "Length of a token at most [default: 8192]"),
-    key("auth.ticket_secret_file", Kind::Text, "Secret of resume tickets, at least 32 bytes, the same in a cluster"),
-    key("auth.ticket_lifetime_s", Kind::Number, "Resume tickets last so long, never beyond their token [default: 86400]"),
+    key(
+        "auth.ticket_secret_file",
+        Kind::Text,
+        "Secret of resume tickets, at least 32 bytes, the same in a cluster",
+    ),
+    key(
+        "auth.ticket_lifetime_s",
+        Kind::Number,
+        "Resume tickets last so long, never beyond their token [default: 86400]",
+    ),
 ];

@@ -51,7 +51,8 @@ fn read(kind: Kind, text: &str) -> Value {
         Kind::Table => {
             let pairs: Option<Dict> = parts()
                 .map(|part| {
-                    part.split_once('=').map(|(key, value)| (key.trim().to_owned(), Value::from(value.trim())))
+                    part.split_once('=')
+                        .map(|(key, value)| (key.trim().to_owned(), Value::from(value.trim())))
                 })
                 .collect();
             pairs.map_or_else(|| Value::from(text), Value::from)
@@ -61,7 +62,8 @@ fn read(kind: Kind, text: &str) -> Value {
 
 /// Adds `--config` and a flag for every setting.
 pub(super) fn flags(command: Command) -> Command {
-    let config = Arg::new("config").long("config").value_name("FILE").help("Settings in TOML; all have defaults");
+    let config =
+        Arg::new("config").long("config").value_name("FILE").help("Settings in TOML; all have defaults");
     KEYS.iter().fold(command.arg(config.value_parser(clap::value_parser!(PathBuf))), |command, key| {
         let value = match key.kind {
             Kind::Text => "TEXT",
@@ -179,7 +181,8 @@ fn unknown(place: &str, what: &str, name: &str, given: &str, spell: impl Fn(&Key
         Some(key) => format!("a {what} that exists (did you mean `{}`?)", spell(key)),
         None => format!("one of {}", KEYS.iter().map(spell).collect::<Vec<_>>().join(", ")),
     };
-    let place = if what == "key" { format!("unknown key `{name}` in {place}") } else { format!("unknown {place}") };
+    let place =
+        if what == "key" { format!("unknown key `{name}` in {place}") } else { format!("unknown {place}") };
     Problem::new(place, &expected)
 }
 

@@ -181,13 +181,15 @@ impl Reader<'_> {
             admin: self.parsed("admin", address, "127.0.0.1:7401", |text| text.parse().ok()),
             gateway_id: self.number("gateway_id", 1..=GATEWAY_ID_MAX, 1) as u16,
             cluster: self.parsed("cluster", "1-64 of A-Z a-z 0-9 . _ - @ +", "millrace", name),
-            partitions: self.number("partitions", 1..=u64::from(PARTITIONS_MAX), u64::from(PARTITIONS_MAX)) as u16,
+            partitions: self.number("partitions", 1..=u64::from(PARTITIONS_MAX), u64::from(PARTITIONS_MAX))
+                as u16,
             shards: shards as u8,
             io: self.parsed("io", "auto, uring or epoll", "auto", |text| text.parse().ok()),
             capacity: self.number("capacity", shards..=shards * CAPACITY_PER_SHARD_MAX, 200_000) as u32,
             heartbeat_interval: self.millis("heartbeat_interval_ms", 100..=3_600_000, 30_000),
             logins_per_s: self.number("logins_per_s", 1..=1_000_000, 20_000) as u32,
-            payload_bytes_max: self.number("payload_bytes_max", 1..=PAYLOAD_BYTES_MAX as u64, 64 << 10) as usize,
+            payload_bytes_max: self.number("payload_bytes_max", 1..=PAYLOAD_BYTES_MAX as u64, 64 << 10)
+                as usize,
             outbox_bytes_max: self.number("outbox_bytes_max", 16_384..=1 << 30, 256 << 10) as usize,
             platforms: self.platforms(),
             data_dir: self.path("data_dir").unwrap_or_else(default_data_dir),
@@ -209,7 +211,11 @@ impl Reader<'_> {
             leeway: Duration::from_secs(self.number("auth.leeway_s", 0..=3_600, 30)),
             token_bytes_max: self.number("auth.token_bytes_max", 256..=65_536, 8_192) as usize,
             ticket_secret_file: self.path("auth.ticket_secret_file"),
-            ticket_lifetime: Duration::from_secs(self.number("auth.ticket_lifetime_s", 1..=31_536_000, 86_400)),
+            ticket_lifetime: Duration::from_secs(self.number(
+                "auth.ticket_lifetime_s",
+                1..=31_536_000,
+                86_400,
+            )),
         }
     }
 
@@ -233,7 +239,10 @@ impl Reader<'_> {
         }
         if !settings.is_standalone() {
             if self.layers.get("gateway_id").is_none() {
-                self.complain("gateway_id", "1-4095, as dispatchers are configured: each gateway of a cluster its own");
+                self.complain(
+                    "gateway_id",
+                    "1-4095, as dispatchers are configured: each gateway of a cluster its own",
+                );
             }
             if settings.auth.jwks_file.is_none() && !hs256 {
                 self.complain("auth.jwks_file", "a key set (or auth.hs256), as dispatchers are configured");
@@ -338,7 +347,10 @@ impl Reader<'_> {
                 .collect()
         });
         policies.unwrap_or_else(|| {
-            self.complain("platforms", "a table of keep_all or newest_wins by platform, e.g. { ios = \"newest_wins\" }");
+            self.complain(
+                "platforms",
+                "a table of keep_all or newest_wins by platform, e.g. { ios = \"newest_wins\" }",
+            );
             HashMap::new()
         })
     }
@@ -351,7 +363,9 @@ fn name(text: &str) -> Option<String> {
 /// Whether a text is `host:port`, with a host of any form (it is resolved later) and a port that is not 0.
 fn is_host_port(text: &str) -> bool {
     text.rsplit_once(':').is_some_and(|(host, port)| {
-        !host.is_empty() && !host.contains(char::is_whitespace) && port.parse::<u16>().is_ok_and(|port| port > 0)
+        !host.is_empty()
+            && !host.contains(char::is_whitespace)
+            && port.parse::<u16>().is_ok_and(|port| port > 0)
     })
 }
 
@@ -383,7 +397,8 @@ fn shown(value: &Value) -> String {
         },
         Value::Array(_, values) => format!("[{}]", values.iter().map(shown).collect::<Vec<_>>().join(", ")),
         Value::Dict(_, dict) => {
-            let pairs: Vec<String> = dict.iter().map(|(key, value)| format!("{key} = {}", shown(value))).collect();
+            let pairs: Vec<String> =
+                dict.iter().map(|(key, value)| format!("{key} = {}", shown(value))).collect();
             format!("{{ {} }}", pairs.join(", "))
         }
         Value::Empty(..) => "nothing".to_owned(),

@@ -53,7 +53,9 @@ mod tests {
             assert!(backoff.next_us() <= bound);
         }
         let late: Vec<u64> = (0..200).map(|_| backoff.next_us()).collect();
-        assert!(late.iter().any(|wait| *wait < LAST_US / 4) && late.iter().any(|wait| *wait > LAST_US * 3 / 4));
+        assert!(
+            late.iter().any(|wait| *wait < LAST_US / 4) && late.iter().any(|wait| *wait > LAST_US * 3 / 4)
+        );
         backoff.reset();
         assert!(backoff.next_us() <= FIRST_US + 1_000);
     }

@@ -104,12 +104,19 @@ impl Links {
         self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let transport = if address.is_empty() {
             let Some(local) = self.local.clone() else {
-                log::error(format_args!("dispatcher {name:?} gives no address, and none runs in this process"));
+                log::error(format_args!(
+                    "dispatcher {name:?} gives no address, and none runs in this process"
+                ));
                 return;
             };
             // The first look at it connects: see that there is one.
             self.waker.wake();
-            Transport::Pipe(Box::new(Pipe::new(local, (self.gateway, self.shard), self.waker.clone(), self.seed)))
+            Transport::Pipe(Box::new(Pipe::new(
+                local,
+                (self.gateway, self.shard),
+                self.waker.clone(),
+                self.seed,
+            )))
         } else {
             let name = if name.is_empty() { address.clone() } else { name };
             let tcp = Tcp::new(node, name, address);

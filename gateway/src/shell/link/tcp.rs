@@ -173,7 +173,13 @@ impl Tcp {
     }
 
     /// The task: connects until it is stopped.
-    pub(super) async fn run(self: Rc<Self>, inbound: Rc<Inbound>, resolver: Option<Resolver>, ask: Ask, seed: u64) {
+    pub(super) async fn run(
+        self: Rc<Self>,
+        inbound: Rc<Inbound>,
+        resolver: Option<Resolver>,
+        ask: Ask,
+        seed: u64,
+    ) {
         let mut backoff = Backoff::new(seed);
         while !self.stopped.get() {
             let error = match self.connect(resolver.as_ref(), &ask).await {
@@ -201,7 +207,10 @@ impl Tcp {
             }
             self.failures.set(self.failures.get() + 1);
             if backoff.failures() % LOG_EVERY == 0 {
-                log::warn(format_args!("link to {} ({}): {error}; connecting again", self.name, self.address));
+                log::warn(format_args!(
+                    "link to {} ({}): {error}; connecting again",
+                    self.name, self.address
+                ));
             }
             let pause = Duration::from_micros(backoff.next_us());
             let _ = monoio::time::timeout(pause, self.cut.wait()).await;
