@@ -13,6 +13,8 @@ use crate::store::{Entry, Fence, StoreError, record};
 /// Version of this layout, kept under [`FORMAT_KEY`] with the number of partitions.
 const FORMAT: u16 = 1;
 const FORMAT_KEY: &[u8] = b"format";
+/// What a keyspace keeps in memory before it is written out, bytes: a fixed part of the process's memory.
+const MEMTABLE_BYTES_MAX: u64 = 16 << 20;
 
 /// The open database. Cheap to clone.
 #[derive(Clone)]
@@ -41,7 +43,8 @@ pub(super) struct FenceRecord {
 
 impl Disk {
     pub(super) fn keyspaces(db: Database) -> fjall::Result<Self> {
-        let open = |name| db.keyspace(name, KeyspaceCreateOptions::default);
+        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES_MAX);
+        let open = |name| db.keyspace(name, options);
         Ok(Self {
             log: open("log")?,
             meta: open("meta")?,
