@@ -123,10 +123,11 @@ impl Shard {
     fn send_queued(&mut self, slot: u32) {
         let Some(session) = self.sessions.get_mut(slot) else { return };
         // What waits while a session is being registered goes out behind its LoginAck.
-        if !session.is(IN_FLIGHT) && session.state != State::Registering {
-            if let Some(payload) = self.pool.next_send(&mut session.queue) {
-                self.send_now(slot, payload);
-            }
+        if !session.is(IN_FLIGHT)
+            && session.state != State::Registering
+            && let Some(payload) = self.pool.next_send(&mut session.queue)
+        {
+            self.send_now(slot, payload);
         }
         let Some(session) = self.sessions.get_mut(slot) else { return };
         if session.state == State::Closing && session.queue.is_empty() && !session.is(SHUT) {

@@ -243,9 +243,13 @@ impl Shard {
             return;
         };
         let session = self.sessions.get_mut(slot).expect("found above");
-        session.flags &= !REREGISTERING;
         if body.refused != 0 {
             let code = Code::try_from(body.refused as i32).unwrap_or(Code::Unavailable);
+            if session.state == State::Live && matches!(code, Code::Busy | Code::Unavailable) {
+                // No reason to close a session that works: its Register is sent again.
+                return;
+            }
+            session.flags &= !REREGISTERING;
             session.flags &= !REGISTERED;
             return match session.state {
                 State::Registering => {
@@ -258,6 +262,7 @@ impl Shard {
                 }
             };
         }
+        session.flags &= !REREGISTERING;
         session.login_number = body.login_number;
         match session.state {
             State::Registering => self.logged_in(slot, body.groups),

@@ -376,9 +376,9 @@ impl Shard {
         it.members_version = it.members_version.max(members_version);
         if !it.known {
             (it.known, it.last, it.epoch) = (true, head, epoch);
-            if it.stand == Stand::Wanted && !it.queued {
-                it.stand = Stand::Subscribed;
-            }
+            // The owner listens already; but an Unsubscribe of before may have been on its way to it.
+            it.ask_all = true;
+            self.want(topic);
         }
         let seq = self.attach(slot, topic, head);
         if !answered {

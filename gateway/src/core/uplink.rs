@@ -154,10 +154,9 @@ impl Uplink {
 
     /// A node says that it is not the owner.
     pub fn not_owner(&mut self, partition: u32, node: NodeKey) {
-        if let Some(owner) = self.owners.get_mut(partition as usize) {
-            if owner.node == Some(node) {
-                owner.node = None;
-            }
+        let owner = self.owners.get_mut(partition as usize).filter(|owner| owner.node == Some(node));
+        if let Some(owner) = owner {
+            owner.node = None;
         }
     }
 

@@ -186,7 +186,7 @@ impl World {
                     let refusal =
                         || Refusal { code: Code::BadToken, reason: "bad".into(), retry_after_ms: 0 };
                     let verdict = (user != "bad")
-                        .then(|| Identity { user, expires_wall_ms: 9, login_number })
+                        .then_some(Identity { user, expires_wall_ms: 9, login_number })
                         .ok_or_else(refusal);
                     self.queue.push_back(Later::Verified(conn, verdict));
                 }

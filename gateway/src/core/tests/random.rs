@@ -14,6 +14,10 @@ impl Dice {
         (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % below
     }
 
+    fn text(&mut self, from: &[&'static str]) -> &'static str {
+        from[self.roll(from.len() as u64) as usize]
+    }
+
     fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         &from[self.roll(from.len() as u64) as usize]
     }
@@ -32,7 +36,7 @@ struct Owner {
 fn op(dice: &mut Dice) -> request::Op {
     let name = |dice: &mut Dice| dice.pick(&["a", "b", "c", "", "!"]).to_string();
     match dice.roll(12) {
-        0 => login(&dice.pick(&["u1", "u2", "u3", "bad"]).to_string()),
+        0 => login(dice.text(&["u1", "u2", "u3", "bad"])),
         1..=3 => request::Op::RoomJoin(RoomJoin { room: name(dice) }),
         4 => request::Op::RoomLeave(RoomLeave { room: name(dice) }),
         5 => request::Op::GroupJoin(GroupJoin { group: name(dice) }),
@@ -190,7 +194,7 @@ fn check(seed: u64) {
                     generations[slot as usize] += 1;
                     let conn = world.accept(slot, generations[slot as usize], ClientSession::tcp());
                     if dice.roll(4) > 0 {
-                        world.request(conn, 1, login(&dice.pick(&["u1", "u2", "u3"]).to_string()));
+                        world.request(conn, 1, login(dice.text(&["u1", "u2", "u3"])));
                     }
                 }
             }
