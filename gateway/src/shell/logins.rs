@@ -112,3 +112,94 @@ impl Logins {
         self.counts
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use clap::Command;
+
+    use super::*;
+    use crate::shell::config;
+    use crate::shell::signing::Signer;
+
+    /// Logins of a standalone gateway with its data in `directory`, and what signs for it.
+    fn logins(directory: &std::path::Path) -> (Logins, Signer) {
+        let command = config::with_flags(Command::new("gateway"));
+        let arguments = ["gateway", "--data-dir", directory.to_str().unwrap()];
+        let settings = config::load(&command.get_matches_from(arguments), std::iter::empty()).unwrap();
+        let signer = Signer::for_settings(&settings).unwrap().unwrap();
+        let keys = Keys::load(&settings.auth, Some(&signer)).unwrap();
+        (Logins::new(Arc::new(keys), Tickets::load(&settings).unwrap()), signer)
+    }
+
+    fn conn(slot: u32) -> Conn {
+        Conn { slot, generation: 0 }
+    }
+
+    #[test]
+    fn tokens_wait_in_order_and_each_gets_its_answer() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut logins, signer) = logins(directory.path());
+        for slot in 0..3 {
+            let token = match slot {
+                1 => "nonsense".to_owned(),
+                _ => signer.token(&format!("user-{slot}"), Duration::from_secs(60)).unwrap(),
+            };
+            assert_eq!(logins.offer(conn(slot), Credential::Token(token), 0), None);
+        }
+        assert_eq!(logins.waiting(), 3);
+        for slot in 0..3 {
+            let (who, verdict) = logins.check_next().unwrap();
+            assert_eq!(who, conn(slot));
+            assert_eq!(
+                verdict.ok().map(|identity| identity.user),
+                (slot != 1).then(|| format!("user-{slot}"))
+            );
+        }
+        assert!(logins.check_next().is_none());
+        assert_eq!(
+            (logins.waiting_bytes, logins.counts().tokens_checked, logins.counts().refused),
+            (0, 3, 1)
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_is_answered_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut logins, _) = logins(directory.path());
+        let long = "x".repeat(8_193);
+        let refusal = logins.offer(conn(0), Credential::Token(long), 0).unwrap().unwrap_err();
+        assert_eq!((refusal.code, logins.waiting()), (Code::BadToken, 0));
+        let mut refusals = Vec::new();
+        for slot in 0..QUEUE_MAX as u32 + 2 {
+            refusals.extend(logins.offer(conn(slot), Credential::Token("x".to_owned()), 0));
+        }
+        assert_eq!((logins.waiting(), refusals.len(), logins.counts().overflowed), (QUEUE_MAX, 2, 2));
+        for refusal in refusals {
+            let refusal = refusal.unwrap_err();
+            assert_eq!(refusal.code, Code::Busy);
+            assert!((RETRY_AFTER_MS..2 * RETRY_AFTER_MS).contains(&refusal.retry_after_ms));
+        }
+        // Bytes are bounded too: long tokens fill the queue sooner.
+        while logins.check_next().is_some() {}
+        let token = "x".repeat(8_192);
+        let taken = (0..QUEUE_MAX as u32)
+            .take_while(|slot| logins.offer(conn(*slot), Credential::Token(token.clone()), 0).is_none());
+        assert_eq!(taken.count(), QUEUE_BYTES_MAX / token.len());
+    }
+
+    #[test]
+    fn tickets_are_checked_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut logins, _) = logins(directory.path());
+        let credential = Credential::Ticket {
+            ticket: vec![1; 80],
+            device: "phone".to_owned(),
+            platform: "ios".to_owned(),
+        };
+        let verdict = logins.offer(conn(0), credential, 0).expect("an answer at once");
+        assert_eq!(verdict.unwrap_err().code, Code::BadToken);
+        assert_eq!((logins.counts().tickets_checked, logins.waiting()), (1, 0));
+    }
+}

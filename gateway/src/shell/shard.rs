@@ -430,7 +430,8 @@ impl Pump {
     fn report_drained(&mut self) {
         if self.drained == Some(false)
             && self.edge.stats().open_now == 0
-            && self.core.nodes_with_output().is_empty()
+            // What is for a node that can't be reached is lost with the process, and found out by its routes' lease.
+            && !self.core.nodes_with_output().into_iter().any(|node| self.links.is_up(node))
             && self.links.is_flushed()
         {
             self.drained = Some(self.control.try_send(ToControl::Drained(self.shard)).is_ok());

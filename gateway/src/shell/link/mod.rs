@@ -143,10 +143,7 @@ impl Links {
     pub fn reset(&mut self, node: NodeKey, reason: &str, now_us: u64) {
         let Some(link) = self.nodes.get_mut(&node) else { return };
         match &mut link.transport {
-            Transport::Tcp(tcp) => {
-                log::warn(format_args!("link to {}: {reason}; resetting it", tcp.name));
-                tcp.cut(link.told);
-            }
+            Transport::Tcp(tcp) => tcp.cut(link.told, reason),
             Transport::Pipe(pipe) => {
                 log::warn(format_args!("link to the dispatcher in this process: {reason}; resetting it"));
                 pipe.cut(now_us);
@@ -232,6 +229,11 @@ impl Links {
     pub fn unsent(&self) -> Vec<NodeKey> {
         let waits = |link: &Link| matches!(&link.transport, Transport::Pipe(pipe) if pipe.is_up() && pipe.due_us().is_some());
         self.nodes.iter().filter(|(_, link)| waits(link)).map(|(node, _)| *node).collect()
+    }
+
+    /// Whether a transport to the node is up, and the core was told.
+    pub fn is_up(&self, node: NodeKey) -> bool {
+        self.nodes.get(&node).is_some_and(|link| link.told != 0)
     }
 
     /// Whether all that was handed over has left this shard.

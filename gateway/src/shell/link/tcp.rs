@@ -104,14 +104,17 @@ pub(super) struct Tcp {
     out_ready: Signal,
     /// Number of the connection that is up; 0: none.
     up: Cell<u64>,
-    /// Raised to drop the connection.
+    /// Raised to drop the connection, with the reason beside it.
     cut: Signal,
+    cut_reason: RefCell<Option<String>>,
     stopped: Cell<bool>,
     resolved: RefCell<Option<Answer>>,
     resolved_ready: Signal,
     /// Counters since the start.
     pub(super) connects: Cell<u64>,
     pub(super) failures: Cell<u64>,
+    /// Of these, since it last worked.
+    pub(super) failures_in_a_row: Cell<u32>,
     pub(super) bytes_in: Cell<u64>,
     pub(super) bytes_out: Cell<u64>,
 }
@@ -129,11 +132,13 @@ impl Tcp {
             out_ready: Signal::default(),
             up: Cell::new(0),
             cut: Signal::default(),
+            cut_reason: RefCell::default(),
             stopped: Cell::new(false),
             resolved: RefCell::default(),
             resolved_ready: Signal::default(),
             connects: Cell::new(0),
             failures: Cell::new(0),
+            failures_in_a_row: Cell::new(0),
             bytes_in: Cell::new(0),
             bytes_out: Cell::new(0),
         })
@@ -153,9 +158,10 @@ impl Tcp {
         self.out.borrow().is_empty()
     }
 
-    /// Drops the connection, if that one is up.
-    pub(super) fn cut(&self, connection: u64) {
+    /// Drops the connection, if that one is up; the task logs why.
+    pub(super) fn cut(&self, connection: u64, reason: &str) {
         if connection != 0 && self.up.get() == connection {
+            *self.cut_reason.borrow_mut() = Some(reason.to_owned());
             self.cut.raise();
         }
     }
@@ -187,15 +193,20 @@ impl Tcp {
                     let number = self.connects.get() + 1;
                     self.connects.set(number);
                     self.cut.lower();
+                    self.cut_reason.take();
                     self.up.set(number);
+                    if backoff.failures() > 0 {
+                        log::info(format_args!("link to {} ({}): connected again", self.name, self.address));
+                    }
                     inbound.push(self.node, Incoming::Up(number));
                     let before = self.bytes_in.get();
                     let error = self.serve(stream, number, &inbound).await;
                     self.up.set(0);
                     self.out.borrow_mut().clear();
                     inbound.push(self.node, Incoming::Down);
-                    if self.bytes_in.get() > before {
-                        // It said something: a peer that works. One that hangs up at once is not called in a loop.
+                    if self.bytes_in.get() > before && self.cut_reason.borrow().is_none() {
+                        // It said something, and nothing wrong: a peer that works. One that hangs up at once, or that
+                        // belongs to another cluster, is not called in a loop.
                         backoff.reset();
                     }
                     error
@@ -206,13 +217,14 @@ impl Tcp {
                 return;
             }
             self.failures.set(self.failures.get() + 1);
-            if backoff.failures() % LOG_EVERY == 0 {
+            if backoff.failures().is_multiple_of(LOG_EVERY) {
                 log::warn(format_args!(
                     "link to {} ({}): {error}; connecting again",
                     self.name, self.address
                 ));
             }
             let pause = Duration::from_micros(backoff.next_us());
+            self.failures_in_a_row.set(backoff.failures());
             let _ = monoio::time::timeout(pause, self.cut.wait()).await;
         }
     }
@@ -251,7 +263,10 @@ impl Tcp {
         let result = monoio::select! {
             result = self.read(read, number, inbound) => result,
             result = self.write(write, inbound) => result,
-            () = self.cut.wait() => Err(io::Error::other("reset from this side")),
+            () = self.cut.wait() => {
+                let reason = self.cut_reason.borrow().clone().unwrap_or_default();
+                Err(io::Error::other(format!("reset: {reason}")))
+            }
         };
         result.err().unwrap_or_else(|| io::Error::other("closed by the peer"))
     }

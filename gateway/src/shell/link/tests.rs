@@ -157,6 +157,36 @@ fn a_reset_drops_the_connection_and_what_it_still_said() {
 }
 
 #[test]
+fn a_peer_that_is_reset_each_time_is_not_called_in_a_loop() {
+    on_both(|| async {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let peer = std::thread::spawn(move || {
+            // Says something, as a node of another cluster does, and waits to be hung up on.
+            for _ in 0..5 {
+                let (mut link, _) = listener.accept().unwrap();
+                link.write_all(b"hello").unwrap();
+                let _ = link.read(&mut [0; 8]);
+            }
+        });
+        let mut world = World::new();
+        world.links.connect(NODE, "stranger".to_owned(), address);
+        for round in 0..5 {
+            assert_eq!(world.next().await, LinkEvent::Connected);
+            assert_eq!(world.bytes(5).await, b"hello");
+            world.links.reset(NODE, "another cluster", 0);
+            assert_eq!(world.next().await, LinkEvent::Lost);
+            let Transport::Tcp(tcp) = &world.links.nodes[&NODE].transport else { panic!("not over TCP") };
+            // The task counts the failure right after it told of the loss.
+            monoio::time::sleep(Duration::from_millis(1)).await;
+            assert_eq!((tcp.failures.get(), tcp.failures_in_a_row.get()), (round + 1, round as u32 + 1));
+        }
+        world.links.disconnect(NODE);
+        peer.join().unwrap();
+    });
+}
+
+#[test]
 fn names_are_resolved_and_a_peer_that_is_down_is_tried_again() {
     on_both(|| async {
         // A port that is free for now: nobody listens until the link has failed.
