@@ -86,10 +86,10 @@ impl Partition {
         self.id
     }
 
-    /// The store names an owner: if that is another one, later than this, the fence here is void though no write has
-    /// met it yet.
+    /// The store names an owner, or none after a release: if that came later than this one, the fence here is void
+    /// though no write has met it yet.
     pub fn seen_owned(&mut self, cx: &mut Cx, owner: &str, epoch: u64) {
-        let superseded = epoch > self.from().epoch && owner != cx.hub.config.node && !owner.is_empty();
+        let superseded = epoch > self.epoch && owner != cx.hub.config.node;
         if self.is_serving() && superseded {
             self.stop(cx, "another node owns the partition");
         }

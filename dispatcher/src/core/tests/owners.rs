@@ -181,6 +181,25 @@ fn a_store_that_was_emptied_is_loaded_anew() {
 }
 
 #[test]
+fn an_idle_owner_learns_that_its_fence_is_void_also_when_nobody_holds_the_partition_now() {
+    let mut world = two_nodes();
+    let partition = conversation_partition("r:a");
+    let epoch = world.nodes[0].claimed[&partition];
+    world.nodes[0].alive = false;
+    let sleeper = world.store.nodes.remove(0);
+    world.claim(1, partition);
+    world.run();
+    world.release(1, partition);
+    world.run();
+    world.nodes[0].alive = true;
+    world.store.nodes.push(sleeper);
+    world.view();
+    world.run();
+    world.pass(1_000);
+    assert!(world.nodes[0].claimed[&partition] > epoch + 1, "claimed again without a write");
+}
+
+#[test]
 fn a_fetch_that_meets_a_new_epoch_is_answered_under_it() {
     let mut world = World::serving(1, &[1]);
     let partition = conversation_partition("r:a");
