@@ -102,10 +102,7 @@ impl<T> Calls<T> {
     /// When there is something to do next, if no answer comes.
     pub fn next_ms(&self) -> Option<u64> {
         let retry = |call: &Call<T>| (!call.sent && call.not_before_ms > 0).then_some(call.not_before_ms);
-        self.calls
-            .values()
-            .map(|call| retry(call).unwrap_or(call.deadline_ms).min(call.deadline_ms))
-            .min()
+        self.calls.values().map(|call| retry(call).unwrap_or(call.deadline_ms).min(call.deadline_ms)).min()
     }
 }
 

@@ -68,7 +68,9 @@ impl Client {
         tokio::spawn(Driver::new(config, from_handles, to_application, first).run());
         match connected.await {
             Ok(outcome) => outcome.map(|()| (Client { commands, request_deadline }, Events { receiver })),
-            Err(_) => Err(ConnectError::Config("the client's task ended: the runtime is shutting down".into())),
+            Err(_) => {
+                Err(ConnectError::Config("the client's task ended: the runtime is shutting down".into()))
+            }
         }
     }
 

@@ -224,7 +224,10 @@ impl Driver {
         let deadline_ms = self.now_ms() + self.config.request_deadline.as_millis() as u64;
         for room in self.rejoining.clone() {
             // There are fewer rooms than room for calls; one that finds none is not joined again.
-            if self.calls.push(Op::RoomJoin(RoomJoin { room: room.clone() }), deadline_ms, Asker::Rejoin).is_err()
+            if self
+                .calls
+                .push(Op::RoomJoin(RoomJoin { room: room.clone() }), deadline_ms, Asker::Rejoin)
+                .is_err()
             {
                 self.rejoining.remove(&room);
             }
@@ -420,11 +423,8 @@ impl Driver {
             Incoming::Notify(Notify { event }) => match event? {
                 notify::Event::Deliver(deliver) => self.held = self.delivered(deliver),
                 notify::Event::Head(head) => {
-                    let notify_head = Event::Head {
-                        conversation: head.conversation,
-                        epoch: head.epoch,
-                        seq: head.seq,
-                    };
+                    let notify_head =
+                        Event::Head { conversation: head.conversation, epoch: head.epoch, seq: head.seq };
                     self.held = Some(notify_head);
                 }
                 notify::Event::Gap(gap) => {
@@ -493,8 +493,11 @@ impl Driver {
         let Some(call) = self.calls.answered(id) else { return };
         if let (Op::RoomJoin(join), Outcome::Joined(joined)) = (&call.op, &outcome) {
             self.rooms.insert(join.room.clone());
-            let head =
-                Event::Head { conversation: joined.conversation.clone(), epoch: joined.epoch, seq: joined.head };
+            let head = Event::Head {
+                conversation: joined.conversation.clone(),
+                epoch: joined.epoch,
+                seq: joined.head,
+            };
             self.rejoined(&call, Some(head));
         }
         self.leaving |= matches!(call.done, Asker::Logout(_));
@@ -533,7 +536,9 @@ async fn connect(config: Config, address: String, ticket: Bytes) -> Result<(Wire
     };
     match timeout(config.connect_deadline, all).await {
         Ok(outcome) => outcome,
-        Err(_) => Err(Reason::Network(format!("{address}: no login within {:?}", config.connect_deadline)).into()),
+        Err(_) => {
+            Err(Reason::Network(format!("{address}: no login within {:?}", config.connect_deadline)).into())
+        }
     }
 }
 

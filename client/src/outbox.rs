@@ -146,7 +146,8 @@ impl<T> Outbox<T> {
             if lane.not_before_ms > now_ms || held(conversation) {
                 return None;
             }
-            let index = lane.pending.iter().take(IN_FLIGHT_MAX).position(|pending| pending.request.is_none())?;
+            let index =
+                lane.pending.iter().take(IN_FLIGHT_MAX).position(|pending| pending.request.is_none())?;
             Some((conversation, lane, index))
         })?;
         let pending = &mut lane.pending[index];

@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
-use millrace_protocol::client_session::{ClientSession, Limits, Received, ServerFrame, decode_notify, decode_response};
+use millrace_protocol::client_session::{
+    ClientSession, Limits, Received, ServerFrame, decode_notify, decode_response,
+};
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::{Code, Login, LoginAck, Notify, Response, notify, response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -10,8 +10,8 @@ use millrace_protocol::frame::FrameKind;
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
 use millrace_protocol::messages::client::{
-    Code, Deliver, GoAway, Head, Joined, Left, LoggedOut, Login, LoginAck, Notify, Refused, Request, Response,
-    SendAck, notify,
+    Code, Deliver, GoAway, Head, Joined, Left, LoggedOut, Login, LoginAck, Notify, Refused, Request,
+    Response, SendAck, notify,
 };
 use millrace_protocol::prost::Message;
 use millrace_protocol::transport::{Input, Limits, Received, Transport};
@@ -107,7 +107,11 @@ impl Gateway {
     }
 
     pub fn head(&self, conversation: &str) {
-        self.order(Order::Notify(notify::Event::Head(Head { conversation: conversation.into(), epoch: 1, seq: 5 })));
+        self.order(Order::Notify(notify::Event::Head(Head {
+            conversation: conversation.into(),
+            epoch: 1,
+            seq: 5,
+        })));
     }
 }
 

@@ -4,7 +4,9 @@ mod fake;
 
 use std::time::{Duration, Instant};
 
-use millrace_client::{Client, Code, Config, ConnectError, Event, Events, Reason, SendError, SendOptions, Transport};
+use millrace_client::{
+    Client, Code, Config, ConnectError, Event, Events, Reason, SendError, SendOptions, Transport,
+};
 use tokio::time::timeout;
 
 use fake::{Gateway, Order, refused};
@@ -12,7 +14,10 @@ use fake::{Gateway, Order, refused};
 const PATIENCE: Duration = Duration::from_secs(15);
 
 fn config(gateway: &Gateway) -> Config {
-    Config { backoff: (Duration::from_millis(10), Duration::from_millis(50)), ..Config::new([gateway.address.to_string()], "token") }
+    Config {
+        backoff: (Duration::from_millis(10), Duration::from_millis(50)),
+        ..Config::new([gateway.address.to_string()], "token")
+    }
 }
 
 async fn next(events: &mut Events) -> Event {
@@ -80,7 +85,11 @@ async fn what_a_broken_connection_left_unanswered_is_stored_once_and_in_order() 
     for send in sends {
         running.spawn(send);
     }
-    timeout(PATIENCE, running.join_all()).await.unwrap().into_iter().for_each(|ack| assert!(ack.is_ok(), "{ack:?}"));
+    timeout(PATIENCE, running.join_all())
+        .await
+        .unwrap()
+        .into_iter()
+        .for_each(|ack| assert!(ack.is_ok(), "{ack:?}"));
     assert!(!connected(&mut events).await);
     assert!(matches!(next(&mut events).await, Event::Disconnected { .. }));
     assert!(connected(&mut events).await, "it says that it is a return");
@@ -107,9 +116,13 @@ async fn a_server_that_asks_for_time_gets_it_and_a_refused_ticket_is_replaced_by
     gateway.state().refuse_logins = vec![refused(Code::BadToken, 0)];
     gateway.go_away(Code::GoingAway, 400);
     let left = Instant::now();
-    let reason = find(&mut events, |event| {
-        if let Event::Disconnected { reason } = event { Some(reason) } else { None }
-    });
+    let reason =
+        find(
+            &mut events,
+            |event| {
+                if let Event::Disconnected { reason } = event { Some(reason) } else { None }
+            },
+        );
     assert!(matches!(reason.await, Reason::Server { code: Code::GoingAway, .. }));
     connected(&mut events).await;
     assert!(left.elapsed() >= Duration::from_millis(400), "it came back after {:?}", left.elapsed());
@@ -143,7 +156,10 @@ async fn a_session_that_lost_to_another_stays_away() {
     connected(&mut events).await;
     gateway.go_away(Code::Displaced, 0);
     let ended = next(&mut events).await;
-    assert!(matches!(ended, Event::Ended { reason: Reason::Server { code: Code::Displaced, .. } }), "{ended:?}");
+    assert!(
+        matches!(ended, Event::Ended { reason: Reason::Server { code: Code::Displaced, .. } }),
+        "{ended:?}"
+    );
     assert_eq!(timeout(PATIENCE, events.next()).await.unwrap(), None);
     assert_eq!(client.send("r:lobby", "x").await, Err(SendError::Ended));
     assert_eq!(gateway.state().logins.len(), 1);
@@ -151,7 +167,10 @@ async fn a_session_that_lost_to_another_stays_away() {
     let gateway = Gateway::start().await;
     gateway.state().refuse_logins = vec![refused(Code::BadToken, 0)];
     let refusal = Client::connect(config(&gateway)).await.unwrap_err();
-    assert!(matches!(refusal, ConnectError::Final(Reason::Server { code: Code::BadToken, .. })), "{refusal:?}");
+    assert!(
+        matches!(refusal, ConnectError::Final(Reason::Server { code: Code::BadToken, .. })),
+        "{refusal:?}"
+    );
 }
 
 #[tokio::test]
@@ -178,7 +197,11 @@ async fn a_slow_application_slows_its_server_and_loses_nothing() {
     let stopped = timeout(PATIENCE, stopped).await.unwrap();
     assert!(stopped < MESSAGES, "everything was taken");
     for seq in 1..=MESSAGES {
-        let got = find(&mut events, |event| if let Event::Message(message) = event { Some(message.seq) } else { None });
+        let got =
+            find(
+                &mut events,
+                |event| if let Event::Message(message) = event { Some(message.seq) } else { None },
+            );
         assert_eq!(got.await, seq);
     }
 }
@@ -193,9 +216,13 @@ async fn heartbeats_go_out_and_a_silent_server_is_left() {
     assert!(gateway.state().pings >= 8, "{} heartbeats in 1.5 s at 100 ms", gateway.state().pings);
     assert_eq!(gateway.state().logins.len(), 1, "a server that answers is not silent");
     gateway.state().mute = true;
-    let reason = find(&mut events, |event| {
-        if let Event::Disconnected { reason } = event { Some(reason) } else { None }
-    });
+    let reason =
+        find(
+            &mut events,
+            |event| {
+                if let Event::Disconnected { reason } = event { Some(reason) } else { None }
+            },
+        );
     assert!(matches!(reason.await, Reason::Silent(_)));
 }
 

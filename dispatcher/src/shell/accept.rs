@@ -171,7 +171,10 @@ mod tests {
         assert_eq!(link_of(&good, &ours()), Ok(LinkKey { gateway: 7, shard: 3 }));
         let table = [
             (Hello { version: 99, ..good.clone() }, Refused::Version { ours: LINK_VERSION, theirs: 99 }),
-            (Hello { cluster: "d".into(), ..good.clone() }, Refused::Cluster { ours: "c".into(), theirs: "d".into() }),
+            (
+                Hello { cluster: "d".into(), ..good.clone() },
+                Refused::Cluster { ours: "c".into(), theirs: "d".into() },
+            ),
             (Hello { partitions: 65, ..good.clone() }, Refused::Partitions { ours: 64, theirs: 65 }),
             (Hello { role: "client".into(), ..good.clone() }, Refused::Role("client".into())),
             (Hello { gateway: 0, ..good.clone() }, Refused::Key(0, 3)),

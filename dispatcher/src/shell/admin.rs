@@ -7,11 +7,11 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use axum::Router;
 use millrace_edge::clock;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -192,7 +192,8 @@ async fn routes(State(admin): State<Admin>, Path(user): Path<String>) -> Answer 
 /// A gauge or counter, with its line of help.
 pub(crate) fn metric(out: &mut String, name: &str, kind: &str, help: &str, values: &[(String, u64)]) {
     // Writing to a String cannot fail.
-    let _ = writeln!(out, "# HELP millrace_dispatcher_{name} {help}\n# TYPE millrace_dispatcher_{name} {kind}");
+    let _ =
+        writeln!(out, "# HELP millrace_dispatcher_{name} {help}\n# TYPE millrace_dispatcher_{name} {kind}");
     for (labels, value) in values {
         let _ = writeln!(out, "millrace_dispatcher_{name}{labels} {value}");
     }

@@ -161,7 +161,11 @@ impl Cluster {
         let mut tick = tokio::time::interval(Duration::from_millis(u64::from(self.config.lease_renew_ms)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let pause = if self.unsent.is_empty() { Duration::from_millis(50) } else { Duration::from_micros(RETRY_US) };
+            let pause = if self.unsent.is_empty() {
+                Duration::from_millis(50)
+            } else {
+                Duration::from_micros(RETRY_US)
+            };
             let hurried = self.stopping.is_some() || !self.unsent.is_empty();
             tokio::select! {
                 _ = tick.tick() => self.renew(),
@@ -325,9 +329,12 @@ impl Cluster {
                 }
                 Reported::NotServed { partition, reason } => {
                     self.ownership.not_served(partition, now());
-                    self.ordered.remove(&partition);
-                    if self.status.owned.remove(&partition).is_some() && self.stopping.is_none() {
-                        log::line(format_args!("partition {partition} is not served here any more: {reason}"));
+                    // A handover was ordered here, and many of them are no news.
+                    let ordered = self.ordered.remove(&partition);
+                    if self.status.owned.remove(&partition).is_some() && !ordered {
+                        log::line(format_args!(
+                            "partition {partition} is not served here any more: {reason}"
+                        ));
                     }
                 }
             }

@@ -238,8 +238,9 @@ fn check(settings: &Settings) -> Vec<(&'static str, String)> {
         }
     };
     let text = "1 to 255 printable characters without spaces".to_string();
-    let is_text =
-        |text: &Option<String>| text.as_ref().is_none_or(|t| t.len() < 256 && is_printable(t) && !t.is_empty());
+    let is_text = |text: &Option<String>| {
+        text.as_ref().is_none_or(|t| t.len() < 256 && is_printable(t) && !t.is_empty())
+    };
     expect(is_cluster_name(&settings.cluster), "cluster", "1 to 64 of A-Z a-z 0-9 . _ -".into());
     expect(is_text(&settings.name), "name", text);
     expect(
@@ -247,7 +248,11 @@ fn check(settings: &Settings) -> Vec<(&'static str, String)> {
         "advertise",
         "host:port with a port from 1 to 65535".into(),
     );
-    expect((1..=PARTITIONS_MAX).contains(&settings.partitions), "partitions", format!("1 to {PARTITIONS_MAX}"));
+    expect(
+        (1..=PARTITIONS_MAX).contains(&settings.partitions),
+        "partitions",
+        format!("1 to {PARTITIONS_MAX}"),
+    );
     let shards = settings.shards.unwrap_or(1);
     expect((1..=limits::SHARDS_MAX).contains(&shards), "shards", format!("1 to {}", limits::SHARDS_MAX));
     expect(
@@ -351,7 +356,8 @@ mod tests {
             ("", &["--shards", "x"], &["--shards", "x"]),
         ];
         for (toml, flags, words) in table {
-            let message = load_with(&format!("{redis}{toml}"), flags).expect_err(&format!("{toml:?} {flags:?}"));
+            let message =
+                load_with(&format!("{redis}{toml}"), flags).expect_err(&format!("{toml:?} {flags:?}"));
             for word in *words {
                 assert!(message.contains(word), "{toml:?} {flags:?}: {word:?} is not in {message:?}");
             }

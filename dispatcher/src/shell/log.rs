@@ -34,7 +34,8 @@ impl Budget {
 
 /// Writes a line.
 pub(crate) fn line(text: impl std::fmt::Display) {
-    let verdict = BUDGET.lock().unwrap_or_else(|broken| broken.into_inner()).take(clock::boot_us() / 1_000_000);
+    let verdict =
+        BUDGET.lock().unwrap_or_else(|broken| broken.into_inner()).take(clock::boot_us() / 1_000_000);
     match verdict {
         None => {}
         Some(0) => eprintln!("millrace-dispatcher: {text}"),

@@ -14,15 +14,8 @@ macro_rules! named {
 }
 
 /// Names of the core's numbers that go down too.
-const GAUGES: [&str; 7] = [
-    "partitions_served",
-    "conversations",
-    "links",
-    "links_up",
-    "waiting_for_credit",
-    "jobs",
-    "closes",
-];
+const GAUGES: [&str; 7] =
+    ["partitions_served", "conversations", "links", "links_up", "waiting_for_credit", "jobs", "closes"];
 
 fn core_numbers(stats: Stats) -> impl IntoIterator<Item = (&'static str, u64)> {
     named!(
@@ -101,9 +94,12 @@ pub(crate) fn render(
     };
     per_shard("transports", "gauge", "Links with a transport.", &|report| report.links as u64);
     per_shard("turns_total", "counter", "Turns of the shard.", &|report| report.turns);
-    per_shard("pauses_total", "counter", "Turns without reading links: a sibling's queue was full.", &|report| {
-        report.pauses
-    });
+    per_shard(
+        "pauses_total",
+        "counter",
+        "Turns without reading links: a sibling's queue was full.",
+        &|report| report.pauses,
+    );
     per_shard("links_reset_total", "counter", "Links reset for their peer's fault.", &|report| {
         report.links_reset
     });
@@ -129,14 +125,24 @@ fn render_cluster(out: &mut String, status: &Status, now_us: u64) {
     let left_ms = status.lease_until_us.saturating_sub(now_us) / 1_000;
     one("lease_ms_left", "gauge", "Time that this node may act as owner.", left_ms);
     one("lease_renewals_total", "counter", "Renewals of the lease.", status.renewals);
-    one("lease_renewals_failed_total", "counter", "Renewals that the store did not grant.", status.renewals_failed);
+    one(
+        "lease_renewals_failed_total",
+        "counter",
+        "Renewals that the store did not grant.",
+        status.renewals_failed,
+    );
     one(
         "lease_renewals_withheld_total",
         "counter",
         "Renewals not sent: a shard did not turn.",
         status.renewals_withheld,
     );
-    one("lease_missing_total", "counter", "Times that the lease was gone from the store.", status.lease_missing);
+    one(
+        "lease_missing_total",
+        "counter",
+        "Times that the lease was gone from the store.",
+        status.lease_missing,
+    );
     one("partitions_owned", "gauge", "Partitions served by this node.", status.owned.len() as u64);
     one("partitions_moving", "gauge", "Claims and releases under way.", status.moving as u64);
     one("nodes_live", "gauge", "Dispatchers with a live lease.", status.view.nodes.len() as u64);
@@ -170,7 +176,10 @@ mod tests {
             assert!(page.lines().any(|found| found == line), "{line:?} is not in\n{page}");
         }
         for gauge in GAUGES {
-            assert!(page.contains(&format!("# TYPE millrace_dispatcher_{gauge} gauge")), "{gauge} is no number");
+            assert!(
+                page.contains(&format!("# TYPE millrace_dispatcher_{gauge} gauge")),
+                "{gauge} is no number"
+            );
         }
     }
 }

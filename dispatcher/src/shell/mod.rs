@@ -59,7 +59,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn serve(settings: Settings) -> Result<(), StartError> {
     let stop_deadline = Duration::from_millis(u64::from(settings.stop_deadline_ms));
-    let front = Front { links: front::bind(settings.listen)?, admin: front::bind(settings.admin)?, stop_deadline };
+    let front =
+        Front { links: front::bind(settings.listen)?, admin: front::bind(settings.admin)?, stop_deadline };
     let (links, admin) = (bound(&front.links)?, bound(&front.admin)?);
     let config = node_config(&settings, links)?;
     let store = stores::open(&settings)?;

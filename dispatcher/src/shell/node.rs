@@ -102,8 +102,10 @@ impl StartError {
 /// An incarnation: random, so that no two starts of any process share one.
 pub(crate) fn draw_incarnation() -> Result<u64, StartError> {
     loop {
-        let drawn = getrandom::u64()
-            .map_err(|error| StartError::System { what: "random numbers", error: std::io::Error::other(error.to_string()) })?;
+        let drawn = getrandom::u64().map_err(|error| StartError::System {
+            what: "random numbers",
+            error: std::io::Error::other(error.to_string()),
+        })?;
         // 0 means "never seen" in a hello.
         if drawn != 0 {
             return Ok(drawn);
@@ -236,8 +238,9 @@ fn start_shards(
     reports: &Sender<Reported>,
 ) -> Result<(Shards, Vec<JoinHandle<()>>), StartError> {
     let count = config.shards;
-    let wakers: Vec<Waker> =
-        (0..count).map(|_| Waker::new().map_err(StartError::system("an eventfd"))).collect::<Result<_, _>>()?;
+    let wakers: Vec<Waker> = (0..count)
+        .map(|_| Waker::new().map_err(StartError::system("an eventfd")))
+        .collect::<Result<_, _>>()?;
     // queues[to][from]
     let mut senders: Vec<Vec<_>> = (0..count).map(|_| Vec::with_capacity(count)).collect();
     let mut receivers: Vec<Vec<Receiver<_>>> = Vec::with_capacity(count);

@@ -103,7 +103,11 @@ mod tests {
     #[test]
     fn wakes_arrive_with_io_uring() {
         if monoio::utils::detect_uring() {
-            RuntimeBuilder::<IoUringDriver>::new().enable_timer().build().unwrap().block_on(every_wake_arrives());
+            RuntimeBuilder::<IoUringDriver>::new()
+                .enable_timer()
+                .build()
+                .unwrap()
+                .block_on(every_wake_arrives());
         }
     }
 }

@@ -118,7 +118,8 @@ pub(crate) struct World {
     stalled: RefCell<Vec<VecDeque<Sibling>>>,
     reports: Sender<Reported>,
     unreported: RefCell<VecDeque<Reported>>,
-    store: Arc<dyn Store>,
+    /// Given up at the end: tasks that are still asleep then keep the rest of this.
+    store: RefCell<Option<Arc<dyn Store>>>,
     replies: Replies,
     answers: Receiver<Vec<Done>>,
     links: RefCell<FxHashMap<LinkKey, Rc<Link>>>,
@@ -152,7 +153,7 @@ impl World {
             stalled: RefCell::new((0..siblings).map(|_| VecDeque::new()).collect()),
             reports: seat.reports,
             unreported: RefCell::default(),
-            store: seat.store,
+            store: RefCell::new(Some(seat.store)),
             replies: seat.replies,
             answers: seat.answers,
             links: RefCell::default(),
@@ -197,8 +198,10 @@ impl World {
         more |= wait.more;
         self.start_output();
         let jobs = self.jobs.take();
-        if !jobs.is_empty() {
-            self.store.submit(jobs, &self.replies);
+        if !jobs.is_empty()
+            && let Some(store) = self.store.borrow().as_ref()
+        {
+            store.submit(jobs, &self.replies);
         }
         self.turns.set(self.turns.get() + 1);
         let now_us = clock::boot_us();
@@ -349,7 +352,10 @@ impl World {
                 Action::Store(job) => self.jobs.borrow_mut().push(job),
                 Action::Sibling { shard, message } => self.send_sibling(shard, message),
                 Action::ResetLink { link, reason } => {
-                    log::line(format_args!("link of gateway {}/{} reset: {reason}", link.gateway, link.shard));
+                    log::line(format_args!(
+                        "link of gateway {}/{} reset: {reason}",
+                        link.gateway, link.shard
+                    ));
                     self.links_reset.set(self.links_reset.get() + 1);
                     self.drop_link(link);
                 }
@@ -457,6 +463,7 @@ impl World {
             for link in self.links.take().into_values() {
                 link.end();
             }
+            self.store.take();
         }
         done
     }

@@ -26,8 +26,9 @@ pub(crate) fn open(settings: &Settings) -> Result<Arc<dyn Store>, StartError> {
         }
         StoreKind::Redis => {
             let url = settings.redis.as_deref().ok_or_else(|| missing("redis"))?;
-            let store = RedisStore::connect(url, redis::Settings::new(&settings.cluster, settings.partitions))
-                .map_err(|error| StartError::Store(error.to_string()))?;
+            let store =
+                RedisStore::connect(url, redis::Settings::new(&settings.cluster, settings.partitions))
+                    .map_err(|error| StartError::Store(error.to_string()))?;
             Ok(Arc::new(store))
         }
     }

@@ -92,7 +92,8 @@ fn nodes_share_partitions_and_take_over_from_the_dead() {
         let (_, page) = third.get("/debug/partitions")?;
         let page: serde_json::Value = serde_json::from_str(&page).ok()?;
         let owners = page["partitions"].as_array()?;
-        (page["served_here"] == PARTITIONS && owners.iter().all(|owner| owner["owner"] == "three")).then_some(())
+        (page["served_here"] == PARTITIONS && owners.iter().all(|owner| owner["owner"] == "three"))
+            .then_some(())
     });
 }
 
@@ -132,8 +133,11 @@ fn a_single_node_serves_from_files_and_restarts_under_greater_epochs() {
 #[test]
 fn a_standalone_dispatcher_speaks_through_queues_and_replaces_old_connections() {
     let dir = tempfile::tempdir().unwrap();
-    let settings =
-        standalone::Settings { partitions: PARTITIONS as u16, shards: 2, ..standalone::Settings::new(dir.path()) };
+    let settings = standalone::Settings {
+        partitions: PARTITIONS as u16,
+        shards: 2,
+        ..standalone::Settings::new(dir.path())
+    };
     let dispatcher = standalone::start(settings).unwrap();
     let waker = Waker::new().unwrap();
     // A queue of one: what does not fit is kept and comes later.
@@ -167,7 +171,10 @@ fn a_standalone_dispatcher_speaks_through_queues_and_replaces_old_connections() 
     let stopping = Instant::now();
     dispatcher.stop(Duration::from_secs(5));
     assert!(stopping.elapsed() < Duration::from_secs(5));
-    wait_for("the connection is closed", PATIENCE, || (sender.is_closed() && receiver.is_closed()).then_some(()));
+    wait_for("the connection is closed", PATIENCE, || {
+        (sender.is_closed() && receiver.is_closed()).then_some(())
+    });
+    drop(dispatcher);
     // The directory is free again.
     let again = standalone::start(standalone::Settings {
         partitions: PARTITIONS as u16,
@@ -178,18 +185,28 @@ fn a_standalone_dispatcher_speaks_through_queues_and_replaces_old_connections() 
 
 #[test]
 fn wrong_settings_are_refused_with_name_place_and_expectation() {
-    let table: &[(&[&str], &[(&str, &str)], &[&str])] = &[
-        (&[], &[], &["redis", "redis://"]),
-        (&["--shards", "0"], &[("MILLRACE_DISPATCHER_REDIS", "redis://127.0.0.1:1")], &["shards", "a flag", "1 to"]),
-        (&[], &[("MILLRACE_DISPATCHER_SHARDZ", "1")], &["shardz", "environment", "no such key"]),
-        (&[], &[("MILLRACE_DISPATCHER_PARTITIONS", "many")], &["partitions", "environment", "many"]),
-        (&["--config", "/nowhere.toml"], &[], &["/nowhere.toml"]),
+    struct Case {
+        args: &'static [&'static str],
+        env: &'static [(&'static str, &'static str)],
+        words: &'static [&'static str],
+    }
+    let case = |args, env, words| Case { args, env, words };
+    let table = [
+        case(&[], &[], &["redis", "redis://"]),
+        case(
+            &["--shards", "0"],
+            &[("MILLRACE_DISPATCHER_REDIS", "redis://127.0.0.1:1")],
+            &["shards", "a flag", "1 to"],
+        ),
+        case(&[], &[("MILLRACE_DISPATCHER_SHARDZ", "1")], &["shardz", "environment", "no such key"]),
+        case(&[], &[("MILLRACE_DISPATCHER_PARTITIONS", "many")], &["partitions", "environment", "many"]),
+        case(&["--config", "/nowhere.toml"], &[], &["/nowhere.toml"]),
     ];
-    for (args, env, words) in table {
-        let output = rig::command().args(*args).envs(env.iter().copied()).output().unwrap();
+    for Case { args, env, words } in table {
+        let output = rig::command().args(args).envs(env.iter().copied()).output().unwrap();
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{args:?} {env:?}: {message}");
-        for word in *words {
+        for word in words {
             assert!(message.contains(word), "{args:?} {env:?}: {word:?} is not in {message:?}");
         }
     }

@@ -31,7 +31,8 @@ pub struct Process(Child);
 
 impl Process {
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([format!("-{name}"), self.0.id().to_string()]).status().unwrap();
+        let status =
+            Command::new("kill").args([format!("-{name}"), self.0.id().to_string()]).status().unwrap();
         assert!(status.success());
     }
 
@@ -59,7 +60,16 @@ impl Redis {
         for _ in 0..5 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let child = Command::new("redis-server")
-                .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+                .args([
+                    "--port",
+                    &port.to_string(),
+                    "--bind",
+                    "127.0.0.1",
+                    "--save",
+                    "",
+                    "--appendonly",
+                    "no",
+                ])
                 .args(["--maxmemory-policy", "noeviction", "--dir"])
                 .arg(dir)
                 .stdout(Stdio::null())
