@@ -101,16 +101,16 @@ impl Shard {
         if peer.node.is_empty() {
             return;
         }
-        // One node under two addresses: one link is enough, and two would keep replacing each other there.
+        // One node under two addresses: it keeps one link for this shard, and that is bound to the newer connection.
         let twin = self.uplink.nodes().find(|(other, node)| *other != key && node.name == peer.node);
-        if let Some((other, twin)) = twin.map(|(other, node)| (other, (node.seed, node.link.is_up()))) {
-            let this_is_seed = self.uplink.node(key).is_some_and(|node| node.seed);
-            match twin {
-                (false, _) => self.drop_node(other),
-                (true, true) if !this_is_seed => self.drop_node(key),
-                (true, true) => self.drop_node(other),
-                (true, false) => {}
+        let Some((other, seed, up)) = twin.map(|(other, node)| (other, node.seed, node.link.is_up())) else {
+            return;
+        };
+        if up || !seed {
+            if let Some(node) = self.uplink.node(key) {
+                node.seed |= seed;
             }
+            self.drop_node(other);
         }
     }
 
