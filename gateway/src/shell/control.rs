@@ -27,6 +27,9 @@ use super::talk::{ToControl, ToShard};
 /// Of the drain's time, the share that is kept for flushing links and stopping the dispatcher in this process.
 const RESERVE_SHARE: u32 = 5;
 
+/// Refused renewals in a row for each line of the log.
+const REFUSALS_PER_LINE: u32 = 30;
+
 /// Why the control thread ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End {
@@ -62,6 +65,8 @@ pub struct Control {
     pub keeper: Keeper,
     /// From the shards.
     pub inbox: Receiver<ToControl>,
+    /// Renewals refused in a row.
+    pub refusals: u32,
 }
 
 impl Control {
@@ -112,10 +117,11 @@ impl Control {
         match self.keeper.answer(answer, draw) {
             Change::None => {
                 if !answer.granted && answer.incarnation == self.keeper.lease().incarnation {
-                    log::warn(format_args!("the lease of this gateway is refused: {}", answer.reason));
+                    self.refused(&answer.reason);
                 }
             }
             Change::Extended(lease) => {
+                self.refusals = 0;
                 if first {
                     log::info(format_args!("the gateway's lease is granted: taking logins"));
                 }
@@ -130,6 +136,20 @@ impl Control {
                 self.broadcast(|| ToShard::Lease(lease));
             }
         }
+    }
+
+    fn refused(&mut self, reason: &str) {
+        if self.refusals.is_multiple_of(REFUSALS_PER_LINE) {
+            let ttl = self.settings.lease_ttl;
+            let ours = match self.admin.counts.incarnation_changes.load(Ordering::Relaxed) {
+                0 => "or an earlier process with this id ended without a drain",
+                _ => "or it is this process's own, from before it was lost",
+            };
+            log::warn(format_args!(
+                "no lease yet: {reason}; {ours}, then it lapses within {ttl:?}. No logins are taken until then"
+            ));
+        }
+        self.refusals = self.refusals.wrapping_add(1);
     }
 
     fn reload_keys(&self) {

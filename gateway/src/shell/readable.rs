@@ -11,7 +11,9 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::task::Poll;
+use std::time::Duration;
 
 use millrace_edge::wake::Waker;
 use monoio::net::UnixStream;
@@ -82,11 +84,47 @@ impl Pause {
     }
 }
 
+/// Why a [`wait`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// The descriptor is readable.
+    Readable {
+        /// False if it was so at once: the runtime has not parked, and a [`Pause`] is due.
+        slept: bool,
+    },
+    /// The time is over; the same wait may go on.
+    Deadline,
+}
+
+/// Sleeps until `woken` (a [`Readable::wait`]) is done, or `sleep_us` microseconds are over.
+///
+/// # Errors
+/// Those of `woken`.
+pub async fn wait(
+    mut woken: Pin<&mut impl Future<Output = io::Result<()>>>,
+    sleep_us: u64,
+) -> io::Result<Wake> {
+    // Rounded up to the timer's resolution, so that a deadline is over when it is looked at.
+    let mut sleep = pin!(monoio::time::sleep(Duration::from_millis(sleep_us.div_ceil(1_000))));
+    let mut slept = false;
+    poll_fn(|context| {
+        if let Poll::Ready(result) = woken.as_mut().poll(context) {
+            return Poll::Ready(result.map(|()| Wake::Readable { slept }));
+        }
+        if sleep.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Ok(Wake::Deadline));
+        }
+        slept = true;
+        Poll::Pending
+    })
+    .await
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use millrace_edge::mailbox::mailbox;
     use millrace_edge::wake::Waker;

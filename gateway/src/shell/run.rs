@@ -166,7 +166,8 @@ fn serve(
         counts,
     };
     let keeper = Keeper::new(incarnation, settings.lease_ttl);
-    let control = Control { admin: Arc::new(admin), settings: Arc::clone(&settings), own, keeper, inbox };
+    let control =
+        Control { admin: Arc::new(admin), settings: Arc::clone(&settings), own, keeper, inbox, refusals: 0 };
     let end = runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         control.run(listener, &draining).await

@@ -9,14 +9,12 @@
 //! runs before the next sleep.
 
 use std::cell::RefCell;
-use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::task::Poll;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use millrace_edge::mailbox::{Receiver, Sender};
 use millrace_edge::wake::Waker;
@@ -28,7 +26,7 @@ use super::config::{Policy, Settings};
 use super::lease::LeaseAnswer;
 use super::link::{LinkEvent, Links, LocalConnect, Resolver};
 use super::logins::{CHECKS_PER_TURN, Logins};
-use super::readable::{Pause, Readable};
+use super::readable::{Pause, Readable, Wake, wait};
 use super::talk::{Report, ToControl, ToShard};
 use super::ticket::{Claims, Tickets};
 use super::{log, signing};
@@ -173,29 +171,6 @@ async fn pump(spec: Spec, edge: Box<dyn Edge>, started: Started, ready: &Ready) 
             }
         }
     }
-}
-
-enum Wake {
-    Readable { slept: bool },
-    Deadline,
-}
-
-/// Sleeps until `woken` is done or the time is over.
-async fn wait(mut woken: Pin<&mut impl Future<Output = io::Result<()>>>, sleep_us: u64) -> io::Result<Wake> {
-    // Rounded up to the timer's resolution, so that a deadline is over when it is looked at.
-    let mut sleep = pin!(monoio::time::sleep(Duration::from_millis(sleep_us.div_ceil(1_000))));
-    let mut slept = false;
-    poll_fn(|context| {
-        if let Poll::Ready(result) = woken.as_mut().poll(context) {
-            return Poll::Ready(result.map(|()| Wake::Readable { slept }));
-        }
-        if sleep.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Ok(Wake::Deadline));
-        }
-        slept = true;
-        Poll::Pending
-    })
-    .await
 }
 
 fn now() -> Now {
