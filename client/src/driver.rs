@@ -131,6 +131,9 @@ impl Driver {
     /// Runs until the client is at its end.
     pub(crate) async fn run(mut self) {
         let reason = self.connections().await;
+        // Handles learn it at once, also while the application takes no events. What is dropped is answered "ended".
+        self.commands.close();
+        while self.commands.try_recv().is_ok() {}
         for done in self.outbox.abandon() {
             // Whoever waited may have gone.
             let _ = done.send(Err(SendError::Ended));

@@ -164,6 +164,21 @@ async fn a_session_that_lost_to_another_stays_away() {
     assert_eq!(client.send("r:lobby", "x").await, Err(SendError::Ended));
     assert_eq!(gateway.state().logins.len(), 1);
 
+    // Also for one whose application takes no events.
+    let gateway = Gateway::start().await;
+    let (client, events) = Client::connect(Config { events_max: 1, ..config(&gateway) }).await.unwrap();
+    for seq in 1..10 {
+        gateway.deliver(1, seq, "bob", "unread");
+    }
+    gateway.go_away(Code::Displaced, 0);
+    let options = SendOptions { deadline: Some(Duration::from_millis(500)), ..SendOptions::default() };
+    let outcome = timeout(PATIENCE, client.send_with("r:lobby", "x", options)).await.unwrap();
+    assert!(outcome.is_ok() || outcome == Err(SendError::Deadline) || outcome == Err(SendError::Ended));
+    drop(events);
+    timeout(PATIENCE, async { while client.send("r:lobby", "x").await != Err(SendError::Ended) {} })
+        .await
+        .unwrap();
+
     let gateway = Gateway::start().await;
     gateway.state().refuse_logins = vec![refused(Code::BadToken, 0)];
     let refusal = Client::connect(config(&gateway)).await.unwrap_err();

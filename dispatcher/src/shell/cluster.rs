@@ -385,3 +385,103 @@ impl Cluster {
         false
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+    use crate::store::Node as Member;
+
+    /// Answers when it is told to.
+    #[derive(Default)]
+    struct Held(Mutex<Vec<(Job, Replies)>>);
+
+    impl Held {
+        /// Answers the only job with this.
+        fn answer(&self, outcome: Result<Outcome, StoreError>) {
+            let mut jobs = std::mem::take(&mut *self.0.lock().unwrap());
+            assert_eq!(jobs.len(), 1);
+            let (job, replies) = jobs.remove(0);
+            replies.send(vec![Done { ticket: job.ticket, outcome }]).unwrap();
+        }
+
+        fn waiting(&self) -> usize {
+            self.0.lock().unwrap().len()
+        }
+    }
+
+    impl Store for Held {
+        fn submit(&self, jobs: Vec<Job>, replies: &Replies) {
+            self.0.lock().unwrap().extend(jobs.into_iter().map(|job| (job, replies.clone())));
+        }
+        fn name(&self) -> &'static str {
+            "held"
+        }
+        fn close(&self, _: Duration) {}
+    }
+
+    fn member() -> Member {
+        Member { name: "me".into(), address: String::new(), incarnation: 1 }
+    }
+
+    fn view() -> Result<Outcome, StoreError> {
+        let owners = vec![(String::new(), 0); 4];
+        Ok(Outcome::View(Arc::new(View { nodes: vec![member()], owners, ..View::default() })))
+    }
+
+    #[test]
+    fn a_lease_counts_from_before_it_was_sent_and_is_not_renewed_for_a_shard_that_hangs() {
+        let config = NodeConfig {
+            member: member(),
+            cluster: "c".into(),
+            partitions: 4,
+            shards: 1,
+            lease_ttl_ms: 3_000,
+            lease_renew_ms: 1_000,
+            link_window_bytes: 1 << 23,
+            sibling_queue: 16,
+        };
+        let (shards, commands, turned_us) = Shards::one_for_test();
+        let store = Arc::new(Held::default());
+        let waker = Waker::new().unwrap();
+        let (_reports, from_shards) = mailbox(16, waker.clone());
+        let as_store: Arc<dyn Store> = Arc::clone(&store) as _;
+        let mut cluster = Cluster::new(config, Arc::new(shards), as_store, waker, from_shards);
+
+        let before_us = clock::boot_us();
+        cluster.renew();
+        let sent_us = clock::boot_us();
+        cluster.renew();
+        assert_eq!(store.waiting(), 1, "one renewal at a time");
+        // A store that is slow eats the lease, not the other way.
+        std::thread::sleep(Duration::from_millis(50));
+        store.answer(view());
+        cluster.take_answers();
+        cluster.send_unsent();
+        let until_us = cluster.status.lease_until_us;
+        assert!((before_us + 2_700_000..=sent_us + 2_700_000).contains(&until_us));
+        assert!(
+            matches!(commands.recv(), Some(Command::Event(Event::LeaseUntil { until_us: told })) if told == until_us)
+        );
+        assert!(matches!(commands.recv(), Some(Command::Event(Event::View(_)))));
+        let claims = std::iter::from_fn(|| commands.recv())
+            .filter(|command| matches!(command, Command::Event(Event::Claim { .. })))
+            .count();
+        assert_eq!(claims, 4);
+
+        // It has not turned since it was poked: no renewal, however often the time for one comes.
+        turned_us.store(before_us, Ordering::Relaxed);
+        let withheld = cluster.status.renewals_withheld;
+        cluster.renew();
+        cluster.renew();
+        assert_eq!((store.waiting(), cluster.status.renewals_withheld - withheld), (0, 2));
+        turned_us.store(clock::boot_us(), Ordering::Relaxed);
+        cluster.renew();
+        assert_eq!(store.waiting(), 1, "it turns again");
+        store.answer(Err(StoreError::Unavailable("away".into())));
+        cluster.take_answers();
+        assert_eq!(cluster.status.lease_until_us, until_us, "a renewal that failed prolongs nothing");
+    }
+}

@@ -158,6 +158,16 @@ impl Shards {
         }
     }
 
+    /// One shard without a thread: its commands, and its time of the latest turn.
+    #[cfg(test)]
+    pub(crate) fn one_for_test() -> (Self, Receiver<Command>, Arc<AtomicU64>) {
+        let waker = Waker::new().unwrap();
+        let (commands, receiver) = shard::command_queue(&waker);
+        let turned_us = Arc::new(AtomicU64::new(clock::boot_us()));
+        let handle = Handle { commands, waker, turned_us: Arc::clone(&turned_us) };
+        (Shards { handles: vec![handle] }, receiver, turned_us)
+    }
+
     /// The first shard that has not turned since then, if any.
     pub(crate) fn hung_since(&self, since_us: u64) -> Option<usize> {
         self.handles.iter().position(|handle| handle.turned_us.load(Ordering::Relaxed) < since_us)
