@@ -197,10 +197,8 @@ impl Settings {
         }
         let payload_max = millrace_protocol::frame::PAYLOAD_BYTES_MAX;
         if !(payload::HEADER_BYTES..=payload_max).contains(&common.payload_bytes) {
-            let expected = format!(
-                "{} (a message's number and time) to {payload_max}",
-                payload::HEADER_BYTES
-            );
+            let expected =
+                format!("{} (a message's number and time) to {payload_max}", payload::HEADER_BYTES);
             return bad("payload-bytes", common.payload_bytes, expected);
         }
         let mut targets = Vec::new();

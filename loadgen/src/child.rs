@@ -52,7 +52,8 @@ impl Scratch {
     pub fn new() -> io::Result<Self> {
         use std::os::unix::fs::DirBuilderExt;
         let random = crate::rng::Rng::from_system().bits();
-        let path = std::env::temp_dir().join(format!("millrace-loadgen-{}-{random:016x}", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("millrace-loadgen-{}-{random:016x}", std::process::id()));
         fs::DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Scratch(path))
     }

@@ -79,7 +79,8 @@ pub fn measure(
     let mut child = Child::start("the floor", args.iter().map(Into::into).collect(), scratch)?;
     let target = child.address("tcp").ok_or(RunError::NoAddress("the floor"))?;
     // One more user than connections: the one who sends.
-    let world = Arc::new(World::new(crate::rng::Rng::from_system().bits() as u32, connections + 1, true, &[], 0));
+    let world =
+        Arc::new(World::new(crate::rng::Rng::from_system().bits() as u32, connections + 1, true, &[], 0));
     let crew = Crew::start(Setup {
         world: Arc::clone(&world),
         tokens: Vec::new(),
@@ -162,8 +163,9 @@ pub struct FloorArgs {
     payload_bytes: usize,
     #[arg(long)]
     io: Io,
+    /// The first one is taken; none: where it likes.
     #[arg(long, value_delimiter = ',')]
-    cpus: Vec<usize>,
+    cpus: Vec<String>,
 }
 
 /// One measurement, as the parent asks for it on stdin.
@@ -197,7 +199,7 @@ struct Loop {
 /// The server: accepts, and sends when told to. Ends with its parent.
 pub fn serve(args: FloorArgs) -> io::Result<()> {
     // One sending thread: the figure is CPU per send, whatever the number of shards.
-    if let Some(&cpu) = args.cpus.first() {
+    if let Some(cpu) = args.cpus.first().and_then(|cpu| cpu.parse().ok()) {
         affinity::pin_current_thread(cpu)?;
     }
     rlimit::raise_nofile()?;

@@ -1,12 +1,17 @@
 //! The load generator's process: scenarios, and (hidden) the servers that it starts by running itself again.
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::Parser;
+use millrace_dispatcher::shell::standalone;
+use millrace_edge::affinity;
+use millrace_gateway::shell::{LocalDispatcher, LocalProbe, StandaloneSettings};
 use millrace_loadgen::args::{Cli, Common, Scenario};
+use millrace_loadgen::child;
 use millrace_loadgen::floor::{self, FloorArgs};
 use millrace_loadgen::progress::Progress;
 use millrace_loadgen::report::{self, Report};
@@ -21,6 +26,7 @@ fn main() -> ExitCode {
     let mut args = std::env::args_os();
     let program = args.next().unwrap_or_default();
     match args.next().as_deref().and_then(|word| word.to_str()) {
+        Some("gateway") => gateway(program, args.collect()),
         Some("floor") => {
             let line = std::iter::once(program).chain(args);
             match floor::serve(FloorArgs::parse_from(line)) {
@@ -30,6 +36,52 @@ fn main() -> ExitCode {
         }
         _ => scenario(),
     }
+}
+
+/// Flags of the hidden subcommand `gateway`; the gateway's own follow.
+#[derive(Debug, Parser)]
+struct GatewayArgs {
+    /// CPUs for all its threads; none: where it likes.
+    #[arg(long, value_delimiter = ',')]
+    cpus: Vec<String>,
+    /// A directory to remove at the end, should the parent be gone by then.
+    #[arg(long)]
+    scratch: PathBuf,
+    #[arg(last = true)]
+    gateway: Vec<OsString>,
+}
+
+/// A standalone gateway that ends with its parent.
+fn gateway(program: OsString, args: Vec<OsString>) -> ExitCode {
+    let args = GatewayArgs::parse_from(std::iter::once(program.clone()).chain(args));
+    let cpus: Vec<usize> = args.cpus.iter().filter_map(|cpu| cpu.parse().ok()).collect();
+    if !cpus.is_empty()
+        && let Err(error) = affinity::restrict_current_thread(&cpus)
+    {
+        return fail(&error);
+    }
+    // A gateway asks nothing of its stdin.
+    child::end_with_parent(drop);
+    let code = millrace_gateway::shell::run(std::iter::once(program).chain(args.gateway), start_dispatcher);
+    let _ = std::fs::remove_dir_all(&args.scratch);
+    code
+}
+
+fn start_dispatcher(settings: &StandaloneSettings) -> Result<LocalDispatcher, Box<dyn std::error::Error>> {
+    let mut own = standalone::Settings::new(&settings.data_dir);
+    own.cluster = settings.cluster.clone();
+    own.partitions = settings.partitions;
+    let dispatcher = Arc::new(standalone::start(own)?);
+    let (connects, troubles, counts) =
+        (Arc::clone(&dispatcher), Arc::clone(&dispatcher), Arc::clone(&dispatcher));
+    Ok(LocalDispatcher {
+        connect: Arc::new(move |gateway, shard, to_gateway| connects.connect(gateway, shard, to_gateway)),
+        probe: LocalProbe {
+            trouble: Arc::new(move || troubles.trouble()),
+            counters: Arc::new(move || counts.store_counters()),
+        },
+        stop: Box::new(move |timeout| dispatcher.stop(timeout)),
+    })
 }
 
 fn scenario() -> ExitCode {

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use millrace_edge::clock::boot_us;
 use millrace_edge::Io;
+use millrace_edge::clock::boot_us;
 use serde::Serialize;
 
 use crate::args::Settings;
@@ -318,9 +318,8 @@ impl Rig {
         };
         let arrived = |t: &Totals| t.answered == t.due && t.deliveries >= t.expected;
         let limit = Duration::from_micros(length_us + STRAGGLERS_US + 200_000 + count / 10);
-        let ended = self.until(limit, |t| t.sent, words, |t| {
-            t.planned == count && t.due == t.planned && arrived(t)
-        })?;
+        let ended =
+            self.until(limit, |t| t.sent, words, |t| t.planned == count && t.due == t.planned && arrived(t))?;
         if ended == Ended::Interrupted {
             self.crew.order(|| Order::StopSending)?;
             let end = boot_us() + STRAGGLERS_US;

@@ -132,7 +132,8 @@ mod tests {
     fn even_streams_keep_their_rates_and_senders_are_members() {
         let world = world();
         let classes = world.classes();
-        let streams: Vec<Stream> = classes.iter().zip([2.0, 30.0, 11.0]).map(|(&class, per_s)| Stream { class, per_s }).collect();
+        let streams: Vec<Stream> =
+            classes.iter().zip([2.0, 30.0, 11.0]).map(|(&class, per_s)| Stream { class, per_s }).collect();
         let schedule = Schedule::even(&world, &streams, 10.0, 5).unwrap();
         assert_eq!(schedule.messages.len(), 20 + 300 + 110);
         assert!(schedule.messages.is_sorted_by_key(|due| due.at_us));
@@ -152,8 +153,12 @@ mod tests {
         let expected = 20.0 * 60.0 / 0.5;
         let count = schedule.messages.len() as f64;
         assert!((count - expected).abs() < expected * 0.1, "{count} messages, about {expected} expected");
-        let first: Vec<u32> =
-            schedule.messages.iter().filter(|due| due.conversation == class.first).map(|due| due.sender).collect();
+        let first: Vec<u32> = schedule
+            .messages
+            .iter()
+            .filter(|due| due.conversation == class.first)
+            .map(|due| due.sender)
+            .collect();
         assert!(first.windows(2).all(|pair| pair[0] != pair[1]));
     }
 
@@ -161,7 +166,8 @@ mod tests {
     fn refuses_what_can_not_be() {
         let world = world();
         let class = world.classes()[0];
-        let even = |per_s, seconds| Schedule::even(&world, &[Stream { class, per_s }], seconds, 1).map(|_| ());
+        let even =
+            |per_s, seconds| Schedule::even(&world, &[Stream { class, per_s }], seconds, 1).map(|_| ());
         assert_eq!(even(0.0, 1.0), Err(ScheduleError::NotPositive(0.0)));
         assert_eq!(even(1.0, -1.0), Err(ScheduleError::NotPositive(-1.0)));
         assert_eq!(even(1e6, 10.0), Err(ScheduleError::TooMany { wanted: 10_000_000 }));

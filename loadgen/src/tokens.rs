@@ -38,7 +38,9 @@ pub enum TokenError {
     #[error("can't sign tokens: {0}")]
     Sign(#[from] jsonwebtoken::errors::Error),
     /// A foreign gateway accepts only tokens that its owner signs.
-    #[error("--target needs --ed25519-key-file or --hs256-secret-file, to sign tokens that the gateway accepts")]
+    #[error(
+        "--target needs --ed25519-key-file or --hs256-secret-file, to sign tokens that the gateway accepts"
+    )]
     NoKey,
 }
 
@@ -84,9 +86,8 @@ impl Signer {
         hs256: Option<&Path>,
         key_id: Option<String>,
     ) -> Result<Self, TokenError> {
-        let read = |path: &Path| {
-            fs::read(path).map_err(|error| TokenError::Read { path: path.to_owned(), error })
-        };
+        let read =
+            |path: &Path| fs::read(path).map_err(|error| TokenError::Read { path: path.to_owned(), error });
         let (key, mut header) = match (ed25519, hs256) {
             (Some(path), _) => (EncodingKey::from_ed_pem(&read(path)?)?, Header::new(Algorithm::EdDSA)),
             (None, Some(path)) => {

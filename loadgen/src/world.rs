@@ -57,7 +57,8 @@ impl World {
     /// `clients` users, a room of all if `room`, as many whole groups of each size as fit, and at most `pairs` pairs.
     /// Sizes below 2 or above `clients` are left out.
     pub fn new(run: u32, clients: u32, room: bool, group_sizes: &[u32], pairs: u32) -> Self {
-        let mut world = World { run, clients, room, sizes: Vec::new(), pairs: 0, first_pair: 0, names: Vec::new() };
+        let mut world =
+            World { run, clients, room, sizes: Vec::new(), pairs: 0, first_pair: 0, names: Vec::new() };
         if room {
             world.names.push(format!("r:{run:08x}"));
         }
@@ -119,12 +120,7 @@ impl World {
             });
         }
         if self.pairs > 0 {
-            classes.push(Class {
-                kind: Kind::Direct,
-                members: 2,
-                first: self.first_pair,
-                count: self.pairs,
-            });
+            classes.push(Class { kind: Kind::Direct, members: 2, first: self.first_pair, count: self.pairs });
         }
         classes
     }
@@ -214,12 +210,10 @@ mod tests {
     fn members_and_joins_agree() {
         let world = World::new(9, 103, true, &[100, 10, 1000, 10, 1], 20);
         let classes = world.classes();
-        assert_eq!(classes.iter().map(|c| (c.members, c.count)).collect::<Vec<_>>(), [
-            (103, 1),
-            (10, 10),
-            (100, 1),
-            (2, 20)
-        ]);
+        assert_eq!(
+            classes.iter().map(|c| (c.members, c.count)).collect::<Vec<_>>(),
+            [(103, 1), (10, 10), (100, 1), (2, 20)]
+        );
         let total = classes.last().map(|c| c.first + c.count).unwrap();
         for conversation in 0..total {
             let members: Vec<u32> = (0..103).filter(|&c| world.is_member(conversation, c)).collect();

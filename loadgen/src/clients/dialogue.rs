@@ -257,7 +257,9 @@ impl Worker {
         let request = match world.kind(conversation) {
             Kind::Room => op::room_join(name),
             // After a refusal its maker asks to join, then to make it again: the first try may have been taken.
-            _ if world.creates(global, conversation) && client.tries.is_multiple_of(2) => op::group_create(name, []),
+            _ if world.creates(global, conversation) && client.tries.is_multiple_of(2) => {
+                op::group_create(name, [])
+            }
             _ => op::group_join(name),
         };
         client.session.request(JOIN_ID + u64::from(client.nth_join), request, &mut client.out);

@@ -20,8 +20,8 @@ use millrace_edge::mailbox::{self, Sender};
 use millrace_edge::wake::Waker;
 use millrace_edge::{Io, rlimit};
 
-pub use self::board::Totals;
 use self::board::Board;
+pub use self::board::Totals;
 use self::worker::Worker;
 use crate::ledger::Ledger;
 use crate::limits::ORDERS_MAX;
@@ -190,9 +190,9 @@ impl Crew {
     pub fn order(&self, order: impl Fn() -> Order) -> Result<(), CrewError> {
         for hand in &self.hands {
             if hand.orders.send(order()).is_err() {
-                return Err(CrewError::Failed(hand.board.first_trouble().unwrap_or_else(|| {
-                    "it takes no more orders".to_owned()
-                })));
+                return Err(CrewError::Failed(
+                    hand.board.first_trouble().unwrap_or_else(|| "it takes no more orders".to_owned()),
+                ));
             }
         }
         Ok(())

@@ -209,8 +209,7 @@ impl Worker {
             }
             Order::Send { schedule, start_us } => {
                 let (index, threads) = (self.index, self.setup.threads as u32);
-                let mut sending =
-                    Sending::new(schedule, start_us, |sender| sender % threads == index);
+                let mut sending = Sending::new(schedule, start_us, |sender| sender % threads == index);
                 if self.setup.manner == Manner::Listener {
                     let all: Vec<u32> = (0..sending.schedule.messages.len() as u32).collect();
                     all.into_iter().for_each(|number| sending.ledger.answered(number, Fate::Acked));

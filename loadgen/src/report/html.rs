@@ -92,7 +92,8 @@ pub(super) fn plot(curves: &[(String, Vec<(f64, u64)>)]) -> String {
         let share = (us.max(1.0).log10() - low) / (high - low);
         HEIGHT - BOTTOM - share.clamp(0.0, 1.0) * (HEIGHT - TOP - BOTTOM)
     };
-    let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"latency by percentile\">\n");
+    let mut svg =
+        format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"latency by percentile\">\n");
     for power in low as i32..=high as i32 {
         let us = 10f64.powi(power);
         let _ = writeln!(
@@ -126,8 +127,10 @@ pub(super) fn plot(curves: &[(String, Vec<(f64, u64)>)]) -> String {
         let colour = COLOURS[nth % COLOURS.len()];
         // Curves beyond the colours are dashed.
         let dash = if nth < COLOURS.len() { "" } else { " stroke-dasharray=\"5 4\"" };
-        let line: Vec<String> =
-            points.iter().map(|(percentile, us)| format!("{:.1},{:.1}", x(*percentile), y(*us as f64))).collect();
+        let line: Vec<String> = points
+            .iter()
+            .map(|(percentile, us)| format!("{:.1},{:.1}", x(*percentile), y(*us as f64)))
+            .collect();
         let _ = writeln!(
             svg,
             "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"{dash} points=\"{}\"><title>{}</title></polyline>",
@@ -167,9 +170,8 @@ mod tests {
         }
         for tag in ["table", "svg", "tr", "td", "body", "head", "style", "text", "title"] {
             let (open, close) = (format!("<{tag}"), format!("</{tag}>"));
-            let opened = page.match_indices(&open).filter(|(at, _)| {
-                page[at + open.len()..].starts_with([' ', '>'])
-            });
+            let opened =
+                page.match_indices(&open).filter(|(at, _)| page[at + open.len()..].starts_with([' ', '>']));
             assert_eq!(opened.count(), page.matches(&close).count(), "<{tag}>");
         }
     }

@@ -32,7 +32,10 @@ fn or_unseen(value: Option<String>) -> String {
 pub(super) fn rows(report: &Report) -> Vec<(String, String)> {
     let mut rows: Vec<(String, String)> = Vec::new();
     let mut row = |what: &str, figure: String| rows.push((what.to_owned(), figure));
-    row("connections", format!("{} ({} logins, {} failed)", report.connections, report.logins, report.login_failures));
+    row(
+        "connections",
+        format!("{} ({} logins, {} failed)", report.connections, report.logins, report.login_failures),
+    );
     row("connects and logins", format!("{:.0} per s", report.connects_per_s));
     for step in &report.ramp {
         let login = step.login_us;
@@ -69,7 +72,8 @@ pub(super) fn rows(report: &Report) -> Vec<(String, String)> {
     if !report.memory.is_empty() {
         row(
             "gateway memory per connection",
-            or_unseen(gateway.user_bytes_per_connection.map(bytes)) + " (user memory, idle, logged in and joined)",
+            or_unseen(gateway.user_bytes_per_connection.map(bytes))
+                + " (user memory, idle, logged in and joined)",
         );
         row("gateway memory, fixed part", or_unseen(gateway.fixed_bytes.map(bytes)));
     }
@@ -77,12 +81,15 @@ pub(super) fn rows(report: &Report) -> Vec<(String, String)> {
         row("gateway CPU, idle", format!("{} per connection and second", micros(idle)));
     }
     if report.messages_sent > 0 {
-        row("messages sent", format!(
-            "{} ({} late, at most {})",
-            report.messages_sent,
-            report.late_sends,
-            time(report.late_us_max)
-        ));
+        row(
+            "messages sent",
+            format!(
+                "{} ({} late, at most {})",
+                report.messages_sent,
+                report.late_sends,
+                time(report.late_us_max)
+            ),
+        );
         row("deliveries", format!("{} of {}", report.deliveries, report.deliveries_expected));
         row("deliveries", format!("{:.0} per s", report.deliveries_per_s));
         let latency = report.latency_us;
@@ -121,7 +128,8 @@ pub(super) fn rows(report: &Report) -> Vec<(String, String)> {
 pub fn table(report: &Report) -> String {
     let rows = rows(report);
     let width = rows.iter().map(|(what, _)| what.len()).max().unwrap_or(0);
-    let mut text = format!("\n{} over {}, {} B payload\n", report.scenario, report.transport, report.payload_bytes);
+    let mut text =
+        format!("\n{} over {}, {} B payload\n", report.scenario, report.transport, report.payload_bytes);
     for (what, figure) in rows {
         text.push_str(&format!("  {what:width$}  {figure}\n"));
     }
@@ -149,7 +157,9 @@ mod tests {
         let mut report = super::super::tests::sample();
         report.messages_sent = 5;
         let good = table(&report);
-        for part in ["300 B", "1000.0 KB", "8.00 us", "6.40 us", "1.25", "last receiver, 100 members", "all is well"] {
+        for part in
+            ["300 B", "1000.0 KB", "8.00 us", "6.40 us", "1.25", "last receiver, 100 members", "all is well"]
+        {
             assert!(good.contains(part), "{part} in {good}");
         }
         report.lost = 3;

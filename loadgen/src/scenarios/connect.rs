@@ -7,7 +7,7 @@ use super::{Stage, conclude, new_world};
 use crate::args::Settings;
 use crate::clients::Order;
 use crate::measure::{Percentiles, histogram};
-use crate::report::{Report, RampStep};
+use crate::report::{RampStep, Report};
 use crate::rig::{Ended, Rig, RunError};
 
 /// Steps of the ramp; the last offers the whole rate.

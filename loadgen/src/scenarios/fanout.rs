@@ -20,9 +20,8 @@ const IDLE_S: f64 = 2.0;
 
 /// Equal deliveries for each size, `rate` messages a second in all if given.
 fn streams(classes: &[Class], rate: Option<f64>) -> Vec<Stream> {
-    let usual = |class: &Class| {
-        USUAL_DELIVERIES_PER_S / classes.len() as f64 / f64::from((class.members - 1).max(1))
-    };
+    let usual =
+        |class: &Class| USUAL_DELIVERIES_PER_S / classes.len() as f64 / f64::from((class.members - 1).max(1));
     let sum: f64 = classes.iter().map(usual).sum();
     let scale = rate.map_or(1.0, |rate| rate / sum);
     classes.iter().map(|class| Stream { class: *class, per_s: usual(class) * scale }).collect()
@@ -76,8 +75,7 @@ mod tests {
     fn sizes_share_the_deliveries() {
         let world = World::new(1, 1_000, false, &[10, 1_000], 0);
         let streams = streams(&world.classes(), None);
-        let deliveries: Vec<f64> =
-            streams.iter().map(|s| s.per_s * f64::from(s.class.members - 1)).collect();
+        let deliveries: Vec<f64> = streams.iter().map(|s| s.per_s * f64::from(s.class.members - 1)).collect();
         assert!((deliveries[0] - deliveries[1]).abs() < 1e-6 && deliveries.len() == 2);
         let sum: f64 = super::streams(&world.classes(), Some(70.0)).iter().map(|s| s.per_s).sum();
         assert!((sum - 70.0).abs() < 1e-9);

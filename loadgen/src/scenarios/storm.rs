@@ -51,13 +51,19 @@ pub(super) fn run(settings: Settings, stage: Stage) -> Result<Report, RunError> 
     rig.progress.phase("storm: coming back", all);
     rig.crew.order(|| Order::Drop { back: true })?;
     let dropped = before.dropped + all;
-    let in_again = rig.until(limit, |t| t.inside, |_| "logged in".to_owned(), |t| {
-        t.dropped >= dropped && t.inside == all
-    })?;
+    let in_again = rig.until(
+        limit,
+        |t| t.inside,
+        |_| "logged in".to_owned(),
+        |t| t.dropped >= dropped && t.inside == all,
+    )?;
     let logged_in_s = (boot_us() - start) as f64 / 1e6;
-    let ended = rig.until(limit, |t| t.ready, |_| "in their conversations".to_owned(), |t| {
-        t.dropped >= dropped && t.ready == all
-    })?;
+    let ended = rig.until(
+        limit,
+        |t| t.ready,
+        |_| "in their conversations".to_owned(),
+        |t| t.dropped >= dropped && t.ready == all,
+    )?;
     let all_back_s = (boot_us() - start) as f64 / 1e6;
     let after = rig.crew.totals();
     let logins = after.logins - before.logins;

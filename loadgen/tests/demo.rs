@@ -1,0 +1,104 @@
+//! A tiny demo with the real binary: its exit status, its files, and that it leaves nothing behind.
+
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// One run must be over by then: a debug build on a busy machine included.
+const WITHIN: Duration = Duration::from_secs(120);
+
+fn run(flags: &[&str], scratch: &Path) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_millrace-loadgen"))
+        .args(flags)
+        .env("TMPDIR", scratch)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let mut stdout = child.stdout.take().expect("piped");
+    let mut stderr = child.stderr.take().expect("piped");
+    let reader = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        let _ = stderr.read_to_end(&mut text);
+        text
+    });
+    let printer = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        let _ = stdout.read_to_end(&mut text);
+        text
+    });
+    let end = Instant::now() + WITHIN;
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("its state") {
+            break status;
+        }
+        if Instant::now() > end {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("not over within {WITHIN:?}");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    Output { status, stdout: printer.join().expect("read"), stderr: reader.join().expect("read") }
+}
+
+fn check(flags: &[&str]) -> Value {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (json, html) = (dir.path().join("report.json"), dir.path().join("report.html"));
+    let scratch = dir.path().join("scratch");
+    std::fs::create_dir(&scratch).expect("a directory");
+    let (json_flag, html_flag) = (format!("--json={}", json.display()), format!("--html={}", html.display()));
+    let mut all = flags.to_vec();
+    all.extend([json_flag.as_str(), html_flag.as_str()]);
+    let output = run(&all, &scratch);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{flags:?} ended with {}\n{out}\n{err}", output.status);
+    assert!(out.contains("all is well"), "{out}");
+    let left: Vec<_> = std::fs::read_dir(&scratch).expect("a directory").collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+    let page = std::fs::read_to_string(html).expect("the page");
+    assert!(page.contains("<table>") && page.trim_end().ends_with("</html>"));
+    serde_json::from_str(&std::fs::read_to_string(json).expect("the report")).expect("JSON")
+}
+
+#[test]
+fn a_tiny_demo_loses_nothing_and_says_what_it_cost() {
+    for transport in ["tcp", "ws"] {
+        let flags = ["demo", "--connections=200", "--seconds=1", "--groups=10,100", "--transport", transport];
+        let report = check(&flags);
+        assert_eq!((&report["connections"], &report["logins"]), (&200.into(), &200.into()));
+        for field in ["lost", "duplicates", "out_of_order", "login_failures", "misrouted", "unacknowledged"] {
+            assert_eq!(report[field], 0, "{field} over {transport}");
+        }
+        assert!(report["deliveries"].as_u64() > Some(400), "{report}");
+        assert_eq!(report["deliveries"], report["deliveries_expected"]);
+        for size in ["10", "100", "200"] {
+            assert!(report["last_receiver_us"][size]["max"].as_u64() > Some(0), "{size}: {report}");
+        }
+        let gateway = &report["gateway"];
+        for field in ["user_bytes_per_connection", "fixed_bytes", "cpu_us_per_delivery"] {
+            assert!(gateway[field].is_number(), "{field}: {gateway}");
+        }
+        assert!(gateway["floor_cpu_us_per_delivery"].as_f64() > Some(0.0), "{gateway}");
+    }
+}
+
+#[test]
+fn dropped_clients_come_back_and_talk_on() {
+    let report = check(&["storm", "--connections=100", "--seconds=1", "--groups=10"]);
+    assert_eq!(report["storm"]["logins"], 100, "{report}");
+    assert!(report["storm"]["all_back_s"].is_number(), "{report}");
+    assert!(report["deliveries"].as_u64() > Some(0));
+}
+
+#[test]
+fn a_target_without_a_key_is_refused_in_words() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let output = run(&["idle", "--target=127.0.0.1:9", "--connections=2", "--seconds=1"], dir.path());
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("--ed25519-key-file"), "{text}");
+}
