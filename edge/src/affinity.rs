@@ -33,13 +33,23 @@ pub fn cpu_count() -> usize {
 /// # Errors
 /// That CPU does not exist, or is not allowed to this process.
 pub fn pin_current_thread(cpu: usize) -> io::Result<()> {
-    if cpu >= libc::CPU_SETSIZE as usize {
-        return Err(io::Error::from_raw_os_error(libc::EINVAL));
-    }
+    restrict_current_thread(&[cpu])
+}
+
+/// Lets the calling thread, and those that it starts from now on, run on these CPUs only.
+///
+/// # Errors
+/// None of them exists or is allowed to this process, or a number is beyond what the kernel counts to.
+pub fn restrict_current_thread(cpus: &[usize]) -> io::Result<()> {
     // SAFETY: all-zero bytes are an empty cpu_set_t.
     let mut set: libc::cpu_set_t = unsafe { zeroed() };
-    // SAFETY: the index is below CPU_SETSIZE, as checked.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
+    for &cpu in cpus {
+        if cpu >= libc::CPU_SETSIZE as usize {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        // SAFETY: the index is below CPU_SETSIZE, as checked.
+        unsafe { libc::CPU_SET(cpu, &mut set) };
+    }
     // SAFETY: the parameter lives on this stack, and its size is passed.
     if unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) } != 0 {
         return Err(io::Error::last_os_error());
