@@ -9,7 +9,7 @@ use millrace_protocol::client_session::{ClientSession, ServerFrame, decode_notif
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::{Code, notify, response};
 use millrace_protocol::received::{Limits, Received};
-use millrace_tests::{Server, get, gateway_token};
+use millrace_tests::{Server, gateway_token, get};
 
 /// What a connection was told, and how it ended.
 #[derive(Debug, Default, PartialEq)]
@@ -30,7 +30,7 @@ impl Peer {
     fn tcp(address: &str) -> Peer {
         let stream = TcpStream::connect(address).expect("the gateway accepts");
         stream.set_nodelay(true).expect("an option");
-        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("an option");
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("an option");
         Peer { stream, session: ClientSession::tcp() }
     }
 
@@ -65,7 +65,9 @@ impl Peer {
             while let Ok(Some(frame)) = self.session.next(&mut input, &Limits::default()) {
                 match frame {
                     ServerFrame::Notify(body) => {
-                        if let Some(notify::Event::GoAway(away)) = decode_notify(body).expect("a notify").event {
+                        if let Some(notify::Event::GoAway(away)) =
+                            decode_notify(body).expect("a notify").event
+                        {
                             told.go_away = Some(away.code());
                         }
                     }
@@ -110,7 +112,7 @@ fn gateway(data: &std::path::Path) -> Server {
     let data = data.to_str().expect("a path in UTF-8");
     Server::start(
         "millrace-gateway",
-        ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--shards", "1", "--login-timeout-ms", "1500"]
+        ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--shards", "1"]
             .into_iter()
             .chain(["--data-dir", data]),
     )
@@ -136,7 +138,10 @@ fn each_violation_gets_its_code_and_the_gateway_stays_up() {
         let mut peer = Peer::tcp(&tcp);
         peer.stream.write_all(&bytes).expect("it reads");
         let told = peer.listen();
-        assert!(told.go_away == Some(code) || told.refused == Some(code), "{name}: {told:?}, expected {code:?}");
+        assert!(
+            told.go_away == Some(code) || told.refused == Some(code),
+            "{name}: {told:?}, expected {code:?}"
+        );
     }
 
     let mut bad_close = 2u16.to_be_bytes().to_vec();
@@ -175,7 +180,10 @@ fn each_violation_gets_its_code_and_the_gateway_stays_up() {
 
     for (name, bytes) in [
         ("HTTP without an upgrade", &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..]),
-        ("an upgrade without a key", b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"),
+        (
+            "an upgrade without a key",
+            b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
+        ),
         ("not HTTP after all", b"GARBAGE\r\n\r\n"),
     ] {
         let mut peer = Peer::tcp(&tcp);
