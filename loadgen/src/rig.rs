@@ -4,7 +4,7 @@
 //! The rule: an interrupted phase ends early and leaves what was measured so far.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -66,6 +66,10 @@ const SETTLE: Duration = Duration::from_millis(700);
 
 /// How often counters are looked at.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// A gateway of our own takes logins within this time, and answers within the other.
+const READY_WITHIN: Duration = Duration::from_secs(5);
+const READY_LOOK: Duration = Duration::from_millis(500);
 
 /// How a phase ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -379,5 +383,26 @@ fn start_gateway(settings: &Settings, jwks: &str) -> Result<Child, RunError> {
     if settings.common.io != Io::Auto {
         args.push(flag("io", &settings.common.io.to_string()));
     }
-    Ok(Child::start("the gateway", args, scratch)?)
+    let child = Child::start("the gateway", args, scratch)?;
+    if let Some(admin) = child.address("admin") {
+        await_ready(admin);
+    }
+    Ok(child)
+}
+
+/// Waits until the gateway says that it takes logins: it listens a moment before it has its lease. One that never says
+/// so is tried all the same, and its refusals tell why.
+fn await_ready(admin: std::net::SocketAddr) {
+    let asked = || -> io::Result<bool> {
+        let mut stream = std::net::TcpStream::connect_timeout(&admin, READY_LOOK)?;
+        stream.set_read_timeout(Some(READY_LOOK))?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n")?;
+        let mut status = [0; 12];
+        stream.read_exact(&mut status)?;
+        Ok(&status == b"HTTP/1.1 200")
+    };
+    let end = boot_us() + READY_WITHIN.as_micros() as u64;
+    while boot_us() < end && !asked().unwrap_or(false) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

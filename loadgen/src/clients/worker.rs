@@ -195,10 +195,6 @@ impl Worker {
         match order {
             Order::Up { to, per_s } => {
                 let own_below = |n: u32| n.saturating_sub(self.index).div_ceil(self.setup.threads as u32);
-                if self.next_up as usize >= self.clients.len() || own_below(to) < self.next_up {
-                    // Another round: those who went away come again.
-                    self.next_up = 0;
-                }
                 self.end_up = own_below(to).min(self.clients.len() as u32);
                 self.per_s = per_s / self.setup.threads as f64;
                 self.pace = (boot_us(), 0);
@@ -235,7 +231,8 @@ impl Worker {
 
     fn drop_all(&mut self, back: bool) {
         self.is_returning = back;
-        self.next_up = self.end_up;
+        // An order to come up begins with the first again; those who come back need none.
+        (self.next_up, self.end_up) = if back { (self.end_up, self.end_up) } else { (0, 0) };
         for local in 0..self.clients.len() as u32 {
             match self.clients[local as usize].state {
                 State::Away | State::Closing => {}
