@@ -286,10 +286,15 @@ impl Shard {
             return self.refuse_login(slot, login.request, Code::Unavailable, reason, retry);
         }
         let tick = self.wheel().tick(self.now.mono_us);
+        let dead = tick + self.dead_ticks() + 1;
         let session = self.sessions.get_mut(slot).expect("found above");
         session.state = State::Live;
         session.tick = tick;
         session.flags &= !UNAUTHENTICATED;
+        // What is armed is the deadline of the login; short heartbeats are over sooner.
+        if dead < session.armed {
+            self.arm(slot, dead);
+        }
         self.admission.settle();
         self.stats.login_acks += 1;
         let session = self.sessions.get(slot).expect("found above");
@@ -354,11 +359,11 @@ impl Shard {
     }
 
     pub(super) fn on_lease(&mut self, lease: Lease) {
-        let fresh = lease.incarnation != self.lease.incarnation;
-        self.lease = lease;
-        if !fresh {
+        let before = std::mem::replace(&mut self.lease, lease);
+        if before.incarnation == lease.incarnation {
             return;
         }
+        self.renewal.replaces = before.incarnation;
         self.stats.incarnations += 1;
         self.uplink.set_incarnation(lease.incarnation);
         self.reregister_at = Some(0);
@@ -411,6 +416,7 @@ impl Shard {
             incarnation: self.lease.incarnation,
             sent_us: self.now.mono_us,
             ttl_ms: self.config.lease_ttl_ms,
+            replaces: self.renewal.replaces,
         };
         if self.uplink.send_to(key, record(Kind::Lease, 0, SessionId::NONE, &body)).is_ok() {
             self.stats.lease_renewals += 1;

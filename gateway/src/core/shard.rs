@@ -50,6 +50,8 @@ pub(super) struct Renewal {
     pub next_us: u64,
     pub node: u32,
     pub unanswered: bool,
+    /// The incarnation before the present one: whatever lease it still has, this one takes.
+    pub replaces: u64,
 }
 
 /// One gateway shard.
@@ -308,6 +310,11 @@ impl Shard {
         self.sessions.get_mut(conn.slot).filter(|session| session.generation == conn.generation)
     }
 
+    /// Ticks of silence after which a client is taken for dead.
+    pub(super) fn dead_ticks(&self) -> u32 {
+        self.config.dead_after_us().div_ceil(TICK_US) as u32
+    }
+
     /// Makes the wheel look at a slot at this tick; what was armed for it before is void.
     pub(super) fn arm(&mut self, slot: u32, tick: u32) {
         let armed = self.wheel.as_mut().expect("made by the first step").arm(slot, tick);
@@ -353,7 +360,7 @@ impl Shard {
     }
 
     fn look(&mut self, slot: u32, tick: u32, now_tick: u32) {
-        let dead_ticks = self.config.dead_after_us().div_ceil(TICK_US) as u32;
+        let dead_ticks = self.dead_ticks();
         let Some(session) = self.sessions.get_mut(slot).filter(|session| session.armed == tick) else {
             return;
         };

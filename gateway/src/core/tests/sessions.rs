@@ -162,6 +162,21 @@ fn heartbeats_store_a_tick_and_the_wheel_looks_late() {
 }
 
 #[test]
+fn heartbeats_shorter_than_the_login_deadline_are_kept_to() {
+    let mut world = World::ready_with(Config { heartbeat_interval_ms: 400, ..config() });
+    let (silent, beating) = (world.session(0, "alice"), world.session(1, "bob"));
+    for _ in 0..8 {
+        world.later(SECOND / 4);
+        world.receive(beating, vec![4, 0, 0, 0]);
+        world.run();
+    }
+    assert_eq!(world.shard.stats().heartbeat_timeouts, 1, "after 2 s, long before the login's 10 s");
+    assert!(matches!(&world.seen(silent)[..], [Seen::Notify(notify::Event::GoAway(away))]
+        if away.code() == Code::HeartbeatTimeout));
+    assert!(world.seen(beating).iter().all(|seen| *seen == Seen::Pong));
+}
+
+#[test]
 fn a_used_slot_starts_afresh() {
     let mut world = World::ready();
     let old = world.session(4, "alice");
@@ -340,6 +355,10 @@ fn a_new_incarnation_registers_everybody_again_at_a_bounded_rate() {
     world.later(2 * SECOND);
     world.lease(78, 1 << 40);
     assert_eq!(world.nodes[0].ups, [true, true], "the link starts afresh");
+    let renewals = world.take(0, Kind::Lease);
+    let renewals = renewals.into_iter().map(|record| wire::Lease::decode(record.body.clone()).unwrap());
+    let renewals: Vec<_> = renewals.map(|lease| (lease.incarnation, lease.replaces)).collect();
+    assert!(renewals.contains(&(77, 0)) && renewals.contains(&(78, 77)), "{renewals:?}");
     world.announce(0, 0..PARTITIONS, 10);
     let again = world.subscribed(0, 10, 4);
     assert_eq!((again.len(), again[0].last_seq), (1, 4));
