@@ -403,7 +403,7 @@ fn a_peer_that_lies_is_cut_off() {
     a.receive(control(Kind::Ack, &Ack { number: 1 })).unwrap();
     assert_eq!(a.unacknowledged_bytes(), 0);
     let garbage =
-        a.receive(control(Kind::Ack, &Lease { gateway: 9, incarnation: 1 << 60, sent_us: 0, ttl_ms: 0 }));
+        a.receive(control(Kind::Ack, &Lease { gateway: 9, incarnation: 1 << 60, ..Lease::default() }));
     assert_eq!(garbage, Err(LinkError::Acknowledged { acknowledged: 9, sent: 1 }));
 
     // A peer that takes its window for larger than it was told.

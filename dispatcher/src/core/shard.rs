@@ -302,8 +302,8 @@ fn gateway_lease(cx: &mut Cx, link: LinkKey, lease: wire::Lease) {
         cx.hub.stats.malformed += 1;
         return;
     }
-    let work =
-        Work::GatewayLease { gateway: link.gateway, incarnation: lease.incarnation, ttl_ms: lease.ttl_ms };
+    let wire::Lease { incarnation, replaces, ttl_ms, .. } = lease;
+    let work = Work::GatewayLease { gateway: link.gateway, incarnation, replaces, ttl_ms };
     cx.store(work, Pending::GatewayLease { link, lease });
 }
 

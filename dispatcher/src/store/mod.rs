@@ -132,12 +132,14 @@ pub enum Work {
         /// Compared.
         incarnation: u64,
     },
-    /// Renews a gateway's lease.
+    /// Renews a gateway's lease. Refused while another incarnation than these two holds it.
     GatewayLease {
         /// Gateway id.
         gateway: u16,
         /// Its incarnation.
         incarnation: u64,
+        /// The same process's previous incarnation, which loses a lease that it still has; 0: there is none.
+        replaces: u64,
         /// Length of the lease.
         ttl_ms: u32,
     },
@@ -336,7 +338,7 @@ pub enum Outcome {
     GatewayLease {
         /// Else another process holds this id.
         granted: bool,
-        /// It was not there before.
+        /// This incarnation had none before.
         was_missing: bool,
     },
 }

@@ -28,6 +28,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("unregister: compares", unregister_compares),
     ("user groups: idempotent", user_groups),
     ("lease: gateways", gateway_leases),
+    ("lease: a gateway replaces its own earlier life", gateway_replaces_itself),
     ("lease: nodes and the view", views),
     ("sweep: a dead gateway leaves nothing", dead_gateways_leave_nothing),
 ];
@@ -334,6 +335,20 @@ fn gateway_leases(world: &World<'_>) {
     until("the lease ends", Duration::from_secs(5), || world.gateway(5, 101, 60_000).0);
     assert_eq!(world.gateway(5, 100, 400), (false, false));
     assert_eq!(world.beat("a", 60_000).gateways, [Gateway { gateway: 5, incarnation: 101 }]);
+}
+
+fn gateway_replaces_itself(world: &World<'_>) {
+    assert_eq!(world.gateway(5, 1_005, 60_000), (true, true));
+    world.register(registration("alice", "phone", "ios", session(5, 1)));
+    assert_eq!(world.gateway_again(5, (2, 1), 60_000), (false, false), "the holder is neither");
+    assert_eq!(world.gateway_again(5, (2, 1_005), 60_000), (true, true), "at once");
+    assert_eq!(world.gateway_again(5, (2, 1_005), 60_000), (true, false), "renewed");
+    assert_eq!(world.gateway(5, 1_005, 60_000), (false, false), "a late renewal of the earlier life");
+    assert_eq!(world.beat("a", 60_000).gateways, [Gateway { gateway: 5, incarnation: 2 }]);
+    until("the routes of its earlier life are swept", Duration::from_secs(8), || {
+        world.beat("a", 60_000);
+        world.routes("alice").is_empty()
+    });
 }
 
 fn views(world: &World<'_>) {

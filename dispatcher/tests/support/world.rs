@@ -189,7 +189,17 @@ impl<'a> World<'a> {
 
     /// (granted, was missing)
     pub fn gateway(&self, gateway: u16, incarnation: u64, ttl_ms: u32) -> (bool, bool) {
-        match self.call(Work::GatewayLease { gateway, incarnation, ttl_ms }) {
+        self.gateway_again(gateway, (incarnation, 0), ttl_ms)
+    }
+
+    /// The same, of an incarnation that takes the place of another one of its process.
+    pub fn gateway_again(
+        &self,
+        gateway: u16,
+        (incarnation, replaces): (u64, u64),
+        ttl_ms: u32,
+    ) -> (bool, bool) {
+        match self.call(Work::GatewayLease { gateway, incarnation, replaces, ttl_ms }) {
             Ok(Outcome::GatewayLease { granted, was_missing }) => (granted, was_missing),
             other => panic!("{other:?}"),
         }

@@ -43,22 +43,25 @@ impl Leases {
         self.nodes.get(name).is_some_and(|(node, _)| node.incarnation == incarnation)
     }
 
-    /// Grants or renews a gateway's lease: (granted, it was not there).
+    /// Grants or renews a gateway's lease: (granted, this life had none). A lease of the life that it `replaces` ends.
     pub(super) fn renew_gateway(
         &mut self,
         now: Instant,
-        gateway: u16,
-        incarnation: u64,
+        Gateway { gateway, incarnation }: Gateway,
+        replaces: u64,
         ttl_ms: u32,
     ) -> (bool, bool) {
         self.expire(now);
         let holder = self.gateways.get(&gateway).map(|(holder, _)| *holder);
-        if holder.is_some_and(|holder| holder != incarnation) {
-            return (false, false);
+        match holder {
+            Some(holder) if holder == incarnation => {}
+            Some(holder) if holder == replaces => self.dead.push(Gateway { gateway, incarnation: holder }),
+            Some(_) => return (false, false),
+            None => {}
         }
         self.dead.retain(|dead| *dead != Gateway { gateway, incarnation });
         self.gateways.insert(gateway, (incarnation, now + Duration::from_millis(u64::from(ttl_ms))));
-        (true, holder.is_none())
+        (true, holder != Some(incarnation))
     }
 
     /// Lives of gateways whose routes are to be swept; they are handed out once.

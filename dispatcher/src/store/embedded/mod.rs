@@ -26,7 +26,7 @@ use self::leases::Leases;
 use self::round::Engine;
 use self::routes::Routes;
 use super::intake::{Intake, LATE_RETRY, Submission};
-use super::{Done, Job, Outcome, Replies, Store, StoreError, Work};
+use super::{Done, Gateway, Job, Outcome, Replies, Store, StoreError, Work};
 
 /// Jobs of one round at about most: enough to fill an fsync, few enough to bound how long the first one waits.
 const ROUND_JOBS_MAX: usize = 4_096;
@@ -290,9 +290,10 @@ impl Shared {
                 self.leases().leave(&node, incarnation);
                 Outcome::Left
             }
-            Work::GatewayLease { gateway, incarnation, ttl_ms } => {
+            Work::GatewayLease { gateway, incarnation, replaces, ttl_ms } => {
+                let life = Gateway { gateway, incarnation };
                 let (granted, was_missing) =
-                    self.leases().renew_gateway(Instant::now(), gateway, incarnation, ttl_ms);
+                    self.leases().renew_gateway(Instant::now(), life, replaces, ttl_ms);
                 Outcome::GatewayLease { granted, was_missing }
             }
             queued => return Err(queued),

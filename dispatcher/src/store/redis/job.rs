@@ -161,9 +161,11 @@ pub(super) fn gateway_lease(
     keys: &Keys,
     gateway: u16,
     incarnation: u64,
+    replaces: u64,
     ttl_ms: u32,
 ) -> (Vec<Command>, Reading) {
-    let args = vec![number(u64::from(gateway)), number(incarnation), number(u64::from(ttl_ms.max(1)))];
+    let ttl_ms = u64::from(ttl_ms.max(1));
+    let args = vec![number(u64::from(gateway)), number(incarnation), number(ttl_ms), number(replaces)];
     let names = vec![keys.gateway(&gateway.to_string()), keys.lives()];
     (vec![Command::script(ScriptId::Gateway, names, args)], Reading::GatewayLease)
 }

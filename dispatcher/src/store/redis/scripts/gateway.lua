@@ -1,7 +1,7 @@
--- Grants or renews a gateway's lease, unless another life of that id holds it.
--- KEYS: 1 lease, 2 lives of gateways    ARGV: gateway, incarnation, ttl ms
+-- Grants or renews a gateway's lease, unless another life of that id holds it that this one does not replace.
+-- KEYS: 1 lease, 2 lives of gateways    ARGV: gateway, incarnation, ttl ms, incarnation replaced or 0
 local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[2] then return {0, 0} end
+if holder and holder ~= ARGV[2] and holder ~= ARGV[4] then return {0, 0} end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 redis.call('SADD', KEYS[2], ARGV[1] .. ':' .. ARGV[2])
-return {1, holder and 0 or 1}
+return {1, holder == ARGV[2] and 0 or 1}
