@@ -119,7 +119,7 @@ async fn admit(mut stream: TcpStream, peer: SocketAddr, shards: &Shards, ours: &
     let (link, first) = match answer {
         Ok(link) => link,
         Err(refused) => {
-            log::line(format_args!("connection from {peer} refused: {refused}"));
+            log::warn(format_args!("connection from {peer} refused: {refused}"));
             let _ = timeout(wait, introduce(&mut stream, ours)).await;
             return;
         }
@@ -128,10 +128,10 @@ async fn admit(mut stream: TcpStream, peer: SocketAddr, shards: &Shards, ours: &
         Ok(socket) => {
             // A full queue drops the socket: the gateway tries again, with backoff.
             if shards.home(link).send(Command::Socket { link, socket, first }).is_err() {
-                log::line(format_args!("link of gateway {}/{}: its shard is busy", link.gateway, link.shard));
+                log::warn(format_args!("link of gateway {}/{}: its shard is busy", link.gateway, link.shard));
             }
         }
-        Err(error) => log::line(format_args!("connection from {peer}: {error}")),
+        Err(error) => log::warn(format_args!("connection from {peer}: {error}")),
     }
 }
 
@@ -150,7 +150,7 @@ pub(crate) async fn run(listener: TcpListener, shards: Arc<Shards>, ours: Hello)
                 });
             }
             Err(error) => {
-                log::line(format_args!("accept: {error}"));
+                log::warn(format_args!("accept: {error}"));
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

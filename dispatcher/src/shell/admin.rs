@@ -79,7 +79,7 @@ pub(crate) async fn serve(listener: TcpListener, admin: Admin) {
         .route("/debug/routes/{user}", get(routes))
         .with_state(admin);
     if let Err(error) = axum::serve(listener, router).await {
-        log::line(format_args!("admin HTTP ended: {error}"));
+        log::error(format_args!("admin HTTP ended: {error}"));
     }
 }
 

@@ -110,6 +110,8 @@ pub(crate) struct Cluster {
     /// Orders that are on their way to their shards, oldest first.
     unsent: VecDeque<Order>,
     stopping: Option<Stopping>,
+    /// What the log said last of the store.
+    trouble_said: Option<String>,
     status: Status,
 }
 
@@ -150,6 +152,7 @@ impl Cluster {
             ordered: BTreeSet::new(),
             unsent: VecDeque::new(),
             stopping: None,
+            trouble_said: None,
             status,
         }
     }
@@ -191,7 +194,7 @@ impl Cluster {
             if self.stopped() {
                 for commands in self.shards.all() {
                     if commands.send(Command::Stop).is_err() {
-                        log::line("a shard took no stop: it hangs or is gone");
+                        log::error("a shard took no stop: it hangs or is gone");
                     }
                 }
                 return Ok(());
@@ -214,7 +217,7 @@ impl Cluster {
         self.shards.poke();
         if let Some(shard) = hung {
             self.status.renewals_withheld += 1;
-            log::line(format_args!("shard {shard} did not turn: the lease is not renewed"));
+            log::warn(format_args!("shard {shard} did not turn: the lease is not renewed"));
             return;
         }
         // The store answers in bounded time; two at once would say nothing new. After the goodbye, none.
@@ -236,7 +239,7 @@ impl Cluster {
                     }
                     Some(Waiting::Leave) => {
                         if let Err(error) = done.outcome {
-                            log::line(format_args!("the lease was not ended, and will lapse: {error}"));
+                            log::warn(format_args!("the lease was not ended, and will lapse: {error}"));
                         }
                         // Whatever the answer: nothing is left to do.
                         if let Some(stopping) = &mut self.stopping {
@@ -252,18 +255,35 @@ impl Cluster {
                             drop(to.send(judged.map(|(live, route)| (route, live)).collect()));
                         }
                     }
-                    None => log::line(format_args!("a store answer without a question: {done:?}")),
+                    None => log::error(format_args!("a store answer without a question: {done:?}")),
                 }
             }
         }
     }
 
+    /// Says why the store should not be relied on, once per reason.
+    fn say_trouble(&mut self) {
+        let trouble = self.store.trouble();
+        if trouble == self.trouble_said {
+            return;
+        }
+        match &trouble {
+            Some(trouble) => log::warn(trouble),
+            None => log::info("the store can be relied on again"),
+        }
+        self.trouble_said = trouble;
+    }
+
     fn renewed(&mut self, sent_us: u64, outcome: Result<Outcome, StoreError>) {
+        self.say_trouble();
         let view = match outcome {
             Ok(Outcome::View(view)) => view,
             other => {
                 self.status.renewals_failed += 1;
-                log::line(format_args!("the lease was not renewed: {other:?}"));
+                match other {
+                    Err(error) => log::warn(format_args!("the lease was not renewed: {error}")),
+                    Ok(other) => log::error(format_args!("no answer to a renewal: {other:?}")),
+                }
                 return;
             }
         };
@@ -271,7 +291,7 @@ impl Cluster {
         if view.was_missing {
             // Shards go on: an append under a fence that is gone is refused, and its partition is claimed again.
             self.status.lease_missing += 1;
-            log::line("the lease was missing: the store was emptied, or this node was away for too long");
+            log::warn("the lease was missing: the store was emptied, or this node was away for too long");
         }
         let lease_us = u64::from(self.config.lease_ttl_ms) * 1_000;
         self.status.lease_until_us = sent_us + lease_us - lease_us / u64::from(LEASE_MARGIN_SHARE);
@@ -332,7 +352,7 @@ impl Cluster {
                     // A handover was ordered here, and many of them are no news.
                     let ordered = self.ordered.remove(&partition);
                     if self.status.owned.remove(&partition).is_some() && !ordered {
-                        log::line(format_args!(
+                        log::info(format_args!(
                             "partition {partition} is not served here any more: {reason}"
                         ));
                     }
@@ -359,7 +379,7 @@ impl Cluster {
         let reserve = Duration::from_millis(STOP_RESERVE_MS).min(timeout / 2);
         self.stopping = Some(Stopping { hand_over_by: deadline - reserve, deadline, leaving: false });
         self.status.stopping = true;
-        log::line(format_args!("stopping: handing over {} partitions", self.status.owned.len()));
+        log::info(format_args!("stopping: handing over {} partitions", self.status.owned.len()));
         let orders = self.ownership.release_all();
         self.order(orders);
     }
@@ -377,7 +397,7 @@ impl Cluster {
         }
         stopping.leaving = true;
         if !handed_over {
-            log::line(format_args!("{} partitions were not handed over in time", self.status.owned.len()));
+            log::warn(format_args!("{} partitions were not handed over in time", self.status.owned.len()));
         }
         let member = &self.config.member;
         let work = Work::Leave { node: member.name.clone(), incarnation: member.incarnation };

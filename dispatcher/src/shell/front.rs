@@ -64,7 +64,7 @@ pub(crate) fn control(
                 // The control loop is gone only when the process is about to end anyway.
                 let _ = asker.send(Ask::Stop(front.stop_deadline)).await;
                 tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
-                log::line("a second signal: leaving now");
+                log::warn("a second signal: leaving now");
                 std::process::exit(1);
             });
         }

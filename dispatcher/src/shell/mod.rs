@@ -64,7 +64,7 @@ fn serve(settings: Settings) -> Result<(), StartError> {
     let (links, admin) = (bound(&front.links)?, bound(&front.admin)?);
     let config = node_config(&settings, links)?;
     let store = stores::open(&settings)?;
-    log::line(format_args!(
+    log::info(format_args!(
         "node {} of cluster {}: {} shards, {} partitions, store {}, lease {} ms; gateways connect to {}, admin on \
          http://{admin}",
         config.member.name,
@@ -79,7 +79,7 @@ fn serve(settings: Settings) -> Result<(), StartError> {
     println!("listening links={links} admin={admin}");
     node.wait(None);
     store.close(stop_deadline);
-    log::line("stopped");
+    log::info("stopped");
     Ok(())
 }
 

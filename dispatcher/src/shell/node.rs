@@ -206,7 +206,7 @@ impl Node {
         let run = move || {
             if let Err(error) = front::control(cluster, surroundings, from_admin) {
                 // The lease is renewed no more: another node takes over.
-                log::line(format_args!("the control thread ended: {error}"));
+                log::error(format_args!("the control thread ended: {error}"));
             }
         };
         let thread = std::thread::Builder::new()
@@ -236,7 +236,7 @@ impl Node {
                 continue;
             }
             if thread.join().is_err() {
-                log::line("a thread panicked");
+                log::error("a thread panicked");
             }
         }
     }
@@ -290,7 +290,7 @@ fn start_shards(
             };
             if let Err(error) = shard::run(seat) {
                 // Its lease is renewed no more: another node takes over.
-                log::line(format_args!("shard {index} ended: {error}"));
+                log::error(format_args!("shard {index} ended: {error}"));
             }
         };
         let thread = std::thread::Builder::new()

@@ -318,7 +318,7 @@ impl World {
     fn connect_socket(self: &Rc<Self>, key: LinkKey, socket: StdTcpStream, first: Bytes) {
         match Link::socket(self, key, socket, first) {
             Ok(link) => self.connected(link),
-            Err(error) => log::line(format_args!("shard {}: a link's socket: {error}", self.index)),
+            Err(error) => log::warn(format_args!("shard {}: a link's socket: {error}", self.index)),
         }
     }
 
@@ -352,7 +352,7 @@ impl World {
                 Action::Store(job) => self.jobs.borrow_mut().push(job),
                 Action::Sibling { shard, message } => self.send_sibling(shard, message),
                 Action::ResetLink { link, reason } => {
-                    log::line(format_args!(
+                    log::warn(format_args!(
                         "link of gateway {}/{} reset: {reason}",
                         link.gateway, link.shard
                     ));

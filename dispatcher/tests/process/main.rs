@@ -98,6 +98,25 @@ fn nodes_share_partitions_and_take_over_from_the_dead() {
 }
 
 #[test]
+fn a_redis_that_may_throw_things_away_is_named_in_the_log_and_not_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let redis = Redis::start(dir.path());
+    redis.tell("CONFIG SET maxmemory-policy allkeys-lru");
+    let log = dir.path().join("log");
+    let args = ["--redis", &redis.url(), "--name", "one"];
+    let node = Dispatcher::start_logging(&args, std::fs::File::create(&log).unwrap());
+    let named = |text: &str| text.contains("allkeys-lru") && text.contains("must be noeviction");
+    let line = wait_for("the log says it", PATIENCE, || {
+        std::fs::read_to_string(&log).unwrap().lines().find(|line| named(line)).map(str::to_owned)
+    });
+    assert!(line.contains("Z WARN  "), "{line}");
+    wait_for("readiness says it", PATIENCE, || {
+        let (status, page) = node.get("/readyz")?;
+        (status == 503 && named(&page)).then_some(())
+    });
+}
+
+#[test]
 fn a_single_node_serves_from_files_and_restarts_under_greater_epochs() {
     let dir = tempfile::tempdir().unwrap();
     let args = ["--store", "embedded", "--data-dir", dir.path().to_str().unwrap(), "--name", "alone"];

@@ -93,8 +93,13 @@ impl Redis {
 
     /// Throws everything away.
     pub fn flush(&self) {
+        self.tell("FLUSHALL");
+    }
+
+    /// A command that is answered OK.
+    pub fn tell(&self, command: &str) {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        stream.write_all(b"FLUSHALL\r\n").unwrap();
+        stream.write_all(format!("{command}\r\n").as_bytes()).unwrap();
         let mut answer = [0; 5];
         stream.read_exact(&mut answer).unwrap();
         assert_eq!(&answer, b"+OK\r\n");
@@ -119,7 +124,13 @@ pub fn command() -> Command {
 
 impl Dispatcher {
     pub fn start(args: &[&str]) -> Dispatcher {
+        Self::start_logging(args, Stdio::inherit())
+    }
+
+    /// The same, with its log going elsewhere than the test's own.
+    pub fn start_logging(args: &[&str], log: impl Into<Stdio>) -> Dispatcher {
         let child = command()
+            .stderr(log)
             .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--partitions", "64"])
             .args(args)
             .stdout(Stdio::piped())
