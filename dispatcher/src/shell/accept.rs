@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::limits::{HELLO_BYTES_MAX, HELLO_TIMEOUT_MS, HELLOS_MAX};
+use super::limits::{FAREWELL_MS, HELLO_BYTES_MAX, HELLO_TIMEOUT_MS, HELLOS_MAX};
 use super::log;
 use super::node::Shards;
 use super::shard::Command;
@@ -97,7 +97,19 @@ async fn read_hello(stream: &mut TcpStream) -> Result<(Hello, Bytes), Refused> {
     Ok((hello, record))
 }
 
-/// Says who this is to a peer that will not be served.
+impl Refused {
+    /// Whether it spoke as a link does: it will understand who answers.
+    fn said_hello(&self) -> bool {
+        match self {
+            Refused::Late | Refused::Closed | Refused::NotHello(_) => false,
+            Refused::Length(_) | Refused::Unreadable => false,
+            Refused::Version { .. } | Refused::Cluster { .. } | Refused::Partitions { .. } => true,
+            Refused::Role(_) | Refused::Key(..) => true,
+        }
+    }
+}
+
+/// Says who this is to a peer that will not be served, and gives it the time to hang up.
 async fn introduce(stream: &mut TcpStream, ours: &Hello) {
     let mut end = LinkEnd::new(ours.clone(), LinkLimits::default());
     end.connected();
@@ -107,6 +119,8 @@ async fn introduce(stream: &mut TcpStream, ours: &Hello) {
             return;
         }
     }
+    let mut rest = [0; 512];
+    while stream.read(&mut rest).await.is_ok_and(|count| count > 0) {}
 }
 
 async fn admit(mut stream: TcpStream, peer: SocketAddr, shards: &Shards, ours: &Hello) {
@@ -120,7 +134,9 @@ async fn admit(mut stream: TcpStream, peer: SocketAddr, shards: &Shards, ours: &
         Ok(link) => link,
         Err(refused) => {
             log::warn(format_args!("connection from {peer} refused: {refused}"));
-            let _ = timeout(wait, introduce(&mut stream, ours)).await;
+            if refused.said_hello() {
+                let _ = timeout(Duration::from_millis(FAREWELL_MS), introduce(&mut stream, ours)).await;
+            }
             return;
         }
     };

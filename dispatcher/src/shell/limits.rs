@@ -55,6 +55,10 @@ pub const HELLO_BYTES_MAX: usize = 4 << 10;
 /// Time for a peer to say hello, ms.
 pub const HELLO_TIMEOUT_MS: u64 = 5_000;
 
+/// Time for a peer that belongs elsewhere to read who this is and hang up by itself, ms. Closed at once, its own log
+/// could only say that it was closed.
+pub const FAREWELL_MS: u64 = 1_000;
+
 /// Connections that may be saying hello at the same time; more wait in the listener's backlog.
 pub const HELLOS_MAX: usize = 512;
 

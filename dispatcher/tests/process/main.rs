@@ -136,9 +136,15 @@ fn a_single_node_serves_from_files_and_restarts_under_greater_epochs() {
         let mut stream = TcpStream::connect(node.links).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(&bytes).unwrap();
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer);
+        let mut answer = vec![0; 4_096];
+        let count = stream.read(&mut answer).unwrap();
+        answer.truncate(count);
         assert!(foreign.end.receive(answer.into()).is_err(), "the hello names another cluster");
+        // It has the time to hang up for that reason: an end that came at once would be all that it sees.
+        stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        assert!(stream.read(&mut [0; 64]).is_err(), "closed before the hello can have been read");
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert_eq!(stream.read(&mut [0; 64]).unwrap(), 0, "and no longer than that");
     }
     assert!(node.is_ready());
 

@@ -187,6 +187,8 @@ impl Tcp {
         seed: u64,
     ) {
         let mut backoff = Backoff::new(seed);
+        // The last connection ended for what the peer said: that the next one stands is no news.
+        let mut cut_before = false;
         while !self.stopped.get() {
             let error = match self.connect(resolver.as_ref(), &ask).await {
                 Ok(stream) => {
@@ -195,7 +197,7 @@ impl Tcp {
                     self.cut.lower();
                     self.cut_reason.take();
                     self.up.set(number);
-                    if backoff.failures() > 0 {
+                    if backoff.failures() > 0 && !cut_before {
                         log::info(format_args!("link to {} ({}): connected again", self.name, self.address));
                     }
                     inbound.push(self.node, Incoming::Up(number));
@@ -204,7 +206,8 @@ impl Tcp {
                     self.up.set(0);
                     self.out.borrow_mut().clear();
                     inbound.push(self.node, Incoming::Down);
-                    if self.bytes_in.get() > before && self.cut_reason.borrow().is_none() {
+                    cut_before = self.cut_reason.borrow().is_some();
+                    if self.bytes_in.get() > before && !cut_before {
                         // It said something, and nothing wrong: a peer that works. One that hangs up at once, or that
                         // belongs to another cluster, is not called in a loop.
                         backoff.reset();
