@@ -172,6 +172,16 @@ fn it_serves_says_what_it_does_and_drains() {
 }
 
 #[test]
+fn two_gateways_never_share_a_port() {
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let gateway = Gateway::start(first.path(), &[]);
+    let data = second.path().to_str().unwrap();
+    let output = output(&["--data-dir", data, "--listen", &gateway.tcp, "--admin", "127.0.0.1:0"], &[]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains(&gateway.tcp) && text.contains("in use"), "{text}");
+}
+
+#[test]
 fn a_second_signal_ends_it_now() {
     let directory = tempfile::tempdir().unwrap();
     for (name, code) in [("TERM", 143), ("INT", 130)] {

@@ -145,6 +145,12 @@ fn serve(
         .map_err(|error| format!("admin: can't listen on {}: {error}", settings.admin))?;
     listener.set_nonblocking(true)?;
     let admin_address = listener.local_addr()?;
+    if settings.listen.port() != 0 {
+        // The shards' listeners share their port among themselves, and would with another gateway's: half of the
+        // clients would then be at the other one. This socket shares with nobody.
+        std::net::TcpListener::bind(settings.listen)
+            .map_err(|error| format!("listen: can't listen on {}: {error}", settings.listen))?;
+    }
     let local = match settings.is_standalone() {
         true => Some(start_standalone(&settings, start_local)?),
         false => None,
