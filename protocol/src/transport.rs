@@ -1,6 +1,6 @@
 //! The server's side of one client connection: bytes in, whole frames out, whatever the client speaks.
 //!
-//! The first byte tells TLS (0x16), an HTTP upgrade to WebSocket ('G') and framed TCP (a frame kind) apart. What
+//! The first byte tells TLS (0x16), an HTTP request (a capital letter) and framed TCP (a frame kind) apart. What
 //! frames mean, deadlines and closing are the gateway core's business. The rule: an idle connection costs the 16
 //! bytes of this struct; anything partial is boxed, and freed as soon as it is whole.
 
@@ -15,8 +15,6 @@ use crate::ws::{self, Opcode, Role};
 
 /// The first byte of a TLS connection (a handshake record); frame kinds stay below it.
 const TLS_FIRST: u8 = 0x16;
-/// The first byte of "GET".
-const HTTP_FIRST: u8 = b'G';
 
 /// What came from a client.
 #[derive(Debug, PartialEq, Eq)]
@@ -82,7 +80,8 @@ impl Transport {
             let Some(first) = input.rest().first() else { return Ok(None) };
             self.mode = match *first {
                 TLS_FIRST => Mode::Tls,
-                HTTP_FIRST => Mode::Http(Box::default()),
+                // A method. Only GET is served; whoever asks otherwise is told so in HTTP.
+                b'A'..=b'Z' => Mode::Http(Box::default()),
                 _ => Mode::Tcp(TcpDeframer::default()),
             };
         }

@@ -47,7 +47,7 @@ fn framed_tcp() {
     check("oversize, as soon as the header is there", &[1, a, b, c], Code::TooBig);
     check("kind 0", &[0], Code::UnknownKind);
     check("kind 6", &[6], Code::UnknownKind);
-    check("not HTTP", b"POST / HTTP/1.1\r\n", Code::UnknownKind);
+    check("no letter, so not HTTP", b"@POST / HTTP/1.1\r\n", Code::UnknownKind);
     check("a response from a client", &[2, 0, 0, 0], Code::ProtocolError);
     check("a notification from a client", &[3, 0, 0, 1, 0], Code::ProtocolError);
     check("a ping with a body", &[4, 0, 0, 1, 0], Code::ProtocolError);
@@ -105,6 +105,8 @@ fn http_errors() {
         (&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], "426 Upgrade Required"),
         (b"GET / HTTP/1.0\r\n\r\n", "400 Bad Request"),
         (b"GE\r\n\r\n", "400 Bad Request"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\n\r\n", "405 Method Not Allowed"),
+        (b"PRI * HTTP/2.0\r\n\r\n", "405 Method Not Allowed"),
         (&[b'G'; 9000], "431 Request Header Fields Too Large"),
         (b"GET / HTTP/1.1\r\nX: \xff\r\n\r\n", "400 Bad Request"),
     ] {
