@@ -37,6 +37,11 @@ use crate::core::shard::Shard;
 
 /// Completions of the edge in one turn: with what they cause, about a millisecond.
 const COMPLETIONS_PER_TURN: u32 = 512;
+/// And at least, when completions cost too much: a receive buffer may hold a thousand frames.
+const COMPLETIONS_PER_TURN_MIN: u32 = 16;
+/// Microseconds for the edge's events of a turn; above, the next turn takes half as many, so that a few clients who
+/// send as fast as they can don't make everybody wait.
+const EVENTS_US_MAX: u64 = 4_000;
 /// Messages from other threads in one turn.
 const MESSAGES_PER_TURN: usize = 64;
 /// Chunks of link bytes in one turn (64 KiB each at most, from the network).
@@ -198,6 +203,8 @@ struct Pump {
     control: tokio::sync::mpsc::Sender<ToControl>,
     events: Vec<edge::Event>,
     actions: Vec<Action>,
+    /// Of the next turn.
+    completions: u32,
     /// `Some(false)` while draining, `Some(true)` when that was reported.
     drained: Option<bool>,
     turns: u64,
@@ -249,6 +256,7 @@ impl Pump {
             control: spec.control,
             events: Vec::new(),
             actions: Vec::new(),
+            completions: COMPLETIONS_PER_TURN,
             drained: None,
             turns: 0,
             busy_us: 0,
@@ -301,7 +309,7 @@ impl Pump {
 
     fn edge_events(&mut self, now: Now) -> io::Result<bool> {
         let mut events = std::mem::take(&mut self.events);
-        let turn = self.edge.turn(Budget { completions: COMPLETIONS_PER_TURN }, &mut events)?;
+        let turn = self.edge.turn(Budget { completions: self.completions }, &mut events)?;
         for event in events.drain(..) {
             match event {
                 edge::Event::Accepted { conn, peer } => {
@@ -317,6 +325,7 @@ impl Pump {
             }
         }
         self.events = events;
+        self.completions = next_budget(self.completions, clock::boot_us().saturating_sub(now.mono_us));
         Ok(turn.more)
     }
 
@@ -451,9 +460,43 @@ impl Pump {
     }
 }
 
+/// Completions for the next turn, after one whose events took so long.
+fn next_budget(completions: u32, took_us: u64) -> u32 {
+    match took_us > EVENTS_US_MAX {
+        true => (completions / 2).max(COMPLETIONS_PER_TURN_MIN),
+        false => (completions * 2).min(COMPLETIONS_PER_TURN),
+    }
+}
+
 fn mint(tickets: Tickets) -> Box<dyn crate::core::limits::TicketMint> {
     Box::new(move |user: &str, device: &str, platform: &str, login_number: u64, token_expires_ms: u64| {
         let claims = Claims { user, device, platform, login_number, token_expires_ms };
         tickets.make(&claims, now().wall_ms)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_that_take_too_long_become_smaller_and_grow_back() {
+        // A flood: each completion costs a millisecond.
+        let mut budget = COMPLETIONS_PER_TURN;
+        let turns: Vec<u32> = (0..8)
+            .map(|_| {
+                budget = next_budget(budget, u64::from(budget) * 1_000);
+                budget
+            })
+            .collect();
+        assert_eq!(turns, [256, 128, 64, 32, 16, 16, 16, 16]);
+        // It is over.
+        let turns: Vec<u32> = (0..6)
+            .map(|_| {
+                budget = next_budget(budget, u64::from(budget) * 2);
+                budget
+            })
+            .collect();
+        assert_eq!(turns, [32, 64, 128, 256, 512, 512]);
+    }
 }
