@@ -133,7 +133,13 @@ impl Shard {
                 }
             }
             Event::View(view) => take_view(cx, &mut self.partitions, view),
-            Event::LeaseUntil { until_us } => cx.hub.cluster.lease_until_us = until_us,
+            Event::LeaseUntil { until_us } => {
+                if now.mono_us >= cx.hub.cluster.lease_until_us {
+                    // It had lapsed: those who were denied for it are told before anybody is served again.
+                    cx.hub.denied_due_us = now.mono_us;
+                }
+                cx.hub.cluster.lease_until_us = until_us;
+            }
         }
         drop_overflowed(cx, &mut self.partitions);
     }
