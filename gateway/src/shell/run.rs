@@ -255,6 +255,22 @@ fn start_shards(parts: &Parts<'_>) -> Result<(Vec<Inbox>, Vec<Started>), Failure
     Ok((inboxes, all))
 }
 
+/// Descriptors beside those of connections: rings, links, the store's files, admin HTTP.
+const FILES_BESIDE: u64 = 128;
+
+/// What to say when the limit of open files holds fewer connections than there are slots. On io_uring connections take
+/// none, but each bank does.
+fn files_short(backend: &str, slots: u64, banks: u64, files_max: u64) -> Option<String> {
+    let uring = backend == "io_uring";
+    let wanted = FILES_BESIDE + if uring { banks } else { slots };
+    (files_max < wanted).then(|| {
+        format!(
+            "{slots} slots, but with {backend} they need {wanted} open files, and {files_max} are allowed: further \
+             clients will wait unanswered. Raise the limit (ulimit -n, LimitNOFILE=) or lower `capacity`"
+        )
+    })
+}
+
 /// Says what runs: for people on stderr, and in one line for programs on stdout.
 fn announce(settings: &Settings, started: &[Started], admin: SocketAddr, keys: usize) {
     let Some(first) = started.first() else { return };
@@ -267,6 +283,10 @@ fn announce(settings: &Settings, started: &[Started], admin: SocketAddr, keys: u
         started.len(),
         first.driver
     ));
+    let files_max = rlimit::nofile().map_or(u64::MAX, |limit| limit.soft);
+    if let Some(warning) = files_short(first.shape.backend, slots, banks.into(), files_max) {
+        log::warn(format_args!("{warning}"));
+    }
     match settings.is_standalone() {
         true => log::info(format_args!(
             "gateway {} of cluster {}, standalone",
@@ -283,4 +303,20 @@ fn announce(settings: &Settings, started: &[Started], admin: SocketAddr, keys: u
     let hint = if can_sign { "; the first one: millrace-gateway token --user alice" } else { "" };
     log::info(format_args!("tokens are checked against {keys} keys{hint}"));
     println!("listening tcp={} admin={admin}", first.address);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_limit_that_is_too_low_is_said() {
+        assert_eq!(files_short("epoll", 200_000, 2, 1_000_000), None);
+        assert!(
+            files_short("epoll", 200_000, 2, 20_000).is_some_and(|text| text.contains("200128 open files"))
+        );
+        // With direct descriptors only the banks count, which are smaller under a low limit, and so many.
+        assert_eq!(files_short("io_uring", 200_000, 14, 20_000), None);
+        assert!(files_short("io_uring", 200_000, 3_126, 64).is_some());
+    }
 }
