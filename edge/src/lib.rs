@@ -27,6 +27,7 @@ pub mod clock;
 pub mod epoll;
 pub mod limits;
 pub mod mailbox;
+pub mod memory;
 mod open;
 pub mod pool;
 #[doc(hidden)]

@@ -15,7 +15,7 @@ use millrace_edge::clock::boot_us;
 use millrace_edge::mailbox::{self, Receiver};
 use millrace_edge::wait::wait;
 use millrace_edge::wake::Waker;
-use millrace_edge::{Budget, Config, Conn, Edge, Event, Io, Payload, Refused, affinity, rlimit};
+use millrace_edge::{Budget, Config, Conn, Edge, Event, Io, Payload, Refused, affinity, memory, rlimit};
 use millrace_protocol::frame::SharedFrame;
 use millrace_protocol::messages::client::{Deliver, Notify, notify};
 use millrace_protocol::prost::Message;
@@ -93,6 +93,7 @@ pub fn measure(
         cpus: settings.cores.load.clone(),
         payload_bytes: settings.common.payload_bytes,
         tickets: false,
+        founded: true,
     })?;
     progress.phase("floor: connecting", connections.into());
     crew.order(|| Order::Up { to: connections, per_s: settings.common.connect_rate })?;
@@ -198,6 +199,8 @@ struct Loop {
 
 /// The server: accepts, and sends when told to. Ends with its parent.
 pub fn serve(args: FloorArgs) -> io::Result<()> {
+    // As gateways do.
+    let _ = memory::use_small_pages();
     // One sending thread: the figure is CPU per send, whatever the number of shards.
     if let Some(cpu) = args.cpus.first().and_then(|cpu| cpu.parse().ok()) {
         affinity::pin_current_thread(cpu)?;

@@ -5,6 +5,8 @@
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -66,6 +68,9 @@ const SETTLE: Duration = Duration::from_millis(700);
 
 /// How often counters are looked at.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// All groups are made within this time.
+const FOUNDING_WITHIN: Duration = Duration::from_secs(60);
 
 /// A gateway of our own takes logins within this time, and answers within the other.
 const READY_WITHIN: Duration = Duration::from_secs(5);
@@ -153,29 +158,41 @@ impl Rig {
         };
         progress.phase("signing tokens", settings.connections.into());
         let tokens = signer.sign_all(&world, |_| {})?;
-        let (child, targets) = match jwks {
-            Some(jwks) => {
-                let child = start_gateway(&settings, &jwks)?;
-                let address = child.address("tcp").ok_or(RunError::NoAddress("the gateway"))?;
-                (Some(child), vec![address])
-            }
-            None => (None, settings.targets.clone()),
-        };
-        let pid = child.as_ref().map(Child::pid).or(settings.common.gateway_pid);
         let world = Arc::new(world);
-        let crew = Crew::start(Setup {
+        let setup = |tokens: Vec<Box<str>>, targets, clients, founded| Setup {
             world: Arc::clone(&world),
             tokens,
             targets,
             transport: common.transport,
             manner: Manner::Session,
             io: common.io,
-            clients: settings.connections,
+            clients,
             threads: settings.threads,
             cpus: settings.cores.load.clone(),
             payload_bytes: common.payload_bytes,
             tickets,
-        })?;
+            founded,
+        };
+        let (child, targets) = match jwks {
+            Some(jwks) => {
+                let scratch = Scratch::new()?;
+                let data = scratch.path().join("data");
+                let makers = world.makers();
+                if makers > 0 {
+                    progress.phase("making groups", makers.into());
+                    let (mut maker, address) = start_gateway(&settings, &jwks, Scratch::new()?, &data)?;
+                    let makers_tokens = tokens[..makers as usize].to_vec();
+                    found_groups(setup(makers_tokens, vec![address], makers, false), &stop)?;
+                    maker.stop();
+                }
+                let (child, address) = start_gateway(&settings, &jwks, scratch, &data)?;
+                (Some(child), vec![address])
+            }
+            None => (None, settings.targets.clone()),
+        };
+        let pid = child.as_ref().map(Child::pid).or(settings.common.gateway_pid);
+        let founded = child.is_some();
+        let crew = Crew::start(setup(tokens, targets, settings.connections, founded))?;
         progress.done();
         Ok(Rig { settings, world, progress, crew, stop, child, pid })
     }
@@ -356,8 +373,36 @@ impl Rig {
     }
 }
 
-fn start_gateway(settings: &Settings, jwks: &str) -> Result<Child, RunError> {
-    let scratch = Scratch::new()?;
+/// Has the groups' makers make them on a gateway that is ended then. The one that is measured starts with them in its
+/// store, as gateways do: what making them leaves in memory is no cost of a connection.
+fn found_groups(setup: Setup, stop: &AtomicBool) -> Result<(), RunError> {
+    let makers = u64::from(setup.clients);
+    let crew = Crew::start(setup)?;
+    let wait = |done: &dyn Fn(&Totals) -> u64| {
+        let end = boot_us() + FOUNDING_WITHIN.as_micros() as u64;
+        while done(&crew.totals()) < makers && boot_us() < end && !stop.load(Ordering::Relaxed) {
+            std::thread::sleep(LOOK);
+        }
+    };
+    crew.order(|| Order::Up { to: makers as u32, per_s: 0.0 })?;
+    wait(&|totals| totals.inside + totals.given_up);
+    crew.order(|| Order::Join)?;
+    wait(&|totals| totals.ready + totals.given_up + totals.join_failures);
+    let ready = crew.totals().ready;
+    if ready < makers {
+        let why = crew.first_trouble().unwrap_or_else(|| "interrupted, or no answer".to_owned());
+        return Err(RunError::Stuck(format!("only {ready} of {makers} clients made their groups: {why}")));
+    }
+    crew.finish()?;
+    Ok(())
+}
+
+fn start_gateway(
+    settings: &Settings,
+    jwks: &str,
+    scratch: Scratch,
+    data: &Path,
+) -> Result<(Child, SocketAddr), RunError> {
     let key_file = scratch.path().join("jwks.json");
     std::fs::write(&key_file, jwks)?;
     let flag = |name: &str, value: &dyn AsRef<std::ffi::OsStr>| {
@@ -365,7 +410,6 @@ fn start_gateway(settings: &Settings, jwks: &str) -> Result<Child, RunError> {
         text.push(value.as_ref());
         text
     };
-    let data = scratch.path().join("data");
     let cpus: Vec<String> = settings.cores.server.iter().map(usize::to_string).collect();
     let shards = settings.cores.server.len().clamp(1, 255).to_string();
     let mut args = vec![
@@ -387,7 +431,8 @@ fn start_gateway(settings: &Settings, jwks: &str) -> Result<Child, RunError> {
     if let Some(admin) = child.address("admin") {
         await_ready(admin);
     }
-    Ok(child)
+    let address = child.address("tcp").ok_or(RunError::NoAddress("the gateway"))?;
+    Ok((child, address))
 }
 
 /// Waits until the gateway says that it takes logins: it listens a moment before it has its lease. One that never says

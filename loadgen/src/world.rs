@@ -196,6 +196,17 @@ impl World {
         groups.chain(self.room.then_some(0)).nth(nth as usize)
     }
 
+    /// The users in a conversation beside this client.
+    pub fn others(&self, client: u32, conversation: u32) -> impl Iterator<Item = String> + '_ {
+        let members = (0..self.members(conversation)).map(move |nth| self.member(conversation, nth));
+        members.filter(move |&member| member != client).map(|member| self.user(member))
+    }
+
+    /// Clients with lower numbers than this make all groups.
+    pub fn makers(&self) -> u32 {
+        self.sizes.iter().map(|size| size.groups).max().unwrap_or(0)
+    }
+
     /// Whether this client makes the group. The lowest member does: it is up before the others.
     pub fn creates(&self, client: u32, conversation: u32) -> bool {
         self.kind(conversation) == Kind::Group && self.member(conversation, 0) == client
@@ -222,6 +233,9 @@ mod tests {
                 (0..world.members(conversation)).map(|n| world.member(conversation, n)).collect();
             counted.sort_unstable();
             assert_eq!(counted, members);
+            let makers: Vec<u32> = (0..103).filter(|&c| world.creates(c, conversation)).collect();
+            let made = usize::from(world.kind(conversation) == Kind::Group);
+            assert!(makers.len() == made && makers.iter().all(|&m| m < world.makers()), "{makers:?}");
             if world.kind(conversation) != Kind::Direct {
                 let joined: Vec<u32> = (0..103)
                     .filter(|&c| (0..9).map_while(|n| world.joins(c, n)).any(|j| j == conversation))

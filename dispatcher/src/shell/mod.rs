@@ -36,6 +36,8 @@ use crate::store::Node as Member;
 
 /// Runs a dispatcher with these arguments (the program's name first) until it is told to stop.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    // A kernel without the switch costs memory, nothing else.
+    let _ = millrace_edge::memory::use_small_pages();
     let settings = match config::load(args) {
         Ok(settings) => settings,
         Err(ConfigError::Flags(error)) => {

@@ -3,11 +3,14 @@
 //! A list costs four bytes a member, a bitmap one bit a slot of the shard: above capacity / 32 members the bitmap is
 //! smaller, and a change costs no move. Both are walked upwards by slot, from any point, while members come and go.
 
+/// Topics that a session holds without a box: a room, and a few groups.
+const INLINE: usize = 5;
+
 /// Topics of one session: a few inline, more in a box.
 #[derive(Debug)]
 pub enum TopicList {
     /// Filled from the front, [`super::users::NONE`] after that.
-    Inline([u32; 3]),
+    Inline([u32; INLINE]),
     /// Unsorted.
     Boxed(Box<Vec<u32>>),
 }
@@ -16,7 +19,7 @@ const NONE: u32 = super::users::NONE;
 
 impl Default for TopicList {
     fn default() -> Self {
-        TopicList::Inline([NONE; 3])
+        TopicList::Inline([NONE; INLINE])
     }
 }
 
@@ -54,12 +57,12 @@ impl TopicList {
         match self {
             TopicList::Inline(ids) => {
                 ids[at..].rotate_left(1);
-                ids[2] = NONE;
+                ids[INLINE - 1] = NONE;
             }
             TopicList::Boxed(ids) => {
                 ids.swap_remove(at);
-                if ids.len() <= 2 {
-                    let mut few = [NONE; 3];
+                if ids.len() < INLINE {
+                    let mut few = [NONE; INLINE];
                     few[..ids.len()].copy_from_slice(ids);
                     *self = TopicList::Inline(few);
                 }
@@ -237,12 +240,12 @@ mod tests {
         let mut list = TopicList::default();
         for topic in 0..6 {
             assert!(list.insert(topic) && !list.insert(topic));
-            assert_eq!(matches!(list, TopicList::Inline(_)), topic < 3);
+            assert_eq!(matches!(list, TopicList::Inline(_)), topic < INLINE as u32);
         }
         for topic in [0, 5, 2, 1, 4, 3] {
             assert!(list.remove(topic) && !list.remove(topic), "{topic}");
         }
         assert!(list.as_slice().is_empty() && matches!(list, TopicList::Inline(_)));
-        assert_eq!(size_of::<TopicList>(), 16);
+        assert_eq!(size_of::<TopicList>(), 24);
     }
 }

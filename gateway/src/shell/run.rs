@@ -14,7 +14,7 @@ use std::time::Duration;
 use clap::{Arg, ArgMatches, Command};
 use millrace_edge::mailbox::mailbox;
 use millrace_edge::wake::Waker;
-use millrace_edge::{affinity, clock, rlimit};
+use millrace_edge::{affinity, clock, memory, rlimit};
 use millrace_protocol::conversation::is_name;
 
 use super::admin::{Admin, ControlCounts};
@@ -71,6 +71,8 @@ pub fn run(
     arguments: impl Iterator<Item = OsString>,
     start_local: impl FnOnce(&StandaloneSettings) -> Result<LocalDispatcher, Box<dyn Error>>,
 ) -> ExitCode {
+    // A kernel without the switch costs memory, nothing else.
+    let _ = memory::use_small_pages();
     let matches = match command().try_get_matches_from(arguments) {
         Ok(matches) => matches,
         Err(error) => {

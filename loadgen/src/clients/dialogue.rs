@@ -257,8 +257,12 @@ impl Worker {
         let request = match world.kind(conversation) {
             Kind::Room => op::room_join(name),
             // After a refusal its maker asks to join, then to make it again: the first try may have been taken.
-            _ if world.creates(global, conversation) && client.tries.is_multiple_of(2) => {
-                op::group_create(name, [])
+            _ if !self.setup.founded
+                && world.creates(global, conversation)
+                && client.tries.is_multiple_of(2) =>
+            {
+                // With all its members. Each of them still joins, and is answered when it listens.
+                op::group_create(name, world.others(global, conversation))
             }
             _ => op::group_join(name),
         };

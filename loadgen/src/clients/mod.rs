@@ -72,6 +72,8 @@ pub struct Setup {
     pub payload_bytes: usize,
     /// Clients keep resume tickets, to come back without a signature check.
     pub tickets: bool,
+    /// The groups exist: nobody makes them.
+    pub founded: bool,
 }
 
 /// What a scenario asks of the clients.

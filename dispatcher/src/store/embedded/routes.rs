@@ -3,10 +3,12 @@
 //! The policy is [`policy`]'s; whether a route's gateway lives is judged by whoever reads it. The rule that keeps it
 //! right: all routes of a user lie under one lock, so that a registration is one step.
 //!
-//! A user costs about 115 B with one route and short names: a 32 B slot at a load of two thirds, its name, and all its
-//! routes packed into one allocation.
+//! A user costs about 90 B with one route and short names: a slot of 16 B at a load of two thirds, and its name and all
+//! its routes packed into one allocation.
 
-use std::collections::HashMap;
+use std::borrow::Borrow;
+use std::collections::HashSet;
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -20,7 +22,44 @@ use crate::store::{Gateway, Registration, Route};
 /// Parts with a lock each: a table grows and is swept in pieces of at most some thousand users per million.
 const PARTS: usize = 256;
 
-type Part = HashMap<Box<str>, Box<[u8]>, FxBuildHasher>;
+/// A user's name and routes: length u8 | name | routes as [`pack`] puts them. Found by its name.
+struct User(Box<[u8]>);
+
+impl User {
+    fn new(name: &str, routes: &[Route]) -> Self {
+        User(pack(name, routes))
+    }
+
+    fn name(&self) -> &[u8] {
+        &self.0[1..=usize::from(self.0[0])]
+    }
+
+    fn routes(&self) -> Vec<Route> {
+        unpack(&self.0[1 + usize::from(self.0[0])..])
+    }
+}
+
+impl Borrow<[u8]> for User {
+    fn borrow(&self) -> &[u8] {
+        self.name()
+    }
+}
+
+impl Hash for User {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name().hash(state);
+    }
+}
+
+impl PartialEq for User {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for User {}
+
+type Part = HashSet<User, FxBuildHasher>;
 
 /// All routes of a node that is alone.
 pub(super) struct Routes {
@@ -52,12 +91,12 @@ impl Routes {
             registration.login_number
         };
         let mut part = self.part(&registration.user);
-        let mut routes = part.get(registration.user.as_str()).map_or_else(Vec::new, |packed| unpack(packed));
+        let mut routes = part.get(registration.user.as_bytes()).map_or_else(Vec::new, User::routes);
         let before = routes.len();
         let verdict = policy::register(&mut routes, registration, login_number);
         if !verdict.lost {
             self.count(before, routes.len());
-            part.insert(registration.user.as_str().into(), pack(&routes));
+            part.replace(User::new(&registration.user, &routes));
         }
         (login_number, verdict)
     }
@@ -71,7 +110,7 @@ impl Routes {
 
     /// All routes of a user.
     pub(super) fn of(&self, user: &str) -> Vec<Route> {
-        self.part(user).get(user).map_or_else(Vec::new, |packed| unpack(packed))
+        self.part(user).get(user.as_bytes()).map_or_else(Vec::new, User::routes)
     }
 
     /// Removes the routes of these gateways' lives from one part; returns whether that was the last part.
@@ -81,10 +120,10 @@ impl Routes {
             dead.iter()
                 .any(|dead| dead.gateway == route.session.gateway() && dead.incarnation == route.incarnation)
         };
-        let hit: Vec<Box<str>> = part
+        let hit: Vec<String> = part
             .iter()
-            .filter(|(_, packed)| unpack(packed).iter().any(is_dead))
-            .map(|(user, _)| user.clone())
+            .filter(|user| user.routes().iter().any(is_dead))
+            .map(|user| String::from_utf8_lossy(user.name()).into_owned())
             .collect();
         for user in hit {
             let gone = self.retain_of(&mut part, &user, |route| !is_dead(route));
@@ -102,14 +141,13 @@ impl Routes {
     }
 
     fn retain_of(&self, part: &mut Part, user: &str, keep: impl Fn(&Route) -> bool) -> usize {
-        let Some(packed) = part.get_mut(user) else { return 0 };
-        let mut routes = unpack(packed);
+        let Some(mut routes) = part.get(user.as_bytes()).map(User::routes) else { return 0 };
         let before = routes.len();
         routes.retain(keep);
         if routes.is_empty() {
-            part.remove(user);
+            part.remove(user.as_bytes());
         } else if routes.len() < before {
-            *packed = pack(&routes);
+            part.replace(User::new(user, &routes));
         }
         self.count(before, routes.len());
         before - routes.len()
@@ -120,7 +158,6 @@ impl Routes {
     }
 
     fn part(&self, user: &str) -> MutexGuard<'_, Part> {
-        use std::hash::Hasher;
         let mut hasher = FxHasher::default();
         hasher.write(user.as_bytes());
         // Middle bits: the map inside uses the top ones and the low ones.
@@ -129,10 +166,13 @@ impl Routes {
     }
 }
 
-/// session u64 | incarnation u64 | login number u64 | device u8 + text | platform u8 + text, for each route.
-fn pack(routes: &[Route]) -> Box<[u8]> {
+/// name u8 + text; then session u64 | incarnation u64 | login number u64 | device u8 + text | platform u8 + text, for
+/// each route.
+fn pack(name: &str, routes: &[Route]) -> Box<[u8]> {
     let bytes: usize = routes.iter().map(|r| 26 + r.device.len() + r.platform.len()).sum();
-    let mut out = Vec::with_capacity(bytes);
+    let mut out = Vec::with_capacity(1 + name.len() + bytes);
+    out.put_u8(u8::try_from(name.len()).expect("names are at most 64 bytes"));
+    out.put_slice(name.as_bytes());
     for route in routes {
         out.put_u64_ne(route.session.0);
         out.put_u64_ne(route.incarnation);
@@ -188,7 +228,7 @@ mod tests {
         all.register(&registration("alice", "phone", 1, 5));
         all.register(&registration("alice", "", 2, 6));
         let routes = all.of("alice");
-        assert_eq!(unpack(&pack(&routes)), routes);
+        assert_eq!(User::new("alice", &routes).routes(), routes);
         assert_eq!(routes.len(), 2);
         assert_eq!(routes[0].login_number, 1_000);
         assert_eq!(routes[1].login_number, 1_001);
