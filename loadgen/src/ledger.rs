@@ -115,6 +115,19 @@ pub struct Account {
     pub last_receiver: BTreeMap<u32, Histogram<u64>>,
 }
 
+/// One message as it arrived at a client.
+#[derive(Clone, Copy, Debug)]
+pub struct Delivery<'a> {
+    /// Conversation id in it.
+    pub conversation: &'a str,
+    /// Its number there.
+    pub seq: u64,
+    /// See [`Header`].
+    pub payload: &'a [u8],
+    /// When, in microseconds since boot.
+    pub now_us: u64,
+}
+
 impl Ledger {
     /// For the messages of `schedule`, which starts at `start_us` since boot.
     pub fn new(schedule: &Schedule, start_us: u64) -> Self {
@@ -160,11 +173,9 @@ impl Ledger {
         world: &World,
         tracks: &mut Vec<Track>,
         client: u32,
-        conversation: &str,
-        seq: u64,
-        payload: &[u8],
-        now_us: u64,
+        delivery: Delivery<'_>,
     ) -> bool {
+        let Delivery { conversation, seq, payload, now_us } = delivery;
         let Some(header) = Header::decode(payload) else {
             self.foreign += 1;
             return false;
@@ -308,7 +319,8 @@ mod tests {
         let mut tracks = vec![Vec::new(); 5];
         for &(client, now_us) in deliveries {
             let tracks = &mut tracks[client as usize];
-            ledger.delivered(&world, tracks, client, "r:00000003", 1, &payload, now_us);
+            let delivery = Delivery { conversation: "r:00000003", seq: 1, payload: &payload, now_us };
+            ledger.delivered(&world, tracks, client, delivery);
         }
         let account = ledger.account(&world, &schedule);
         (ledger, account)

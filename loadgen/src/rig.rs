@@ -277,7 +277,7 @@ impl Rig {
                 format!("{:.0} logins/s", (totals.logins - before.logins) as f64 / seconds.max(1e-3))
             };
             let mut ended =
-                self.until(patience, |t| t.inside, &rate, |t| t.inside + t.given_up >= u64::from(to))?;
+                self.until(patience, |t| t.inside, rate, |t| t.inside + t.given_up >= u64::from(to))?;
             connecting_us += boot_us() - start;
             if ended == Ended::Done {
                 self.progress.phase(&format!("joining up to {to}"), all.into());

@@ -38,10 +38,10 @@ impl Inbox {
     fn take(&mut self, message: Message) {
         let text = String::from_utf8_lossy(&message.payload).into_owned();
         let at = (message.epoch, message.seq);
-        if let Some(last) = self.last.insert(message.conversation.clone(), at) {
-            if last >= at {
-                self.wrong.push(format!("{} {text}: {at:?} after {last:?}", message.conversation));
-            }
+        if let Some(last) = self.last.insert(message.conversation.clone(), at)
+            && last >= at
+        {
+            self.wrong.push(format!("{} {text}: {at:?} after {last:?}", message.conversation));
         }
         if !self.texts.insert(text.clone()) {
             self.wrong.push(format!("{} {text} came twice", message.conversation));

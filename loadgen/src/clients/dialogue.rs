@@ -16,7 +16,7 @@ use millrace_protocol::received::Received;
 use super::client::State;
 use super::worker::{Timer, Worker};
 use super::{Manner, Transport};
-use crate::ledger::Fate;
+use crate::ledger::{Delivery, Fate};
 use crate::limits::{RETRY_US, TRIES_MAX};
 use crate::payload::Header;
 use crate::schedule::Due;
@@ -116,15 +116,14 @@ impl Worker {
                 Ok(Some(ServerFrame::Notify(body))) => match peek_deliver(body) {
                     Some(deliver) => {
                         let Some(sending) = &mut self.sending else { continue };
-                        let counts = sending.ledger.delivered(
-                            &self.setup.world,
-                            &mut client.tracks,
-                            global,
-                            deliver.conversation,
-                            deliver.seq,
-                            deliver.payload,
+                        let delivery = Delivery {
+                            conversation: deliver.conversation,
+                            seq: deliver.seq,
+                            payload: deliver.payload,
                             now_us,
-                        );
+                        };
+                        let counts =
+                            sending.ledger.delivered(&self.setup.world, &mut client.tracks, global, delivery);
                         self.board.deliveries.add(u64::from(counts));
                         continue;
                     }
