@@ -140,6 +140,10 @@ impl Shard {
             let response = Response { id, outcome: Some(response::Outcome::Refused(refused)) };
             return self.doom_after(slot, response, Code::LoginRequired, reason, 0);
         }
+        if id == 0 && state == State::New {
+            // Its answer could not be told from others: the login is over before it began.
+            return self.doom(slot, Code::BadRequest, "request ids start at 1", 0);
+        }
         if id == 0 {
             return self.refuse(slot, id, Refuse(Code::BadRequest, "request ids start at 1", 0));
         }

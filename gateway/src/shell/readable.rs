@@ -122,6 +122,8 @@ pub async fn wait(
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Instant;
@@ -184,17 +186,20 @@ mod tests {
     /// A task that always has more to do pauses, and timers still fire meanwhile.
     async fn pauses_leave_time_for_timers() {
         let pause = Pause::new().unwrap();
-        let timer = monoio::spawn(async {
-            monoio::time::sleep(Duration::from_millis(20)).await;
-            Instant::now()
+        let fired = Rc::new(Cell::new(false));
+        let told = Rc::clone(&fired);
+        monoio::spawn(async move {
+            monoio::time::sleep(Duration::from_millis(100)).await;
+            told.set(true);
         });
         let (begun, mut passes) = (Instant::now(), 0);
-        while begun.elapsed() < Duration::from_millis(200) {
+        while !fired.get() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "the timer starved");
             pause.pass().await.unwrap();
             passes += 1;
         }
-        assert!(passes > 1_000, "a pause takes microseconds, not a tick: {passes} in 200 ms");
-        assert!(timer.await - begun < Duration::from_millis(150), "the timer starved");
+        // Thousands on an idle machine; on a busy one still more than ticks of a millisecond would allow.
+        assert!(passes > 100, "a pause takes microseconds, not a tick: {passes}");
     }
 
     /// After a drain, the next wait sleeps: no spin on readiness that is over.

@@ -59,7 +59,8 @@ fn a_login_over_tcp_and_websocket_cut_anywhere() {
 #[test]
 fn what_is_not_a_login_is_refused() {
     let send = request::Op::Send(Send { conversation: "r:x".into(), ..Default::default() });
-    let cases: [(Vec<u8>, Code); 6] = [
+    let cases: [(Vec<u8>, Code); 7] = [
+        (frame_of(&mut ClientSession::tcp(), &Request { id: 0, op: Some(login("alice")) }), Code::BadRequest),
         (frame_of(&mut ClientSession::tcp(), &Request { id: 1, op: Some(send) }), Code::LoginRequired),
         (frame_of(&mut ClientSession::tcp(), &Request { id: 1, op: None }), Code::LoginRequired),
         (vec![9, 0, 0, 0], Code::UnknownKind),
