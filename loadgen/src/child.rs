@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,7 @@ pub enum ChildError {
     },
 }
 
-/// A directory that is removed with its owner.
+/// A directory that is removed with its last owner: servers that run one after the other may share it.
 #[derive(Debug)]
 pub struct Scratch(PathBuf);
 
@@ -49,13 +49,13 @@ impl Scratch {
     ///
     /// # Errors
     /// What the file system says.
-    pub fn new() -> io::Result<Self> {
+    pub fn new() -> io::Result<Arc<Self>> {
         use std::os::unix::fs::DirBuilderExt;
         let random = crate::rng::Rng::from_system().bits();
         let path =
             std::env::temp_dir().join(format!("millrace-loadgen-{}-{random:016x}", std::process::id()));
         fs::DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(Scratch(path))
+        Ok(Arc::new(Scratch(path)))
     }
 
     /// Where it is.
@@ -78,7 +78,7 @@ pub struct Child {
     process: std::process::Child,
     stdin: Option<ChildStdin>,
     listening: String,
-    scratch: Scratch,
+    scratch: Arc<Scratch>,
 }
 
 impl Child {
@@ -86,7 +86,7 @@ impl Child {
     ///
     /// # Errors
     /// It can't be started, or says nothing in time; the end of its log is in the error then.
-    pub fn start(what: &'static str, args: Vec<OsString>, scratch: Scratch) -> Result<Self, ChildError> {
+    pub fn start(what: &'static str, args: Vec<OsString>, scratch: Arc<Scratch>) -> Result<Self, ChildError> {
         let fail = |error| ChildError::Start { what, error };
         let log = File::create(scratch.path().join("log")).map_err(fail)?;
         let mut command = Command::new(std::env::current_exe().map_err(fail)?);
@@ -182,12 +182,14 @@ impl Drop for Child {
     }
 }
 
-/// In a child: ends this process in order when the parent closes our stdin or dies. Lines go to `heard`.
-pub fn end_with_parent(heard: impl Fn(String) + Send + 'static) {
+/// In a child: ends this process in order when the parent closes our stdin or dies. Lines go to `heard`; `last` is
+/// called just before the end begins.
+pub fn end_with_parent(heard: impl Fn(String) + Send + 'static, last: impl FnOnce() + Send + 'static) {
     thread::spawn(move || {
         for line in io::stdin().lock().lines().map_while(Result::ok) {
             heard(line);
         }
+        last();
         // Where nobody handles it this ends the process, which is as well.
         let _ = signal_hook::low_level::raise(signal_hook::consts::SIGTERM);
     });

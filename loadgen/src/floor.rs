@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -68,14 +69,15 @@ pub fn measure(
     stop: &AtomicBool,
 ) -> Result<Floor, RunError> {
     let connections = settings.connections;
+    let scratch = Scratch::new()?;
     let args = [
         "floor".to_owned(),
         format!("--connections={connections}"),
         format!("--payload-bytes={}", settings.common.payload_bytes),
         format!("--io={}", settings.common.io),
         format!("--cpus={}", list(&settings.cores.server)),
+        format!("--scratch={}", scratch.path().display()),
     ];
-    let scratch = Scratch::new()?;
     let mut child = Child::start("the floor", args.iter().map(Into::into).collect(), scratch)?;
     let target = child.address("tcp").ok_or(RunError::NoAddress("the floor"))?;
     // One more user than connections: the one who sends.
@@ -97,7 +99,7 @@ pub fn measure(
     })?;
     progress.phase("floor: connecting", connections.into());
     crew.order(|| Order::Up { to: connections, per_s: settings.common.connect_rate })?;
-    let until = |done: &mut dyn FnMut() -> bool, limit_us: u64| {
+    let mut until = |done: &mut dyn FnMut() -> bool, limit_us: u64| {
         let end = boot_us() + limit_us;
         while boot_us() < end && !stop.load(Ordering::Relaxed) && !crew.has_failed() {
             if done() {
@@ -167,6 +169,9 @@ pub struct FloorArgs {
     /// The first one is taken; none: where it likes.
     #[arg(long, value_delimiter = ',')]
     cpus: Vec<String>,
+    /// A directory to remove at the end, should the parent be gone by then.
+    #[arg(long)]
+    scratch: PathBuf,
 }
 
 /// One measurement, as the parent asks for it on stdin.
@@ -211,11 +216,16 @@ pub fn serve(args: FloorArgs) -> io::Result<()> {
     let capacity = crate::rig::capacity(args.connections);
     let (mut edge, _) = millrace_edge::open(args.io, Config::new(capacity, waker.clone()))?;
     let address: SocketAddr = edge.listen(([127, 0, 0, 1], 0).into())?;
-    child::end_with_parent(move |line| {
+    let heard = move |line: String| {
         if let Some(task) = parse(&line) {
             // A parent that does not wait for the end of one before the next gets fewer.
             let _ = tasks.send(task);
         }
+    };
+    let scratch = args.scratch;
+    child::end_with_parent(heard, move || {
+        // There is no log but for the parent to read, and it has stopped reading.
+        let _ = std::fs::remove_dir_all(&scratch);
     });
     println!("listening tcp={address}");
     let mut looping = Loop { edge, waker, conns: Vec::new(), events: Vec::new(), in_flight: 0 };

@@ -47,6 +47,9 @@ struct GatewayArgs {
     /// A directory to remove at the end, should the parent be gone by then.
     #[arg(long)]
     scratch: PathBuf,
+    /// The parent, when it goes on with that directory: it stays as long as this process does.
+    #[arg(long)]
+    kept_by: Option<u32>,
     #[arg(last = true)]
     gateway: Vec<OsString>,
 }
@@ -61,9 +64,12 @@ fn gateway(program: OsString, args: Vec<OsString>) -> ExitCode {
         return fail(&error);
     }
     // A gateway asks nothing of its stdin.
-    child::end_with_parent(drop);
+    child::end_with_parent(drop, || {});
     let code = millrace_gateway::shell::run(std::iter::once(program).chain(args.gateway), start_dispatcher);
-    let _ = std::fs::remove_dir_all(&args.scratch);
+    // Orphans get another parent.
+    if args.kept_by != Some(std::os::unix::process::parent_id()) {
+        let _ = std::fs::remove_dir_all(&args.scratch);
+    }
     code
 }
 
