@@ -1,6 +1,6 @@
 //! The books: for every message who should have got it and who did, how late, how often, in which order.
 //!
-//! Each load thread keeps a ledger of its own; they are merged at the end. Memory is bounded by the schedule (16 B a
+//! Each load thread keeps a ledger of its own; they are merged at the end. Memory is bounded by the schedule (24 B a
 //! message) and by the conversations of a client (24 B each). The rule: only what the server acknowledged is expected,
 //! and each receiver counts a message once.
 
@@ -76,6 +76,8 @@ pub struct Ledger {
     received: Vec<u32>,
     /// When the last receiver so far got it, in microseconds since boot.
     last_us: Vec<u64>,
+    /// Its number in its conversation, by the first delivery; 0: none so far.
+    seqs: Vec<u64>,
     /// Where 0 is on the schedule's clock, in microseconds since boot.
     start_us: u64,
     /// All deliveries, from when they were due, in microseconds.
@@ -101,6 +103,8 @@ pub struct Ledger {
 pub struct Account {
     /// Messages that left.
     pub sent: u64,
+    /// Messages of the schedule that never did.
+    pub unsent: u64,
     /// Of these, without any answer.
     pub unacknowledged: u64,
     /// Of these, refused.
@@ -136,6 +140,7 @@ impl Ledger {
             fates: vec![Fate::Unsent; count],
             received: vec![0; count],
             last_us: vec![0; count],
+            seqs: vec![0; count],
             start_us,
             latency: histogram(),
             by_size: BTreeMap::new(),
@@ -209,6 +214,13 @@ impl Ledger {
             Arrival::Late => self.out_of_order += 1,
             Arrival::InOrder => {}
         }
+        if self.seqs[message] == 0 {
+            self.seqs[message] = seq;
+        } else if self.seqs[message] != seq {
+            // The server took it twice. Counted as a delivery, it would hide a loss elsewhere.
+            self.duplicates += 1;
+            return false;
+        }
         self.received[message] += 1;
         self.last_us[message] = self.last_us[message].max(now_us);
         let latency_us = now_us.saturating_sub(header.due_us);
@@ -229,6 +241,10 @@ impl Ledger {
         for (mine, theirs) in self.last_us.iter_mut().zip(&other.last_us) {
             *mine = (*mine).max(*theirs);
         }
+        for (mine, theirs) in self.seqs.iter_mut().zip(&other.seqs) {
+            self.duplicates += u64::from(*mine != 0 && *theirs != 0 && *mine != *theirs);
+            *mine = (*mine).max(*theirs);
+        }
         self.latency.add(&other.latency).expect("histograms of the same shape");
         for (members, latency) in &other.by_size {
             let mine = self.by_size.entry(*members).or_insert_with(histogram);
@@ -246,6 +262,7 @@ impl Ledger {
     pub fn account(&self, world: &World, schedule: &Schedule) -> Account {
         let mut account = Account {
             sent: 0,
+            unsent: 0,
             unacknowledged: 0,
             refused: 0,
             expected: 0,
@@ -255,7 +272,10 @@ impl Ledger {
         };
         for (number, due) in schedule.messages.iter().enumerate() {
             match self.fates[number] {
-                Fate::Unsent => continue,
+                Fate::Unsent => {
+                    account.unsent += 1;
+                    continue;
+                }
                 Fate::Sent => account.unacknowledged += 1,
                 Fate::Refused => account.refused += 1,
                 Fate::Acked => {}
@@ -309,6 +329,11 @@ mod tests {
     }
 
     fn run(deliveries: &[(u32, u64)]) -> (Ledger, Account) {
+        let numbered: Vec<_> = deliveries.iter().map(|&(client, now_us)| (client, 1, now_us)).collect();
+        run_numbered(&numbered)
+    }
+
+    fn run_numbered(deliveries: &[(u32, u64, u64)]) -> (Ledger, Account) {
         // One room of four, one message from client 0, due at 100 us after 1,000.
         let world = World::new(3, 4, true, &[], 0);
         let schedule = Schedule { messages: vec![Due { at_us: 100, conversation: 0, sender: 0 }] };
@@ -317,9 +342,9 @@ mod tests {
         ledger.answered(0, Fate::Acked);
         let payload = Header { run: 3, message: 0, conversation: 0, sender: 0, due_us: 1_100 }.encode(64);
         let mut tracks = vec![Vec::new(); 5];
-        for &(client, now_us) in deliveries {
+        for &(client, seq, now_us) in deliveries {
             let tracks = &mut tracks[client as usize];
-            let delivery = Delivery { conversation: "r:00000003", seq: 1, payload: &payload, now_us };
+            let delivery = Delivery { conversation: "r:00000003", seq, payload: &payload, now_us };
             ledger.delivered(&world, tracks, client, delivery);
         }
         let account = ledger.account(&world, &schedule);
@@ -342,6 +367,23 @@ mod tests {
         assert_eq!((account.expected, account.deliveries, account.lost), (3, 2, 1));
         assert_eq!((ledger.duplicates, ledger.misrouted), (1, 2));
         assert!(account.last_receiver.is_empty(), "it has not reached its last receiver");
+    }
+
+    #[test]
+    fn a_message_that_was_taken_twice_hides_no_loss() {
+        let (ledger, account) = run_numbered(&[(1, 1, 1_200), (1, 2, 1_300), (2, 1, 1_200), (2, 2, 1_300)]);
+        assert_eq!((account.deliveries, account.lost, ledger.duplicates), (2, 1, 2));
+    }
+
+    #[test]
+    fn what_never_left_is_told() {
+        let world = World::new(3, 4, true, &[], 0);
+        let due = |at_us| Due { at_us, conversation: 0, sender: 0 };
+        let schedule = Schedule { messages: vec![due(100), due(200)] };
+        let mut ledger = Ledger::new(&schedule, 1_000);
+        ledger.sent(0, 0);
+        let account = ledger.account(&world, &schedule);
+        assert_eq!((account.sent, account.unsent, account.unacknowledged), (1, 1, 1));
     }
 
     #[test]

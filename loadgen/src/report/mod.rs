@@ -95,6 +95,8 @@ pub struct Report {
 
     /// Deliveries to someone who should not have got them.
     pub misrouted: u64,
+    /// Messages that never left, though they were due.
+    pub unsent: u64,
     /// Messages that never got an answer.
     pub unacknowledged: u64,
     /// Messages that the server refused for good.
@@ -162,6 +164,7 @@ impl Report {
             last_receiver_us: BTreeMap::new(),
             gateway: GatewayCost::default(),
             misrouted: 0,
+            unsent: 0,
             unacknowledged: 0,
             refused: 0,
             disconnects: 0,
@@ -242,6 +245,8 @@ impl Report {
     /// Takes in the books.
     pub fn with_books(mut self, books: &Ledger, account: &Account) -> Self {
         self.messages_sent = account.sent;
+        // Who interrupts a run knows that the rest was not sent.
+        self.unsent = if self.interrupted { 0 } else { account.unsent };
         self.unacknowledged = account.unacknowledged;
         self.refused = account.refused;
         self.deliveries_expected = account.expected;
@@ -283,6 +288,7 @@ impl Report {
             (self.duplicates, "deliveries duplicated"),
             (self.out_of_order, "deliveries out of order"),
             (self.misrouted, "deliveries to the wrong client"),
+            (self.unsent, "messages never sent"),
             (self.unacknowledged, "messages without an answer"),
             (self.refused, "messages refused"),
             (self.disconnects, "connections ended by themselves"),
@@ -374,7 +380,11 @@ pub(crate) mod tests {
             |r| r.out_of_order = 1,
             |r| r.misrouted = 1,
             |r| r.unacknowledged = 1,
+            |r| r.unsent = 1,
+            |r| r.refused = 1,
             |r| r.disconnects = 1,
+            |r| r.join_failures = 1,
+            |r| r.given_up = 1,
         ] {
             let mut report = sample();
             spoil(&mut report);
