@@ -1,14 +1,14 @@
 //! The command line: one place that parses it, checks it whole, and freezes it in [`Settings`].
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use millrace_edge::{Io, affinity};
 
 use crate::clients::Transport;
 use crate::limits::{CONNECTIONS_MAX, THREADS_MAX};
-use crate::payload;
+use crate::{measure, payload};
 
 /// Load, measurement and reports for millrace gateways.
 #[derive(Debug, Parser)]
@@ -34,7 +34,7 @@ pub enum Scenario {
         #[command(flatten)]
         common: Common,
         /// Mean pause in a conversation, in seconds [default: from --rate]
-        #[arg(long, value_name = "SECONDS")]
+        #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
         think: Option<f64>,
     },
     /// Messages to groups of some sizes.
@@ -50,10 +50,10 @@ pub struct Common {
     #[arg(long, value_name = "N")]
     pub connections: Option<u32>,
     /// How long messages are sent (idle: how long is watched; connect: the whole ramp)
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
     pub seconds: Option<f64>,
     /// Messages a second in all, sent open-loop (connect: logins a second at the top of the ramp)
-    #[arg(long, value_name = "PER_S")]
+    #[arg(long, value_name = "PER_S", allow_negative_numbers = true)]
     pub rate: Option<f64>,
     /// Bytes of a message's payload
     #[arg(long, value_name = "BYTES", default_value_t = 128)]
@@ -80,7 +80,7 @@ pub struct Common {
     #[arg(long, value_name = "SIZE,…", value_delimiter = ',')]
     pub groups: Option<Vec<u32>>,
     /// Connects offered a second; 0: as fast as logins are answered
-    #[arg(long, value_name = "PER_S", default_value_t = 0.0)]
+    #[arg(long, value_name = "PER_S", default_value_t = 0.0, allow_negative_numbers = true)]
     pub connect_rate: f64,
     /// Sockets through auto, uring or epoll (the own gateway's too)
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
@@ -178,6 +178,11 @@ fn bad<T>(flag: &'static str, given: impl ToString, expected: impl ToString) -> 
     Err(ArgsError::Bad { flag, given: given.to_string(), expected: expected.to_string() })
 }
 
+fn can_be_written(path: &Path) -> bool {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    parent.is_dir() && !path.is_dir()
+}
+
 impl Settings {
     /// Checks and completes the flags.
     pub fn new(scenario: &'static str, common: Common, defaults: Defaults) -> Result<Self, ArgsError> {
@@ -201,12 +206,25 @@ impl Settings {
                 format!("{} (a message's number and time) to {payload_max}", payload::HEADER_BYTES);
             return bad("payload-bytes", common.payload_bytes, expected);
         }
+        let sizes = common.groups.as_deref().unwrap_or_default();
+        if let Some(size) = sizes.iter().find(|size| !(2..=connections).contains(size)) {
+            return bad("groups", size, format!("2 to the number of connections ({connections})"));
+        }
+        for (flag, path) in [("json", &common.json), ("html", &common.html)] {
+            // Better now than after the run.
+            if let Some(path) = path.as_deref().filter(|path| !can_be_written(path)) {
+                return bad(flag, path.display(), "a file in a directory that exists");
+            }
+        }
         let mut targets = Vec::new();
         for target in &common.target {
             match target.to_socket_addrs().map(|mut found| found.next()) {
                 Ok(Some(address)) => targets.push(address),
                 _ => return bad("target", target, "HOST:PORT that resolves"),
             }
+        }
+        if let Some(pid) = common.gateway_pid.filter(|pid| measure::cpu_us(*pid).is_err()) {
+            return bad("gateway-pid", pid, "a process of this machine");
         }
         let allowed = affinity::allowed_cpus().unwrap_or_default();
         let cores = Cores::split(&allowed);
@@ -247,7 +265,15 @@ mod tests {
         for flags in [
             ["--connections", "1"],
             ["--seconds", "0"],
+            ["--seconds", "nan"],
             ["--rate", "0"],
+            ["--rate", "-3"],
+            ["--connect-rate", "-1"],
+            ["--payload-bytes", "65537"],
+            ["--groups", "10,1"],
+            ["--groups", "101"],
+            ["--json", "/no/such/directory/report.json"],
+            ["--html", "/tmp"],
             ["--payload-bytes", "10"],
             ["--target", "nowhere"],
             ["--threads", "0"],

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::{Stage, conclude, new_world};
-use crate::args::Settings;
+use crate::args::{ArgsError, Settings};
 use crate::report::Report;
 use crate::rig::{Rig, RunError};
 use crate::rng::Rng;
@@ -21,6 +21,14 @@ pub(super) fn run(mut settings: Settings, think: Option<f64>, stage: Stage) -> R
     let world = new_world(&settings, false, u32::MAX);
     let class = *world.classes().last().expect("two clients are a pair");
     let pairs = f64::from(class.count);
+    if let Some(think) = think.filter(|think| !(*think > 0.0 && think.is_finite())) {
+        return Err(ArgsError::Bad {
+            flag: "think",
+            given: think.to_string(),
+            expected: "more than 0".into(),
+        }
+        .into());
+    }
     let think_s = think.unwrap_or_else(|| pairs / settings.rate.unwrap_or(USUAL_PER_S.min(pairs)));
     let seed = Rng::from_system().bits();
     let schedule = Arc::new(Schedule::thinking(&world, class, think_s, settings.seconds, seed)?);
