@@ -2,7 +2,8 @@
 //!
 //! A child lives no longer than its parent, however that ends: it holds the read end of a pipe as its stdin, and takes
 //! the end of that stream as SIGTERM. It has a process group of its own, so that Ctrl-C reaches only the parent, which
-//! then ends it in order. What it wrote to disk is in a directory that goes with it.
+//! then ends it in order, with a word first: one whose parent died without that word removes the directory that
+//! everything it wrote is in.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -35,6 +36,16 @@ pub enum ChildError {
         what: &'static str,
         /// Its end, if it ended.
         how: String,
+        /// The end of its log.
+        log: String,
+    },
+    /// Nobody told it to.
+    #[error("{what} ended in the middle of the run ({how}){log}")]
+    Ended {
+        /// Which server.
+        what: &'static str,
+        /// Its exit status or signal.
+        how: ExitStatus,
         /// The end of its log.
         log: String,
     },
@@ -144,9 +155,15 @@ impl Child {
         self.process.id()
     }
 
-    /// How it ended, if it has.
-    pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.process.try_wait().ok().flatten()
+    /// Whether it still runs.
+    ///
+    /// # Errors
+    /// It has ended; how, and the end of its log, are in the error.
+    pub fn check(&mut self) -> Result<(), ChildError> {
+        match self.process.try_wait() {
+            Ok(Some(how)) => Err(ChildError::Ended { what: self.what, how, log: self.log_tail() }),
+            _ => Ok(()),
+        }
     }
 
     /// Writes a line to its stdin.
@@ -162,7 +179,10 @@ impl Child {
 
     /// Ends it: its stdin closes, which it takes as SIGTERM; past the deadline it is killed. Returns how it ended.
     pub fn stop(&mut self) -> Option<ExitStatus> {
-        drop(self.stdin.take());
+        if let Some(mut stdin) = self.stdin.take() {
+            // One that is gone already needs no word.
+            let _ = writeln!(stdin, "{STOP}");
+        }
         let end = Instant::now() + Duration::from_millis(CHILD_STOP_MS);
         while Instant::now() < end {
             match self.process.try_wait() {
@@ -182,14 +202,21 @@ impl Drop for Child {
     }
 }
 
+/// What a parent says before it ends a child.
+const STOP: &str = "stop";
+
 /// In a child: ends this process in order when the parent closes our stdin or dies. Lines go to `heard`; `last` is
-/// called just before the end begins.
-pub fn end_with_parent(heard: impl Fn(String) + Send + 'static, last: impl FnOnce() + Send + 'static) {
+/// called just before the end begins, and told whether it is an orphan's.
+pub fn end_with_parent(heard: impl Fn(String) + Send + 'static, last: impl FnOnce(bool) + Send + 'static) {
     thread::spawn(move || {
+        let mut is_orphan = true;
         for line in io::stdin().lock().lines().map_while(Result::ok) {
-            heard(line);
+            match line == STOP {
+                true => is_orphan = false,
+                false => heard(line),
+            }
         }
-        last();
+        last(is_orphan);
         // Where nobody handles it this ends the process, which is as well.
         let _ = signal_hook::low_level::raise(signal_hook::consts::SIGTERM);
     });

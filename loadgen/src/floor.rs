@@ -99,24 +99,26 @@ pub fn measure(
     })?;
     progress.phase("floor: connecting", connections.into());
     crew.order(|| Order::Up { to: connections, per_s: settings.common.connect_rate })?;
-    let mut until = |done: &mut dyn FnMut() -> bool, limit_us: u64| {
+    let until = |child: &mut Child, done: &mut dyn FnMut() -> bool, limit_us: u64| {
         let end = boot_us() + limit_us;
-        while boot_us() < end && !stop.load(Ordering::Relaxed) && !crew.has_failed() {
-            if done() {
-                return true;
+        while !done() {
+            child.check()?;
+            if boot_us() >= end || stop.load(Ordering::Relaxed) || crew.has_failed() {
+                return Ok(false);
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        done()
+        Ok::<_, RunError>(true)
     };
     let arrived = until(
+        &mut child,
         &mut || {
             let ready = crew.totals().ready;
             progress.at(ready, String::new);
             ready == u64::from(connections)
         },
         30_000_000 + u64::from(connections) * 1_000,
-    );
+    )?;
     if stop.load(Ordering::Relaxed) {
         return Ok(Floor::default());
     }
@@ -138,13 +140,14 @@ pub fn measure(
     let wanted = u64::from(rounds) * u64::from(connections);
     progress.phase("floor: sending", wanted);
     until(
+        &mut child,
         &mut || {
             let deliveries = crew.totals().deliveries;
             progress.at(deliveries, String::new);
             deliveries >= wanted
         },
         u64::from(rounds) * gap_us + STRAGGLERS_US,
-    );
+    )?;
     let used = cpu_us(child.pid())? - before;
     let books = crew.finish()?.ok_or(RunError::NoBooks)?;
     child.stop();
@@ -223,7 +226,7 @@ pub fn serve(args: FloorArgs) -> io::Result<()> {
         }
     };
     let scratch = args.scratch;
-    child::end_with_parent(heard, move || {
+    child::end_with_parent(heard, move |_| {
         // There is no log but for the parent to read, and it has stopped reading.
         let _ = std::fs::remove_dir_all(&scratch);
     });

@@ -64,7 +64,13 @@ fn gateway(program: OsString, args: Vec<OsString>) -> ExitCode {
         return fail(&error);
     }
     // A gateway asks nothing of its stdin.
-    child::end_with_parent(drop, || {});
+    let scratch = args.scratch.clone();
+    child::end_with_parent(drop, move |is_orphan| {
+        // A gateway that is still starting ends at once, before the last lines below.
+        if is_orphan {
+            let _ = std::fs::remove_dir_all(&scratch);
+        }
+    });
     let code = millrace_gateway::shell::run(std::iter::once(program).chain(args.gateway), start_dispatcher);
     // Orphans get another parent.
     if args.kept_by != Some(std::os::unix::process::parent_id()) {

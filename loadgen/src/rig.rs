@@ -6,7 +6,6 @@
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -44,8 +43,10 @@ pub enum RunError {
     Io(#[from] io::Error),
     #[error("{0} said nothing of where it listens")]
     NoAddress(&'static str),
-    #[error("the gateway ended in the middle of the run ({0}){1}")]
-    GatewayEnded(String, String),
+    #[error("--target {0}: nobody takes connections there: {1}")]
+    NoTarget(SocketAddr, io::Error),
+    #[error("interrupted before anything was measured")]
+    Interrupted,
     #[error("{0}")]
     Stuck(String),
     #[error("no load thread kept books")]
@@ -71,6 +72,9 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// All groups are made within this time.
 const FOUNDING_WITHIN: Duration = Duration::from_secs(60);
+
+/// A gateway of somebody else takes a connection within this time.
+const TARGET_WITHIN: Duration = Duration::from_secs(5);
 
 /// A gateway of our own takes logins within this time, and answers within the other.
 const READY_WITHIN: Duration = Duration::from_secs(5);
@@ -148,6 +152,11 @@ impl Rig {
         stop: Arc<AtomicBool>,
     ) -> Result<Self, RunError> {
         let common = &settings.common;
+        let interrupted = || match stop.load(Ordering::Relaxed) {
+            true => Err(RunError::Interrupted),
+            false => Ok(()),
+        };
+        interrupted()?;
         let (signer, jwks) = if settings.targets.is_empty() {
             let (signer, jwks) = Signer::generate()?;
             (signer, Some(jwks))
@@ -156,8 +165,14 @@ impl Rig {
             let signer = Signer::from_files(ed25519.as_deref(), hs256.as_deref(), common.key_id.clone())?;
             (signer.naming(common.audience.clone(), common.issuer.clone()), None)
         };
+        for &target in &settings.targets {
+            // Clients would try for a minute, as they must where a gateway restarts.
+            std::net::TcpStream::connect_timeout(&target, TARGET_WITHIN)
+                .map_err(|error| RunError::NoTarget(target, error))?;
+        }
         progress.phase("signing tokens", settings.connections.into());
         let tokens = signer.sign_all(&world, |_| {})?;
+        interrupted()?;
         let world = Arc::new(world);
         let setup = |tokens: Vec<Box<str>>, targets, clients, founded| Setup {
             world: Arc::clone(&world),
@@ -176,16 +191,16 @@ impl Rig {
         let (child, targets) = match jwks {
             Some(jwks) => {
                 let scratch = Scratch::new()?;
-                let data = scratch.path().join("data");
                 let makers = world.makers();
                 if makers > 0 {
                     progress.phase("making groups", makers.into());
-                    let (mut maker, address) = start_gateway(&settings, &jwks, Scratch::new()?, &data)?;
+                    let (mut maker, address) = start_gateway(&settings, &jwks, &scratch, true)?;
                     let makers_tokens = tokens[..makers as usize].to_vec();
-                    found_groups(setup(makers_tokens, vec![address], makers, false), &stop)?;
+                    found_groups(setup(makers_tokens, vec![address], makers, false), &mut maker, &stop)?;
                     maker.stop();
+                    interrupted()?;
                 }
-                let (child, address) = start_gateway(&settings, &jwks, scratch, &data)?;
+                let (child, address) = start_gateway(&settings, &jwks, &scratch, false)?;
                 (Some(child), vec![address])
             }
             None => (None, settings.targets.clone()),
@@ -233,10 +248,8 @@ impl Rig {
             if boot_us() >= end {
                 return Ok(Ended::TimedOut);
             }
-            if let Some(child) = &mut self.child
-                && let Some(status) = child.ended()
-            {
-                return Err(RunError::GatewayEnded(status.to_string(), child.log_tail()));
+            if let Some(child) = &mut self.child {
+                child.check()?;
             }
             if self.crew.has_failed() {
                 let why = self.crew.first_trouble().unwrap_or_default();
@@ -276,13 +289,18 @@ impl Rig {
                 let seconds = (boot_us() - start) as f64 / 1e6;
                 format!("{:.0} logins/s", (totals.logins - before.logins) as f64 / seconds.max(1e-3))
             };
-            let mut ended =
-                self.until(patience, |t| t.inside, rate, |t| t.inside + t.given_up >= u64::from(to))?;
+            let mut ended = self.until(
+                patience,
+                |t| t.inside,
+                rate,
+                |t| t.inside + t.given_up + t.disconnects >= u64::from(to),
+            )?;
             connecting_us += boot_us() - start;
             if ended == Ended::Done {
                 self.progress.phase(&format!("joining up to {to}"), all.into());
                 self.crew.order(|| Order::Join)?;
-                let done = |t: &Totals| t.ready + t.given_up + t.join_failures >= u64::from(to);
+                let done =
+                    |t: &Totals| t.ready + t.given_up + t.join_failures + t.disconnects >= u64::from(to);
                 ended = self.until(patience, |t| t.ready, |_| String::new(), done)?;
             }
             let totals = self.crew.totals();
@@ -375,33 +393,40 @@ impl Rig {
 
 /// Has the groups' makers make them on a gateway that is ended then. The one that is measured starts with them in its
 /// store, as gateways do: what making them leaves in memory is no cost of a connection.
-fn found_groups(setup: Setup, stop: &AtomicBool) -> Result<(), RunError> {
+fn found_groups(setup: Setup, maker: &mut Child, stop: &AtomicBool) -> Result<(), RunError> {
     let makers = u64::from(setup.clients);
     let crew = Crew::start(setup)?;
-    let wait = |done: &dyn Fn(&Totals) -> u64| {
+    let mut wait = |done: &dyn Fn(&Totals) -> u64| {
         let end = boot_us() + FOUNDING_WITHIN.as_micros() as u64;
-        while done(&crew.totals()) < makers && boot_us() < end && !stop.load(Ordering::Relaxed) {
+        while done(&crew.totals()) < makers && boot_us() < end && !crew.has_failed() {
+            if stop.load(Ordering::Relaxed) {
+                return Err(RunError::Interrupted);
+            }
+            maker.check()?;
             std::thread::sleep(LOOK);
         }
+        Ok(())
     };
     crew.order(|| Order::Up { to: makers as u32, per_s: 0.0 })?;
-    wait(&|totals| totals.inside + totals.given_up);
+    wait(&|totals| totals.inside + totals.given_up + totals.disconnects)?;
     crew.order(|| Order::Join)?;
-    wait(&|totals| totals.ready + totals.given_up + totals.join_failures);
+    wait(&|totals| totals.ready + totals.given_up + totals.join_failures + totals.disconnects)?;
     let ready = crew.totals().ready;
     if ready < makers {
-        let why = crew.first_trouble().unwrap_or_else(|| "interrupted, or no answer".to_owned());
+        let why = crew.first_trouble().unwrap_or_else(|| "no answer".to_owned());
         return Err(RunError::Stuck(format!("only {ready} of {makers} clients made their groups: {why}")));
     }
     crew.finish()?;
     Ok(())
 }
 
+/// Starts a gateway on the store in `scratch`. Should this process be gone at its end, it removes that directory; one
+/// that `is_maker` leaves it to the gateway after it otherwise.
 fn start_gateway(
     settings: &Settings,
     jwks: &str,
-    scratch: Scratch,
-    data: &Path,
+    scratch: &Arc<Scratch>,
+    is_maker: bool,
 ) -> Result<(Child, SocketAddr), RunError> {
     let key_file = scratch.path().join("jwks.json");
     std::fs::write(&key_file, jwks)?;
@@ -412,22 +437,24 @@ fn start_gateway(
     };
     let cpus: Vec<String> = settings.cores.server.iter().map(usize::to_string).collect();
     let shards = settings.cores.server.len().clamp(1, 255).to_string();
-    let mut args = vec![
-        OsString::from("gateway"),
-        flag("cpus", &cpus.join(",")),
-        flag("scratch", &scratch.path()),
+    let mut args =
+        vec![OsString::from("gateway"), flag("cpus", &cpus.join(",")), flag("scratch", &scratch.path())];
+    if is_maker {
+        args.push(flag("kept-by", &std::process::id().to_string()));
+    }
+    args.extend([
         OsString::from("--"),
         flag("listen", &"127.0.0.1:0"),
         flag("admin", &"127.0.0.1:0"),
-        flag("data-dir", &data),
+        flag("data-dir", &scratch.path().join("data")),
         flag("auth-jwks-file", &key_file),
         flag("shards", &shards),
         flag("capacity", &capacity(settings.connections).to_string()),
-    ];
+    ]);
     if settings.common.io != Io::Auto {
         args.push(flag("io", &settings.common.io.to_string()));
     }
-    let child = Child::start("the gateway", args, scratch)?;
+    let child = Child::start("the gateway", args, Arc::clone(scratch))?;
     if let Some(admin) = child.address("admin") {
         await_ready(admin);
     }

@@ -171,11 +171,20 @@ impl Worker {
         let state = self.clients[local as usize].state;
         self.board.trouble(|| format!("{what} (while {state:?})"));
         if state.is_arriving() {
-            self.board.login_failures.add(1);
+            self.login_failed(local);
         } else {
             self.board.disconnects.add(1);
         }
         self.close(local);
+    }
+
+    /// Counts a login that was answered with no. Without a time to come again, it was the last of this client, unless
+    /// all are on their way back.
+    fn login_failed(&mut self, local: u32) {
+        self.board.login_failures.add(1);
+        if self.clients[local as usize].retry_after_ms == 0 && !self.is_returning {
+            self.board.given_up.add(1);
+        }
     }
 
     fn answer(&mut self, local: u32, response: Response) {
@@ -212,9 +221,8 @@ impl Worker {
                 }
             }
             Outcome::Refused(refused) => {
-                self.board.login_failures.add(1);
-                let client = &mut self.clients[local as usize];
-                client.retry_after_ms = refused.retry_after_ms;
+                self.clients[local as usize].retry_after_ms = refused.retry_after_ms;
+                self.login_failed(local);
                 self.board.trouble(|| format!("a login was refused: {}", said(&refused)));
                 self.close(local);
             }

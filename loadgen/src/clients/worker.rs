@@ -459,12 +459,12 @@ impl Worker {
                 } else {
                     self.board.login_failures.add(1);
                 }
-                self.board.trouble(|| format!("a connection ended while {state:?}: {why:?}"));
+                self.board.trouble(|| format!("a connection ended while {state:?}: {}", said(why)));
                 self.come_back_later(local);
             }
             _ => {
                 self.board.disconnects.add(1);
-                self.board.trouble(|| format!("a session ended while {state:?}: {why:?}"));
+                self.board.trouble(|| format!("a session ended while {state:?}: {}", said(why)));
                 if self.is_returning {
                     self.come_back_later(local);
                 } else {
@@ -496,6 +496,14 @@ impl Worker {
         }
         self.write_message(local, number, due);
         self.push(local);
+    }
+}
+
+fn said(why: Why) -> String {
+    match why {
+        Why::Local => "by ourselves".to_owned(),
+        Why::Eof => "the server ended it".to_owned(),
+        Why::Error(errno) => io::Error::from_raw_os_error(errno).to_string(),
     }
 }
 

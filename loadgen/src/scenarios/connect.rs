@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Stage, conclude, new_world};
 use crate::args::Settings;
-use crate::clients::Order;
+use crate::clients::{Order, Totals};
 use crate::measure::{Percentiles, histogram};
 use crate::report::{RampStep, Report};
 use crate::rig::{Ended, Rig, RunError};
@@ -39,7 +39,9 @@ pub(super) fn run(mut settings: Settings, stage: Stage) -> Result<Report, RunErr
         rig.crew.order(|| Order::Up { to: count, per_s: offered })?;
         let limit = Duration::from_secs_f64(f64::from(count) / offered + GRACE_S);
         let wanted = u64::from(count);
-        let ended = rig.until(limit, |t| t.inside, |_| String::new(), |t| t.inside >= wanted)?;
+        let lost_since = move |t: &Totals| t.given_up + t.disconnects - before.given_up - before.disconnects;
+        let done = |t: &Totals| t.inside + lost_since(t) >= wanted;
+        let ended = rig.until(limit, |t| t.inside, |_| String::new(), done)?;
         let seconds = (millrace_edge::clock::boot_us() - start) as f64 / 1e6;
         let after = rig.crew.totals();
         let logins = after.logins - before.logins;
