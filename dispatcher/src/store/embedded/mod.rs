@@ -408,12 +408,23 @@ fn sweep_step(
     if dead.is_empty() || shared.routes.sweep_part(index, &dead) { None } else { Some((index + 1, dead)) }
 }
 
+/// How long a lock is waited for at a start.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
 fn lock(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join(LOCK_FILE);
     let io = |error| OpenError::Io { path: path.clone(), error };
     let mut file =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
-    match file.try_lock() {
+    let mut locked = file.try_lock();
+    // A former owner that ends, or a child that it has forked and that has not yet begun its own program, holds the lock
+    // a moment longer.
+    let end = Instant::now() + LOCK_PATIENCE;
+    while matches!(locked, Err(TryLockError::WouldBlock)) && Instant::now() < end {
+        std::thread::sleep(LOCK_PATIENCE / 20);
+        locked = file.try_lock();
+    }
+    match locked {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut pid = String::new();
