@@ -5,7 +5,7 @@
 use std::fmt::Write;
 
 use super::Report;
-use super::table::{rows, time};
+use super::table::{good_end, rows, time};
 
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 420.0;
@@ -37,7 +37,8 @@ pub fn page(report: &Report) -> String {
     );
     let faults = report.faults();
     let (class, verdict) = match faults.is_empty() {
-        true => ("good", "all is well".to_owned()),
+        true if report.interrupted => ("good", format!("interrupted: {}", good_end(report))),
+        true => ("good", good_end(report).to_owned()),
         false => ("bad", format!("failed: {}", faults.join(", "))),
     };
     let _ = writeln!(page, "<p class=\"{class}\">{}</p>", escape(&verdict));

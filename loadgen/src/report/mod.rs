@@ -298,6 +298,9 @@ impl Report {
         let mut faults: Vec<String> = (counts.iter().filter(|(count, _)| *count > 0))
             .map(|(count, what)| format!("{count} {what}"))
             .collect();
+        if self.logins == 0 && !self.interrupted {
+            faults.push("nobody logged in".to_owned());
+        }
         if self.storm.is_some_and(|storm| storm.all_back_s.is_none()) && !self.interrupted {
             faults.push("not everyone came back".to_owned());
         }
@@ -350,6 +353,7 @@ pub(crate) mod tests {
             deliveries: 10_000,
             cpu_us: Some(82_000.0),
         });
+        report.logins = 100;
         report = report.with_floor(Floor { deliveries: 10, cpu_us: 64, ..Floor::default() });
         let mut latency = crate::measure::histogram();
         (1..=10_000).for_each(|us| latency.record(us).unwrap());
@@ -385,6 +389,7 @@ pub(crate) mod tests {
             |r| r.disconnects = 1,
             |r| r.join_failures = 1,
             |r| r.given_up = 1,
+            |r| r.logins = 0,
         ] {
             let mut report = sample();
             spoil(&mut report);

@@ -124,6 +124,11 @@ pub(super) fn rows(report: &Report) -> Vec<(String, String)> {
     rows
 }
 
+/// What is said where nothing was wrong: who interrupts a run has not seen all of it.
+pub(super) fn good_end(report: &Report) -> &'static str {
+    if report.interrupted { "nothing went wrong until then" } else { "all is well" }
+}
+
 /// The text, its last line the verdict.
 pub fn table(report: &Report) -> String {
     let rows = rows(report);
@@ -138,7 +143,7 @@ pub fn table(report: &Report) -> String {
     }
     let faults = report.faults();
     if faults.is_empty() {
-        text.push_str("  all is well\n");
+        text.push_str(&format!("  {}\n", good_end(report)));
     } else {
         text.push_str(&format!("  FAILED: {}\n", faults.join(", ")));
         if let Some(trouble) = &report.first_trouble {
@@ -162,6 +167,9 @@ mod tests {
         {
             assert!(good.contains(part), "{part} in {good}");
         }
+        report.interrupted = true;
+        let early = table(&report);
+        assert!(early.contains("interrupted") && !early.contains("all is well"), "{early}");
         report.lost = 3;
         report.first_trouble = Some("a cause".to_owned());
         let bad = table(&report);
