@@ -1,4 +1,5 @@
-//! One load thread: its edge, its clients, its timers. What frames mean is in [`super::dialogue`].
+//! One load thread: its edge, its clients, its timers. How they come in is in [`super::arrival`], what frames mean
+//! in [`super::dialogue`].
 //!
 //! The loop: orders, then timers, then what is due, then one turn of the edge, then its events in order. It sleeps
 //! only when all of that is empty, and never past the time that a message is due.
@@ -6,7 +7,6 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,10 +23,7 @@ use super::client::{Client, State};
 use super::sending::Sending;
 use super::{Manner, Order, Setup};
 use crate::ledger::{Fate, Ledger};
-use crate::limits::{
-    BACKOFF_FIRST_US, BACKOFF_MAX_US, CONNECTIONS_PER_SOURCE, JOIN_WINDOW, LOGIN_WINDOW, OUT_BYTES_MAX,
-    RETRY_US, TRIES_MAX, TURN_COMPLETIONS,
-};
+use crate::limits::{JOIN_WINDOW, OUT_BYTES_MAX, TURN_COMPLETIONS};
 use crate::measure::histogram;
 use crate::rng::Rng;
 
@@ -49,34 +46,31 @@ const SLEEP_US: u64 = 50_000;
 /// Nearer than this to a message's time, the thread does not sleep: a sleep is rounded to whole milliseconds.
 const SPIN_US: u64 = 1_000;
 
-/// Connections that are opened between two turns, so that events are handled in between.
-const CONNECTS_PER_TURN: u32 = 64;
-
-const NOBODY: u32 = u32::MAX;
+pub(super) const NOBODY: u32 = u32::MAX;
 
 pub(super) struct Worker {
     index: u32,
     pub(super) setup: Arc<Setup>,
-    edge: Box<dyn Edge>,
+    pub(super) edge: Box<dyn Edge>,
     waker: Waker,
     orders: Receiver<Order>,
     pub(super) board: Arc<Board>,
     pub(super) clients: Vec<Client>,
-    by_slot: Vec<u32>,
+    pub(super) by_slot: Vec<u32>,
     pub(super) timers: BinaryHeap<Reverse<(u64, u32, Timer)>>,
     pub(super) rng: Rng,
     pub(super) limits: Limits,
     pub(super) heartbeat_us: u64,
     /// The next client to be brought up, and the end of those who may be.
-    next_up: u32,
-    end_up: u32,
+    pub(super) next_up: u32,
+    pub(super) end_up: u32,
     /// Since when, and how many of them since.
-    pace: (u64, u64),
+    pub(super) pace: (u64, u64),
     /// Connects a second on this thread; 0: as the window lets.
-    per_s: f64,
+    pub(super) per_s: f64,
     pub(super) arriving: u32,
-    join_wanted: bool,
-    next_join: usize,
+    pub(super) join_wanted: bool,
+    pub(super) next_join: usize,
     pub(super) joining: u32,
     pub(super) is_returning: bool,
     pub(super) sending: Option<Sending>,
@@ -280,88 +274,6 @@ impl Worker {
         }
     }
 
-    /// When the next client is to be brought up; `None`: none, or the window is full.
-    fn next_up_at(&self) -> Option<u64> {
-        if self.next_up >= self.end_up || self.arriving >= LOGIN_WINDOW {
-            return None;
-        }
-        let (since, count) = self.pace;
-        Some(if self.per_s > 0.0 { since + (count as f64 * 1e6 / self.per_s) as u64 } else { 0 })
-    }
-
-    fn bring_up(&mut self) {
-        let now = boot_us();
-        for _ in 0..CONNECTS_PER_TURN {
-            let Some(at) = self.next_up_at().filter(|&at| at <= now) else { return };
-            let local = self.next_up;
-            self.next_up += 1;
-            self.pace.1 += 1;
-            if self.clients[local as usize].state == State::Away {
-                self.clients[local as usize].due_us = if self.per_s > 0.0 { at } else { now };
-                self.clients[local as usize].tries = 0;
-                self.connect(local);
-            }
-        }
-    }
-
-    fn bring_together(&mut self) {
-        while self.join_wanted && self.joining < JOIN_WINDOW && self.next_join < self.clients.len() {
-            let local = self.next_join as u32;
-            self.next_join += 1;
-            if self.clients[local as usize].state == State::Inside {
-                self.start_joining(local);
-            }
-        }
-        self.join_wanted &= self.next_join < self.clients.len();
-    }
-
-    fn connect(&mut self, local: u32) {
-        let global = self.global(local);
-        let to = self.setup.targets[global as usize % self.setup.targets.len()];
-        let from = source(to, global, self.setup.clients);
-        match self.edge.connect(to, from) {
-            Ok(conn) => {
-                let slot = conn.slot as usize;
-                if slot >= self.by_slot.len() {
-                    self.by_slot.resize(slot + 1, NOBODY);
-                }
-                self.by_slot[slot] = local;
-                let client = &mut self.clients[local as usize];
-                client.reset();
-                client.conn = conn;
-                client.state = State::Connecting;
-                self.arriving += 1;
-            }
-            Err(Refused::Full { .. }) => {
-                // Slots that are being closed come free in a moment.
-                self.clients[local as usize].state = State::Waiting;
-                self.timers.push(Reverse((boot_us() + RETRY_US, local, Timer::Connect)));
-            }
-            Err(refused) => {
-                self.board.connect_failures.add(1);
-                self.board.trouble(|| format!("connecting to {to}: {refused}"));
-                self.come_back_later(local);
-            }
-        }
-    }
-
-    /// Draws the pause before the next attempt: full jitter, and not before the server said.
-    fn come_back_later(&mut self, local: u32) {
-        let client = &mut self.clients[local as usize];
-        client.tries += 1;
-        if client.tries > TRIES_MAX {
-            client.state = State::Away;
-            self.board.given_up.add(1);
-            return;
-        }
-        let doublings = u32::from(client.tries - 1).min(16);
-        let ceiling = (BACKOFF_FIRST_US << doublings).min(BACKOFF_MAX_US);
-        let wait_us = u64::from(client.retry_after_ms) * 1_000 + self.rng.below(ceiling);
-        client.retry_after_ms = 0;
-        client.state = State::Waiting;
-        self.timers.push(Reverse((boot_us() + wait_us, local, Timer::Connect)));
-    }
-
     /// Sends what waits, unless a send is in flight already.
     pub(super) fn push(&mut self, local: u32) {
         let client = &mut self.clients[local as usize];
@@ -504,31 +416,5 @@ fn said(why: Why) -> String {
         Why::Local => "by ourselves".to_owned(),
         Why::Eof => "the server ended it".to_owned(),
         Why::Error(errno) => io::Error::from_raw_os_error(errno).to_string(),
-    }
-}
-
-/// The source address of a client. One address has too few ports for many connections to one target; on loopback
-/// there are millions of addresses, and one holds [`CONNECTIONS_PER_SOURCE`].
-fn source(to: SocketAddr, client: u32, clients: u32) -> Option<IpAddr> {
-    if clients <= CONNECTIONS_PER_SOURCE || !to.is_ipv4() || !to.ip().is_loopback() {
-        return None;
-    }
-    let offset = client / CONNECTIONS_PER_SOURCE;
-    Some(IpAddr::V4(Ipv4Addr::from(u32::from(Ipv4Addr::LOCALHOST) + offset)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn many_clients_have_many_sources_on_loopback_only() {
-        let local: SocketAddr = "127.0.0.1:1".parse().unwrap();
-        assert_eq!(source(local, 5, CONNECTIONS_PER_SOURCE), None);
-        assert_eq!(source(local, 5, 100_000), Some("127.0.0.1".parse().unwrap()));
-        assert_eq!(source(local, 45_000, 100_000), Some("127.0.0.3".parse().unwrap()));
-        assert_eq!(source(local, 999_999, 1_000_000), Some("127.0.0.50".parse().unwrap()));
-        assert_eq!(source("10.0.0.1:1".parse().unwrap(), 45_000, 100_000), None);
-        assert_eq!(source("[::1]:1".parse().unwrap(), 45_000, 100_000), None);
     }
 }
