@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -66,6 +66,7 @@ impl Scratch {
         let path =
             std::env::temp_dir().join(format!("millrace-loadgen-{}-{random:016x}", std::process::id()));
         fs::DirBuilder::new().mode(0o700).create(&path)?;
+        scratches().push(path.clone());
         Ok(Arc::new(Scratch(path)))
     }
 
@@ -79,6 +80,21 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         // Somebody may have been faster.
         let _ = fs::remove_dir_all(&self.0);
+        scratches().retain(|path| *path != self.0);
+    }
+}
+
+/// All that exist: an exit at once drops nothing.
+static SCRATCHES: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+fn scratches() -> MutexGuard<'static, Vec<PathBuf>> {
+    SCRATCHES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes the directories of this process, before an exit that lets nobody else do it.
+pub fn remove_scratches() {
+    for path in scratches().iter() {
+        let _ = fs::remove_dir_all(path);
     }
 }
 

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
 use millrace_dispatcher::shell::standalone;
@@ -18,6 +18,7 @@ use millrace_loadgen::report::{self, Report};
 use millrace_loadgen::rig::RunError;
 use millrace_loadgen::scenarios::{self, Stage};
 use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -99,13 +100,20 @@ fn start_dispatcher(settings: &StandaloneSettings) -> Result<LocalDispatcher, Bo
 fn scenario() -> ExitCode {
     let cli = Cli::parse();
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        // The second one ends the process at once; its children see their stdin end, and go too.
-        let at_once = signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop));
-        if let Err(error) = at_once.and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop))) {
-            return fail(&error);
+    let mut signals = match Signals::new([SIGINT, SIGTERM]) {
+        Ok(signals) => signals,
+        Err(error) => return fail(&error),
+    };
+    let told = Arc::clone(&stop);
+    std::thread::spawn(move || {
+        for _ in signals.forever() {
+            if told.swap(true, Ordering::Relaxed) {
+                // The second one ends the process at once; its children see their stdin end, and go too.
+                child::remove_scratches();
+                std::process::exit(130);
+            }
         }
-    }
+    });
     let stage = Stage { progress: Progress::new(), stop };
     let outcome = scenarios::run(&cli.scenario, stage).and_then(|report| {
         print!("{}", report::table(&report));

@@ -126,6 +126,18 @@ fn ctrl_c_ends_a_run_in_any_phase() {
 }
 
 #[test]
+fn a_second_ctrl_c_ends_it_at_once() {
+    for phase in ["floor: connecting", "making groups", "heartbeating"] {
+        let run = Run::until(&DEMO, phase, 1);
+        run.server();
+        run.signal("-INT");
+        run.signal("-INT");
+        let End { said, status } = run.end();
+        assert!(!said.contains("all is well") && status.code().is_some(), "{phase}: {status}\n{said}");
+    }
+}
+
+#[test]
 fn a_run_that_is_killed_takes_its_servers_and_files_along() {
     for (phase, nth) in [("floor: connecting", 1), ("making groups", 1), ("heartbeating", 1)] {
         let run = Run::until(&DEMO, phase, nth);

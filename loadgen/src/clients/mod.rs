@@ -1,8 +1,8 @@
 //! The clients: load threads, each with one edge that holds thousands of them.
 //!
 //! A scenario gives [`Order`]s and watches [`Totals`]; what a client does by itself (log in, join, beat, come back)
-//! is in [`arrival`], [`dialogue`] and [`worker`]. A client's number is global; thread `t` of `n` has those with number % n == t. The
-//! rule: threads share nothing but counters, and every one keeps its own books.
+//! is in [`arrival`], [`dialogue`] and [`worker`]. A client's number is global; thread `t` of `n` has those with
+//! number % n == t. The rule: threads share nothing but counters, and every one keeps its own books.
 
 mod arrival;
 mod board;
