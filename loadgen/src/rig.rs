@@ -61,11 +61,11 @@ pub fn capacity(connections: u32) -> u32 {
 }
 
 /// Shares of the clients at which memory is read. The first is not 0: what a gateway makes once, when its first
-/// clients come, belongs to the fixed part.
-const MEMORY_STEPS: [f64; 5] = [0.1, 0.25, 0.5, 0.75, 1.0];
+/// clients come (pools, tables, the groups that they are in), belongs to the fixed part.
+const MEMORY_STEPS: [f64; 5] = [0.2, 0.4, 0.6, 0.8, 1.0];
 
 /// Quiet before memory is read: allocators give pages back a moment later.
-const SETTLE: Duration = Duration::from_millis(700);
+const SETTLE: Duration = Duration::from_millis(1_000);
 
 /// How often counters are looked at.
 const LOOK: Duration = Duration::from_millis(5);
