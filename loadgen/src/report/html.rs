@@ -138,13 +138,14 @@ pub(super) fn plot(curves: &[(String, Vec<(f64, u64)>)]) -> String {
             line.join(" "),
             escape(name),
         );
-        let legend_y = TOP + 14.0 + 18.0 * nth as f64;
+        // Low and to the right: curves rise there.
+        let legend_y = HEIGHT - BOTTOM - 12.0 - 18.0 * (curves.len() - 1 - nth) as f64;
         let _ = writeln!(
             svg,
             "<rect x=\"{}\" y=\"{}\" width=\"12\" height=\"4\" fill=\"{colour}\"/><text x=\"{}\" y=\"{}\">{}</text>",
-            LEFT + 12.0,
+            WIDTH - RIGHT - 140.0,
             legend_y - 6.0,
-            LEFT + 30.0,
+            WIDTH - RIGHT - 122.0,
             legend_y,
             escape(name),
         );
