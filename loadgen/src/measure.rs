@@ -109,6 +109,13 @@ impl Machine {
     }
 }
 
+impl std::fmt::Display for Machine {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let gigabytes = self.memory_bytes as f64 / 1e9;
+        write!(out, "{} cores, {}, Linux {}, {gigabytes:.0} GB", self.cores, self.cpu, self.kernel)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

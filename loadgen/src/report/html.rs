@@ -22,54 +22,79 @@ const STYLE: &str = "\
 @media(prefers-color-scheme:dark){:root{--ink:#e6e9ec;--soft:#98a2ab;--line:#3a4147;--paper:#16191c}}\
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:900px;margin:2em auto;padding:0 1em}\
 h1{font-size:1.4em}h2{font-size:1.1em;margin-top:2em}\
-table{border-collapse:collapse;width:100%}td{padding:.3em .6em;border-bottom:1px solid var(--line);vertical-align:top}\
+table{border-collapse:collapse;width:100%}th{text-align:left}td,th{padding:.3em .6em;border-bottom:1px solid var(--line);vertical-align:top}\
 td:first-child{color:var(--soft);white-space:pre}.bad{color:#d33c3c;font-weight:600}.good{color:#2f9e62;font-weight:600}\
 svg{width:100%;height:auto}text{fill:var(--soft);font:12px system-ui,sans-serif}.grid{stroke:var(--line);stroke-width:1}\
 footer{color:var(--soft);font-size:.85em;margin-top:2em}";
 
 /// The text of the file.
 pub fn page(report: &Report) -> String {
-    let title = escape(&format!("millrace {}: {} connections", report.scenario, report.connections));
-    let mut page = format!(
+    let faults = report.faults();
+    let machine = &report.machine;
+    document(&Page {
+        title: &format!("millrace {}: {} connections", report.scenario, report.connections),
+        is_good: faults.is_empty(),
+        verdict: &match faults.is_empty() {
+            true if report.interrupted => format!("interrupted: {}", good_end(report)),
+            true => good_end(report).to_owned(),
+            false => format!("failed: {}", faults.join(", ")),
+        },
+        trouble: report.first_trouble.as_deref().filter(|_| !faults.is_empty()),
+        heads: &[],
+        rows: &rows(report).into_iter().map(|(what, figure)| vec![what, figure]).collect::<Vec<_>>(),
+        curves: &report.curves,
+        footer: &format!(
+            "{} s, {} B payload over {}; {machine}; clients: {} threads, {}",
+            report.seconds, report.payload_bytes, report.transport, report.threads, report.client_backend,
+        ),
+    })
+}
+
+/// What a page shows.
+pub(crate) struct Page<'a> {
+    pub(crate) title: &'a str,
+    pub(crate) is_good: bool,
+    pub(crate) verdict: &'a str,
+    pub(crate) trouble: Option<&'a str>,
+    /// Heads of the table's columns; none: no line of heads.
+    pub(crate) heads: &'a [&'a str],
+    pub(crate) rows: &'a [Vec<String>],
+    pub(crate) curves: &'a [Curve],
+    pub(crate) footer: &'a str,
+}
+
+/// A line of the plot: its name, and points of (percentile, microseconds).
+pub(crate) type Curve = (String, Vec<(f64, u64)>);
+
+/// A page with one table and one plot.
+pub(crate) fn document(page: &Page<'_>) -> String {
+    let title = escape(page.title);
+    let mut text = format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n<title>{title}</title>\n\
          <style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
     );
-    let faults = report.faults();
-    let (class, verdict) = match faults.is_empty() {
-        true if report.interrupted => ("good", format!("interrupted: {}", good_end(report))),
-        true => ("good", good_end(report).to_owned()),
-        false => ("bad", format!("failed: {}", faults.join(", "))),
-    };
-    let _ = writeln!(page, "<p class=\"{class}\">{}</p>", escape(&verdict));
-    if let Some(trouble) = report.first_trouble.as_ref().filter(|_| !faults.is_empty()) {
-        let _ = writeln!(page, "<p>First trouble: {}</p>", escape(trouble));
+    let class = if page.is_good { "good" } else { "bad" };
+    let _ = writeln!(text, "<p class=\"{class}\">{}</p>", escape(page.verdict));
+    if let Some(trouble) = page.trouble {
+        let _ = writeln!(text, "<p>First trouble: {}</p>", escape(trouble));
     }
-    page.push_str("<table>\n");
-    for (what, figure) in rows(report) {
-        let _ = writeln!(page, "<tr><td>{}</td><td>{}</td></tr>", escape(&what), escape(&figure));
+    text.push_str("<table>\n");
+    if !page.heads.is_empty() {
+        let cells: String = page.heads.iter().map(|head| format!("<th>{}</th>", escape(head))).collect();
+        let _ = writeln!(text, "<tr>{cells}</tr>");
     }
-    page.push_str("</table>\n");
-    if report.curves.iter().any(|(_, points)| points.len() > 1) {
-        page.push_str("<h2>Delivery latency by percentile, from when each message was due</h2>\n");
-        page.push_str(&plot(&report.curves));
+    for row in page.rows {
+        let cells: String = row.iter().map(|cell| format!("<td>{}</td>", escape(cell))).collect();
+        let _ = writeln!(text, "<tr>{cells}</tr>");
     }
-    let machine = &report.machine;
-    let _ = writeln!(
-        page,
-        "<footer>{} s, {} B payload over {}; {} cores, {}, Linux {}, {:.0} GB; clients: {} threads, {}</footer>\n\
-         </body>\n</html>",
-        report.seconds,
-        report.payload_bytes,
-        report.transport,
-        machine.cores,
-        escape(&machine.cpu),
-        escape(&machine.kernel),
-        machine.memory_bytes as f64 / 1e9,
-        report.threads,
-        escape(&report.client_backend),
-    );
-    page
+    text.push_str("</table>\n");
+    if page.curves.iter().any(|(_, points)| points.len() > 1) {
+        text.push_str("<h2>Delivery latency by percentile, from when each message was due</h2>\n");
+        text.push_str(&plot(page.curves));
+    }
+    let _ = writeln!(text, "<footer>{}</footer>\n</body>\n</html>", escape(page.footer));
+    text
 }
 
 fn escape(text: &str) -> String {
@@ -82,7 +107,7 @@ fn nines(percentile: f64) -> f64 {
 }
 
 /// Lines from percentile to latency, both axes logarithmic (the horizontal one in nines).
-pub(super) fn plot(curves: &[(String, Vec<(f64, u64)>)]) -> String {
+fn plot(curves: &[Curve]) -> String {
     let points = || curves.iter().flat_map(|(_, points)| points);
     let nines_max = points().map(|(percentile, _)| nines(*percentile)).fold(1.0, f64::max).ceil();
     let least = points().map(|(_, us)| *us).min().unwrap_or(1).max(1) as f64;

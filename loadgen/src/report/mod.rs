@@ -2,9 +2,9 @@
 //!
 //! The first fields are those that other tools read and never change their meaning; the rest may grow.
 
-mod html;
+pub(crate) mod html;
 mod json;
-mod table;
+pub(crate) mod table;
 
 use std::collections::BTreeMap;
 
@@ -309,7 +309,7 @@ impl Report {
 }
 
 /// Percentiles from 0 to as many nines as there are values for.
-fn curve(latency: &Histogram<u64>) -> Vec<(f64, u64)> {
+pub(crate) fn curve(latency: &Histogram<u64>) -> Vec<(f64, u64)> {
     if latency.is_empty() {
         return Vec::new();
     }

@@ -3,7 +3,7 @@
 use super::Report;
 
 /// A time in the unit that fits it.
-pub(super) fn time(us: u64) -> String {
+pub(crate) fn time(us: u64) -> String {
     match us {
         0..1_000 => format!("{us} us"),
         1_000..1_000_000 => format!("{:.2} ms", us as f64 / 1e3),
@@ -12,7 +12,7 @@ pub(super) fn time(us: u64) -> String {
 }
 
 /// A number of bytes in the unit that fits it.
-fn bytes(count: f64) -> String {
+pub(crate) fn bytes(count: f64) -> String {
     match count {
         c if c.abs() < 10_000.0 => format!("{c:.0} B"),
         c if c.abs() < 10_000_000.0 => format!("{:.1} KB", c / 1e3),
@@ -20,7 +20,7 @@ fn bytes(count: f64) -> String {
     }
 }
 
-fn micros(us: f64) -> String {
+pub(crate) fn micros(us: f64) -> String {
     format!("{us:.2} us")
 }
 
