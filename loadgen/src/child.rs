@@ -115,7 +115,7 @@ impl Child {
     /// It can't be started, or says nothing in time; the end of its log is in the error then.
     pub fn start(what: &'static str, args: Vec<OsString>, scratch: Arc<Scratch>) -> Result<Self, ChildError> {
         let fail = |error| ChildError::Start { what, error };
-        let log = File::create(scratch.path().join("log")).map_err(fail)?;
+        let log = File::create(log_path(&scratch, what)).map_err(fail)?;
         let mut command = Command::new(std::env::current_exe().map_err(fail)?);
         command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).process_group(0);
         // The user's settings are for gateways of their own.
@@ -154,7 +154,7 @@ impl Child {
     /// The end of what it logged, each line indented.
     pub fn log_tail(&self) -> String {
         const LINES: usize = 12;
-        let text = fs::read_to_string(self.scratch.path().join("log")).unwrap_or_default();
+        let text = fs::read_to_string(log_path(&self.scratch, self.what)).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         let from = lines.len().saturating_sub(LINES);
         lines[from..].iter().map(|line| format!("\n    {line}")).collect()
@@ -193,6 +193,15 @@ impl Child {
         }
     }
 
+    /// Ends it as a crash would, with SIGKILL, and waits until the kernel has taken it apart.
+    ///
+    /// # Errors
+    /// The system refused.
+    pub fn kill(&mut self) -> io::Result<ExitStatus> {
+        self.process.kill()?;
+        self.process.wait()
+    }
+
     /// Ends it: its stdin closes, which it takes as SIGTERM; past the deadline it is killed. Returns how it ended.
     pub fn stop(&mut self) -> Option<ExitStatus> {
         if let Some(mut stdin) = self.stdin.take() {
@@ -210,6 +219,11 @@ impl Child {
         let _ = self.process.kill();
         self.process.wait().ok()
     }
+}
+
+/// Where a server writes what it logs: one file for each in the directory that they share.
+fn log_path(scratch: &Scratch, what: &str) -> PathBuf {
+    scratch.path().join(format!("{}.log", what.replace(' ', "-")))
 }
 
 impl Drop for Child {

@@ -133,7 +133,7 @@ pub fn measure(
         conversation: 0,
         sender: connections,
     });
-    let schedule = Arc::new(Schedule { messages: messages.collect() });
+    let schedule = Arc::new(Schedule { messages: messages.collect(), nth: 0 });
     crew.order(|| Order::Send { schedule: Arc::clone(&schedule), start_us })?;
     let before = cpu_us(child.pid())?;
     child.tell(&format!("{} {rounds} {gap_us} {start_us}", world.run()))?;

@@ -72,8 +72,12 @@ impl Track {
 /// The books of one load thread, or of all when merged.
 #[derive(Debug)]
 pub struct Ledger {
+    /// What the schedule's messages say that they belong to.
+    run: u32,
     fates: Vec<Fate>,
     received: Vec<u32>,
+    /// When the first receiver got it, in microseconds since boot; `u64::MAX`: nobody did.
+    first_us: Vec<u64>,
     /// When the last receiver so far got it, in microseconds since boot.
     last_us: Vec<u64>,
     /// Its number in its conversation, by the first delivery; 0: none so far.
@@ -119,6 +123,17 @@ pub struct Account {
     pub last_receiver: BTreeMap<u32, Histogram<u64>>,
 }
 
+/// A message that reached everyone, in microseconds since boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// When it should have been sent.
+    pub due_us: u64,
+    /// Its first receiver got it.
+    pub first_us: u64,
+    /// Its last receiver got it.
+    pub last_us: u64,
+}
+
 /// One message as it arrived at a client.
 #[derive(Clone, Copy, Debug)]
 pub struct Delivery<'a> {
@@ -134,9 +149,11 @@ pub struct Delivery<'a> {
 
 impl Ledger {
     /// For the messages of `schedule`, which starts at `start_us` since boot.
-    pub fn new(schedule: &Schedule, start_us: u64) -> Self {
+    pub fn new(world: &World, schedule: &Schedule, start_us: u64) -> Self {
         let count = schedule.messages.len();
         Ledger {
+            run: schedule.run(world),
+            first_us: vec![u64::MAX; count],
             fates: vec![Fate::Unsent; count],
             received: vec![0; count],
             last_us: vec![0; count],
@@ -186,7 +203,7 @@ impl Ledger {
             return false;
         };
         let message = header.message as usize;
-        if header.run != world.run() || message >= self.received.len() {
+        if header.run != self.run || message >= self.received.len() {
             self.foreign += 1;
             return false;
         }
@@ -222,6 +239,7 @@ impl Ledger {
             return false;
         }
         self.received[message] += 1;
+        self.first_us[message] = self.first_us[message].min(now_us);
         self.last_us[message] = self.last_us[message].max(now_us);
         let latency_us = now_us.saturating_sub(header.due_us);
         self.latency.saturating_record(latency_us);
@@ -237,6 +255,9 @@ impl Ledger {
         }
         for (mine, theirs) in self.received.iter_mut().zip(&other.received) {
             *mine += theirs;
+        }
+        for (mine, theirs) in self.first_us.iter_mut().zip(&other.first_us) {
+            *mine = (*mine).min(*theirs);
         }
         for (mine, theirs) in self.last_us.iter_mut().zip(&other.last_us) {
             *mine = (*mine).max(*theirs);
@@ -256,6 +277,20 @@ impl Ledger {
         self.foreign += other.foreign;
         self.late_sends += other.late_sends;
         self.late_us_max = self.late_us_max.max(other.late_us_max);
+    }
+
+    /// When a message was due, and when its first and last receivers got it, in microseconds since boot; `None` when
+    /// not all of them did. Call on merged books.
+    pub fn span(&self, world: &World, schedule: &Schedule, message: u32) -> Option<Span> {
+        let number = message as usize;
+        let due = schedule.messages.get(number)?;
+        let reached = self.fates[number] == Fate::Acked
+            && self.received[number] == world.members(due.conversation).saturating_sub(1);
+        reached.then(|| Span {
+            due_us: self.start_us + due.at_us,
+            first_us: self.first_us[number],
+            last_us: self.last_us[number],
+        })
     }
 
     /// Adds it all up. Call on merged books.
@@ -336,8 +371,8 @@ mod tests {
     fn run_numbered(deliveries: &[(u32, u64, u64)]) -> (Ledger, Account) {
         // One room of four, one message from client 0, due at 100 us after 1,000.
         let world = World::new(3, 4, true, &[], 0);
-        let schedule = Schedule { messages: vec![Due { at_us: 100, conversation: 0, sender: 0 }] };
-        let mut ledger = Ledger::new(&schedule, 1_000);
+        let schedule = Schedule { messages: vec![Due { at_us: 100, conversation: 0, sender: 0 }], nth: 0 };
+        let mut ledger = Ledger::new(&world, &schedule, 1_000);
         ledger.sent(0, 5_000);
         ledger.answered(0, Fate::Acked);
         let payload = Header { run: 3, message: 0, conversation: 0, sender: 0, due_us: 1_100 }.encode(64);
@@ -379,8 +414,8 @@ mod tests {
     fn what_never_left_is_told() {
         let world = World::new(3, 4, true, &[], 0);
         let due = |at_us| Due { at_us, conversation: 0, sender: 0 };
-        let schedule = Schedule { messages: vec![due(100), due(200)] };
-        let mut ledger = Ledger::new(&schedule, 1_000);
+        let schedule = Schedule { messages: vec![due(100), due(200)], nth: 0 };
+        let mut ledger = Ledger::new(&world, &schedule, 1_000);
         ledger.sent(0, 0);
         let account = ledger.account(&world, &schedule);
         assert_eq!((account.sent, account.unsent, account.unacknowledged), (1, 1, 1));
@@ -392,8 +427,11 @@ mod tests {
         let (two, _) = run(&[(2, 1_900), (3, 1_300)]);
         one.merge(&two);
         let world = World::new(3, 4, true, &[], 0);
-        let schedule = Schedule { messages: vec![Due { at_us: 100, conversation: 0, sender: 0 }] };
+        let schedule = Schedule { messages: vec![Due { at_us: 100, conversation: 0, sender: 0 }], nth: 0 };
         let account = one.account(&world, &schedule);
         assert_eq!((account.deliveries, account.lost, account.last_receiver[&4].max()), (3, 0, 800));
+        let span = Span { due_us: 1_100, first_us: 1_200, last_us: 1_900 };
+        assert_eq!(one.span(&world, &schedule, 0), Some(span));
+        assert_eq!(two.span(&world, &schedule, 0), None, "client 1 is missing there");
     }
 }

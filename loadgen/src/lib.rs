@@ -20,4 +20,5 @@ pub mod rng;
 pub mod scenarios;
 pub mod schedule;
 pub mod tokens;
+pub mod watch;
 pub mod world;

@@ -21,6 +21,9 @@ pub const CONNECTIONS_PER_SOURCE: u32 = 20_000;
 /// small beside the gateway's backlog.
 pub const LOGIN_WINDOW: u32 = 256;
 
+/// Members that a group is made with at most: their names fit in one request. Further ones join by themselves.
+pub const CREATE_MEMBERS_MAX: u32 = 10_000;
+
 /// Clients per load thread that join their conversations at the same time: each has one request in flight.
 pub const JOIN_WINDOW: u32 = 512;
 

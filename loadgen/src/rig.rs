@@ -23,6 +23,7 @@ use crate::measure;
 use crate::progress::Progress;
 use crate::schedule::{Schedule, ScheduleError};
 use crate::tokens::{Signer, TokenError};
+use crate::watch::{Ended, LOOK, Watch};
 use crate::world::World;
 
 /// Why a run has no result.
@@ -67,9 +68,6 @@ const MEMORY_STEPS: [f64; 5] = [0.2, 0.4, 0.6, 0.8, 1.0];
 /// Quiet before memory is read: allocators give pages back a moment later.
 const SETTLE: Duration = Duration::from_millis(1_000);
 
-/// How often counters are looked at.
-const LOOK: Duration = Duration::from_millis(5);
-
 /// All groups are made within this time.
 const FOUNDING_WITHIN: Duration = Duration::from_secs(60);
 
@@ -79,17 +77,6 @@ const TARGET_WITHIN: Duration = Duration::from_secs(5);
 /// A gateway of our own takes logins within this time, and answers within the other.
 const READY_WITHIN: Duration = Duration::from_secs(5);
 const READY_LOOK: Duration = Duration::from_millis(500);
-
-/// How a phase ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// As planned.
-    Done,
-    /// By Ctrl-C.
-    Interrupted,
-    /// Its time was up.
-    TimedOut,
-}
 
 /// Memory of the gateway with so many idle clients.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -132,12 +119,10 @@ pub struct Rig {
     pub settings: Settings,
     /// Who talks where.
     pub world: Arc<World>,
-    /// The display.
-    pub progress: Progress,
+    /// The display, and Ctrl-C.
+    pub watch: Watch,
     /// The clients.
     pub crew: Crew,
-    /// Ctrl-C was pressed.
-    stop: Arc<AtomicBool>,
     child: Option<Child>,
     pid: Option<u32>,
 }
@@ -209,12 +194,12 @@ impl Rig {
         let founded = child.is_some();
         let crew = Crew::start(setup(tokens, targets, settings.connections, founded))?;
         progress.done();
-        Ok(Rig { settings, world, progress, crew, stop, child, pid })
+        Ok(Rig { settings, world, watch: Watch { progress, stop }, crew, child, pid })
     }
 
     /// Whether Ctrl-C was pressed.
     pub fn is_interrupted(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        self.watch.is_interrupted()
     }
 
     /// CPU that the gateway has used, in microseconds, where it can be seen.
@@ -235,28 +220,7 @@ impl Rig {
         words: impl Fn(&Totals) -> String,
         done: impl Fn(&Totals) -> bool,
     ) -> Result<Ended, RunError> {
-        let end = boot_us() + limit.as_micros() as u64;
-        loop {
-            let totals = self.crew.totals();
-            self.progress.at(position(&totals), || words(&totals));
-            if done(&totals) {
-                return Ok(Ended::Done);
-            }
-            if self.is_interrupted() {
-                return Ok(Ended::Interrupted);
-            }
-            if boot_us() >= end {
-                return Ok(Ended::TimedOut);
-            }
-            if let Some(child) = &mut self.child {
-                child.check()?;
-            }
-            if self.crew.has_failed() {
-                let why = self.crew.first_trouble().unwrap_or_default();
-                return Err(RunError::Stuck(format!("a load thread ended in the middle of the run: {why}")));
-            }
-            std::thread::sleep(LOOK);
-        }
+        self.watch.until(&self.crew, &mut self.child, limit, position, words, done)
     }
 
     /// Sleeps, unless Ctrl-C is pressed.
@@ -279,7 +243,7 @@ impl Rig {
         for share in steps {
             let to = ((f64::from(all) * share) as u32).max(1);
             let offered = self.settings.common.connect_rate;
-            self.progress.phase(&format!("connecting to {to}"), all.into());
+            self.watch.progress.phase(&format!("connecting to {to}"), all.into());
             let start = boot_us();
             let before = self.crew.totals();
             self.crew.order(|| Order::Up { to, per_s: offered })?;
@@ -297,7 +261,7 @@ impl Rig {
             )?;
             connecting_us += boot_us() - start;
             if ended == Ended::Done {
-                self.progress.phase(&format!("joining up to {to}"), all.into());
+                self.watch.progress.phase(&format!("joining up to {to}"), all.into());
                 self.crew.order(|| Order::Join)?;
                 let done =
                     |t: &Totals| t.ready + t.given_up + t.join_failures + t.disconnects >= u64::from(to);
@@ -325,51 +289,28 @@ impl Rig {
         if let (Some(before), Some(after)) = (cpu_before, self.gateway_cpu_us()) {
             ramp.cpu_us_per_connection = Some((after - before) as f64 / (logins as f64).max(1.0));
         }
-        self.progress.done();
+        self.watch.progress.done();
         Ok(ramp)
     }
 
     /// Watches for a while. Returns what CPU the gateway used, in microseconds per second.
     pub fn idle(&mut self, seconds: f64) -> Result<Option<f64>, RunError> {
         let (start, before) = (boot_us(), self.gateway_cpu_us());
-        self.progress.phase("heartbeating", (seconds * 1e3) as u64);
+        self.watch.progress.phase("heartbeating", (seconds * 1e3) as u64);
         let at = move |_: &Totals| (boot_us() - start) / 1_000;
         self.until(Duration::from_secs_f64(seconds), at, |t| format!("ms, {} clients", t.ready), |_| false)?;
         let after = self.gateway_cpu_us();
         let elapsed = (boot_us() - start) as f64 / 1e6;
-        self.progress.done();
+        self.watch.progress.done();
         Ok(before.zip(after).map(|(before, after)| (after - before) as f64 / elapsed))
     }
 
     /// Sends the schedule and waits for its deliveries, for stragglers up to a bound.
     pub fn send(&mut self, schedule: &Arc<Schedule>) -> Result<Sent, RunError> {
-        let count = schedule.messages.len() as u64;
-        let length_us = schedule.messages.last().map_or(0, |due| due.at_us);
-        // All threads have the schedule before its first message is due.
-        let start_us = boot_us() + 200_000 + count / 10;
         let (before, cpu_before, cpu_since) = (self.crew.totals(), self.gateway_cpu_us(), boot_us());
-        self.progress.phase("sending", count);
-        self.crew.order(|| Order::Send { schedule: Arc::clone(schedule), start_us })?;
-        let words = move |t: &Totals| {
-            let seconds = boot_us().saturating_sub(start_us) as f64 / 1e6;
-            let deliveries = t.deliveries - before.deliveries;
-            format!("messages, {deliveries} deliveries, {:.0}/s", deliveries as f64 / seconds.max(0.1))
-        };
-        let arrived = |t: &Totals| t.answered == t.due && t.deliveries >= t.expected;
-        let limit = Duration::from_micros(length_us + STRAGGLERS_US + 200_000 + count / 10);
-        let ended =
-            self.until(limit, |t| t.sent, words, |t| t.planned == count && t.due == t.planned && arrived(t))?;
-        if ended == Ended::Interrupted {
-            self.crew.order(|| Order::StopSending)?;
-            let end = boot_us() + STRAGGLERS_US;
-            // The flag is up, so `until` would return at once.
-            let all_here = |t: Totals| t.due == t.planned && arrived(&t);
-            while boot_us() < end && !all_here(self.crew.totals()) {
-                std::thread::sleep(LOOK);
-            }
-        }
+        let (start_us, _) = self.watch.send(&self.crew, &mut self.child, schedule, STRAGGLERS_US)?;
         let after = self.crew.totals();
-        self.progress.done();
+        self.watch.progress.done();
         Ok(Sent {
             seconds: boot_us().saturating_sub(start_us) as f64 / 1e6,
             cpu_seconds: (boot_us() - cpu_since) as f64 / 1e6,
@@ -380,9 +321,9 @@ impl Rig {
 
     /// Takes everything down. Returns the last counters, the books if any, and the first trouble.
     pub fn finish(self) -> Result<(Totals, Option<Ledger>, Option<String>), RunError> {
-        let Rig { crew, child, mut progress, .. } = self;
+        let Rig { crew, child, mut watch, .. } = self;
         let (totals, trouble) = (crew.totals(), crew.first_trouble());
-        progress.phase("closing", 1);
+        watch.progress.phase("closing", 1);
         let books = crew.finish()?;
         if let Some(mut child) = child {
             child.stop();

@@ -23,6 +23,8 @@ pub struct Due {
 pub struct Schedule {
     /// All of them.
     pub messages: Vec<Due>,
+    /// Tells it from the others that the same clients send, one after the other.
+    pub nth: u32,
 }
 
 /// How often something is said in the conversations of a class.
@@ -95,9 +97,14 @@ impl Schedule {
         Ok(Self::sorted(messages))
     }
 
+    /// What its messages say that they belong to.
+    pub fn run(&self, world: &World) -> u32 {
+        world.run().wrapping_add(self.nth)
+    }
+
     fn sorted(mut messages: Vec<Due>) -> Self {
         messages.sort_by_key(|due| due.at_us);
-        Schedule { messages }
+        Schedule { messages, nth: 0 }
     }
 }
 

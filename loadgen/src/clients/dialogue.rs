@@ -17,7 +17,7 @@ use super::client::State;
 use super::worker::{Timer, Worker};
 use super::{Manner, Transport};
 use crate::ledger::{Delivery, Fate};
-use crate::limits::{RETRY_US, TRIES_MAX};
+use crate::limits::{CREATE_MEMBERS_MAX, RETRY_US, TRIES_MAX};
 use crate::payload::Header;
 use crate::schedule::Due;
 use crate::world::Kind;
@@ -268,8 +268,11 @@ impl Worker {
                 && world.creates(global, conversation)
                 && client.tries.is_multiple_of(2) =>
             {
-                // With all its members. Each of them still joins, and is answered when it listens.
-                op::group_create(name, world.others(global, conversation))
+                // With all its members, if they fit. Each of them still joins, and is answered when it listens.
+                match world.members(conversation) <= CREATE_MEMBERS_MAX {
+                    true => op::group_create(name, world.others(global, conversation)),
+                    false => op::group_create(name, std::iter::empty::<String>()),
+                }
             }
             _ => op::group_join(name),
         };
@@ -342,7 +345,7 @@ impl Worker {
         let Some(sending) = &mut self.sending else { return };
         let due_us = sending.start_us + due.at_us;
         let header = Header {
-            run: self.setup.world.run(),
+            run: sending.schedule.run(&self.setup.world),
             message: number,
             conversation: due.conversation,
             sender: due.sender,

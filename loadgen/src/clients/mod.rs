@@ -98,6 +98,10 @@ pub enum Order {
     },
     /// Nothing more is sent.
     StopSending,
+    /// The books of the last schedule, of every thread, are closed and handed over.
+    Books(mpsc::Sender<Ledger>),
+    /// Clients whose connection ends from now on come back on their own.
+    ComeBack,
     /// All connections are dropped, at once and without a word; if `back`, clients come back on their own.
     Drop {
         /// Whether they come back.
@@ -214,6 +218,17 @@ impl Crew {
     /// Whether a thread has ended although nobody told it to.
     pub fn has_failed(&self) -> bool {
         self.hands.iter().any(|hand| hand.thread.as_ref().is_none_or(JoinHandle::is_finished))
+    }
+
+    /// Closes the books of the last schedule and merges them; `None` when nothing was to be sent.
+    pub fn books(&self) -> Result<Option<Ledger>, CrewError> {
+        let (sender, receiver) = mpsc::channel();
+        self.order(|| Order::Books(sender.clone()))?;
+        drop(sender);
+        Ok(receiver.into_iter().reduce(|mut all, theirs| {
+            all.merge(&theirs);
+            all
+        }))
     }
 
     /// Times from due to logged in since the last asking.

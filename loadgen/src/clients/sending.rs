@@ -10,6 +10,10 @@ use rustc_hash::FxHashMap;
 
 use crate::ledger::Ledger;
 use crate::schedule::{Due, Schedule};
+use crate::world::World;
+
+/// What senders numbered last, by (client, conversation): the next schedule goes on from there.
+pub(super) type Numbers = FxHashMap<(u32, u32), u64>;
 
 /// Messages of one client in one conversation.
 #[derive(Debug, Default)]
@@ -30,20 +34,35 @@ pub(super) struct Sending {
     own: Vec<u32>,
     next: usize,
     lanes: FxHashMap<(u32, u32), Lane>,
+    numbers: Numbers,
 }
 
 impl Sending {
-    /// `is_own` says which senders are on this thread.
-    pub(super) fn new(schedule: Arc<Schedule>, start_us: u64, is_own: impl Fn(u32) -> bool) -> Self {
+    /// `is_own` says which senders are on this thread; their numbers go on from `numbers`.
+    pub(super) fn new(
+        world: &World,
+        schedule: Arc<Schedule>,
+        start_us: u64,
+        numbers: Numbers,
+        is_own: impl Fn(u32) -> bool,
+    ) -> Self {
         let own = (0u32..).zip(&schedule.messages).filter(|(_, due)| is_own(due.sender)).map(|(n, _)| n);
         Sending {
             start_us,
-            ledger: Ledger::new(&schedule, start_us),
+            ledger: Ledger::new(world, &schedule, start_us),
             own: own.collect(),
             next: 0,
             lanes: FxHashMap::default(),
+            numbers,
             schedule,
         }
+    }
+
+    /// The books, and the numbers that a later schedule goes on from.
+    pub(super) fn finish(self) -> (Ledger, Numbers) {
+        let mut numbers = self.numbers;
+        numbers.extend(self.lanes.into_iter().map(|(whose, lane)| (whose, lane.taken)));
+        (self.ledger, numbers)
     }
 
     /// Messages that this thread sends.
@@ -80,7 +99,9 @@ impl Sending {
     /// Queues a message on its lane. Returns whether it can go now.
     pub(super) fn enqueue(&mut self, number: u32) -> bool {
         let due = self.schedule.messages[number as usize];
-        let lane = self.lanes.entry((due.sender, due.conversation)).or_default();
+        let whose = (due.sender, due.conversation);
+        let taken = || self.numbers.get(&whose).copied().unwrap_or_default();
+        let lane = self.lanes.entry(whose).or_insert_with(|| Lane { taken: taken(), ..Lane::default() });
         lane.queue.push_back(number);
         lane.queue.len() == 1
     }
@@ -110,8 +131,11 @@ mod tests {
     #[test]
     fn a_lane_sends_one_at_a_time_and_numbers_what_was_taken() {
         let due = |at_us, sender| Due { at_us, conversation: 0, sender };
-        let schedule = Arc::new(Schedule { messages: vec![due(0, 1), due(5, 2), due(10, 1), due(20, 1)] });
-        let mut sending = Sending::new(schedule, 100, |sender| sender == 1);
+        let schedule =
+            Arc::new(Schedule { messages: vec![due(0, 1), due(5, 2), due(10, 1), due(20, 1)], nth: 0 });
+        let world = World::new(1, 4, true, &[], 0);
+        let new = |numbers| Sending::new(&world, Arc::clone(&schedule), 100, numbers, |sender| sender == 1);
+        let mut sending = new(Numbers::default());
         assert_eq!((sending.planned(), sending.next_due_us()), (3, Some(100)));
         assert_eq!(sending.take_due(99), None);
         let first = sending.take_due(110).unwrap();
@@ -125,5 +149,8 @@ mod tests {
         assert_eq!(sending.client_seq(second), 2);
         assert_eq!(sending.stop(), 1);
         assert_eq!(sending.next_due_us(), None);
+        let mut later = new(sending.finish().1);
+        assert!(later.enqueue(first));
+        assert_eq!(later.client_seq(first), 2, "numbers go on over schedules");
     }
 }

@@ -20,7 +20,7 @@ use millrace_protocol::received::Limits;
 
 use super::board::Board;
 use super::client::{Client, State};
-use super::sending::Sending;
+use super::sending::{Numbers, Sending};
 use super::{Manner, Order, Setup};
 use crate::ledger::{Fate, Ledger};
 use crate::limits::{JOIN_WINDOW, OUT_BYTES_MAX, TURN_COMPLETIONS};
@@ -74,6 +74,8 @@ pub(super) struct Worker {
     pub(super) joining: u32,
     pub(super) is_returning: bool,
     pub(super) sending: Option<Sending>,
+    /// Of the schedules before.
+    numbers: Numbers,
     pub(super) stream: u64,
     pub(super) logins: Histogram<u64>,
 }
@@ -118,6 +120,7 @@ impl Worker {
             joining: 0,
             is_returning: false,
             sending: None,
+            numbers: Numbers::default(),
             stream: rng.bits(),
             logins: histogram(),
             rng,
@@ -199,7 +202,10 @@ impl Worker {
             }
             Order::Send { schedule, start_us } => {
                 let (index, threads) = (self.index, self.setup.threads as u32);
-                let mut sending = Sending::new(schedule, start_us, |sender| sender % threads == index);
+                self.close_books();
+                let numbers = std::mem::take(&mut self.numbers);
+                let is_own = |sender| sender % threads == index;
+                let mut sending = Sending::new(&self.setup.world, schedule, start_us, numbers, is_own);
                 if self.setup.manner == Manner::Listener {
                     let all: Vec<u32> = (0..sending.schedule.messages.len() as u32).collect();
                     all.into_iter().for_each(|number| sending.ledger.answered(number, Fate::Acked));
@@ -214,6 +220,13 @@ impl Worker {
                     self.board.planned.sub(left as u64);
                 }
             }
+            Order::Books(sender) => {
+                if let Some(ledger) = self.close_books() {
+                    // The asker may have given up.
+                    let _ = sender.send(ledger);
+                }
+            }
+            Order::ComeBack => self.is_returning = true,
             Order::Drop { back } => self.drop_all(back),
             Order::LoginTimes(sender) => {
                 let times = std::mem::replace(&mut self.logins, histogram());
@@ -221,6 +234,13 @@ impl Worker {
                 let _ = sender.send(times);
             }
         }
+    }
+
+    /// Ends the schedule under way; a later one goes on with its numbers.
+    fn close_books(&mut self) -> Option<Ledger> {
+        let (ledger, numbers) = self.sending.take()?.finish();
+        self.numbers = numbers;
+        Some(ledger)
     }
 
     fn drop_all(&mut self, back: bool) {

@@ -8,7 +8,8 @@ use crate::args::Settings;
 use crate::clients::{Order, Totals};
 use crate::measure::{Percentiles, histogram};
 use crate::report::{RampStep, Report};
-use crate::rig::{Ended, Rig, RunError};
+use crate::rig::{Rig, RunError};
+use crate::watch::Ended;
 
 /// Steps of the ramp; the last offers the whole rate.
 const STEPS: i32 = 5;
@@ -35,7 +36,7 @@ pub(super) fn run(mut settings: Settings, stage: Stage) -> Result<Report, RunErr
         let count = ((offered * step_s) as u32).clamp(1, settings.connections);
         let (before, cpu_before) = (rig.crew.totals(), rig.gateway_cpu_us());
         let start = millrace_edge::clock::boot_us();
-        rig.progress.phase(&format!("offering {offered:.0}/s"), count.into());
+        rig.watch.progress.phase(&format!("offering {offered:.0}/s"), count.into());
         rig.crew.order(|| Order::Up { to: count, per_s: offered })?;
         let limit = Duration::from_secs_f64(f64::from(count) / offered + GRACE_S);
         let wanted = u64::from(count);
@@ -62,7 +63,7 @@ pub(super) fn run(mut settings: Settings, stage: Stage) -> Result<Report, RunErr
         if ended == Ended::Interrupted {
             break;
         }
-        rig.progress.phase("dropping", wanted);
+        rig.watch.progress.phase("dropping", wanted);
         rig.crew.order(|| Order::Drop { back: false })?;
         rig.until(DROP_WITHIN, |t| t.inside, |_| String::new(), |t| t.inside == 0)?;
         // What the last step left behind in the kernel is not the next one's business.

@@ -11,9 +11,10 @@ use crate::args::Settings;
 use crate::clients::Order;
 use crate::measure::Percentiles;
 use crate::report::{Report, Storm};
-use crate::rig::{Ended, Rig, RunError};
+use crate::rig::{Rig, RunError};
 use crate::rng::Rng;
 use crate::schedule::{Schedule, Stream};
+use crate::watch::Ended;
 use crate::world::{Class, Kind};
 
 /// All must be back within this time, plus a millisecond each, in s.
@@ -48,7 +49,7 @@ pub(super) fn run(settings: Settings, stage: Stage) -> Result<Report, RunError> 
 
     let (before, cpu_before, start) = (rig.crew.totals(), rig.gateway_cpu_us(), boot_us());
     let limit = Duration::from_secs(BACK_WITHIN_S) + Duration::from_millis(all);
-    rig.progress.phase("storm: coming back", all);
+    rig.watch.progress.phase("storm: coming back", all);
     rig.crew.order(|| Order::Drop { back: true })?;
     let dropped = before.dropped + all;
     let in_again = rig.until(
