@@ -8,6 +8,7 @@ use millrace_edge::{Io, affinity};
 
 use crate::clients::Transport;
 use crate::limits::{CONNECTIONS_MAX, THREADS_MAX};
+use crate::million::MillionArgs;
 use crate::{measure, payload};
 
 /// Load, measurement and reports for millrace gateways.
@@ -41,6 +42,8 @@ pub enum Scenario {
     Fanout(Common),
     /// Everyone is dropped at once and comes back.
     Storm(Common),
+    /// A million live sessions on one machine, and what everything about them costs.
+    Million(MillionArgs),
 }
 
 /// Flags of every scenario.
@@ -178,7 +181,7 @@ fn bad<T>(flag: &'static str, given: impl ToString, expected: impl ToString) -> 
     Err(ArgsError::Bad { flag, given: given.to_string(), expected: expected.to_string() })
 }
 
-fn can_be_written(path: &Path) -> bool {
+pub(crate) fn can_be_written(path: &Path) -> bool {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     parent.is_dir() && !path.is_dir()
 }

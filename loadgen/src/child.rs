@@ -5,10 +5,10 @@
 //! then ends it in order, with a word first: one whose parent died without that word removes the directory that
 //! everything it wrote is in.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
@@ -50,6 +50,9 @@ pub enum ChildError {
         log: String,
     },
 }
+
+/// An admin port answers within this time.
+const READY_LOOK: Duration = Duration::from_millis(500);
 
 /// A directory that is removed with its last owner: servers that run one after the other may share it.
 #[derive(Debug)]
@@ -182,6 +185,20 @@ impl Child {
         }
     }
 
+    /// Waits until a gateway says on its admin port that it takes logins: it listens a moment before it has its lease.
+    /// Returns whether it said so in time.
+    pub fn await_ready(&self, within: Duration) -> bool {
+        let Some(admin) = self.address("admin") else { return false };
+        let end = Instant::now() + within;
+        while Instant::now() < end {
+            if is_ready(admin).unwrap_or(false) {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        false
+    }
+
     /// Writes a line to its stdin.
     ///
     /// # Errors
@@ -219,6 +236,22 @@ impl Child {
         let _ = self.process.kill();
         self.process.wait().ok()
     }
+}
+
+fn is_ready(admin: SocketAddr) -> io::Result<bool> {
+    let mut stream = TcpStream::connect_timeout(&admin, READY_LOOK)?;
+    stream.set_read_timeout(Some(READY_LOOK))?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n")?;
+    let mut status = [0; 12];
+    stream.read_exact(&mut status)?;
+    Ok(&status == b"HTTP/1.1 200")
+}
+
+/// `--name=value`, whatever bytes the value has.
+pub fn flag(name: &str, value: impl AsRef<OsStr>) -> OsString {
+    let mut text = OsString::from(format!("--{name}="));
+    text.push(value);
+    text
 }
 
 /// Where a server writes what it logs: one file for each in the directory that they share.

@@ -60,22 +60,59 @@ impl Floor {
     }
 }
 
-/// Measures `rounds` sends to all of `connections`, `gap_us` apart.
+/// Over which sockets.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// How many.
+    pub connections: u32,
+    /// Of each frame's payload.
+    pub payload_bytes: usize,
+    /// Sockets through.
+    pub io: Io,
+    /// The first one is the sender's; none: where it likes.
+    pub server_cpus: Vec<usize>,
+    /// One for each load thread; none: where they like.
+    pub load_cpus: Vec<usize>,
+    /// Load threads.
+    pub threads: usize,
+    /// Connects offered a second; 0: as fast as they go.
+    pub connect_rate: f64,
+    /// The last round may take so long, in microseconds.
+    pub patience_us: u64,
+}
+
+impl Plan {
+    /// As the scenario's own gateway and clients have it.
+    pub fn of(settings: &Settings) -> Self {
+        Plan {
+            connections: settings.connections,
+            payload_bytes: settings.common.payload_bytes,
+            io: settings.common.io,
+            server_cpus: settings.cores.server.clone(),
+            load_cpus: settings.cores.load.clone(),
+            threads: settings.threads,
+            connect_rate: settings.common.connect_rate,
+            patience_us: STRAGGLERS_US,
+        }
+    }
+}
+
+/// Measures `rounds` sends to all connections, `gap_us` apart.
 pub fn measure(
-    settings: &Settings,
+    plan: &Plan,
     rounds: u32,
     gap_us: u64,
     progress: &mut Progress,
     stop: &AtomicBool,
 ) -> Result<Floor, RunError> {
-    let connections = settings.connections;
+    let connections = plan.connections;
     let scratch = Scratch::new()?;
     let args = [
         "floor".to_owned(),
         format!("--connections={connections}"),
-        format!("--payload-bytes={}", settings.common.payload_bytes),
-        format!("--io={}", settings.common.io),
-        format!("--cpus={}", list(&settings.cores.server)),
+        format!("--payload-bytes={}", plan.payload_bytes),
+        format!("--io={}", plan.io),
+        format!("--cpus={}", list(&plan.server_cpus)),
         format!("--scratch={}", scratch.path().display()),
     ];
     let mut child = Child::start("the floor", args.iter().map(Into::into).collect(), scratch)?;
@@ -89,16 +126,16 @@ pub fn measure(
         targets: vec![target],
         transport: Transport::Tcp,
         manner: Manner::Listener,
-        io: settings.common.io,
+        io: plan.io,
         clients: connections,
-        threads: settings.threads,
-        cpus: settings.cores.load.clone(),
-        payload_bytes: settings.common.payload_bytes,
+        threads: plan.threads,
+        cpus: plan.load_cpus.clone(),
+        payload_bytes: plan.payload_bytes,
         tickets: false,
         founded: true,
     })?;
     progress.phase("floor: connecting", connections.into());
-    crew.order(|| Order::Up { to: connections, per_s: settings.common.connect_rate })?;
+    crew.order(|| Order::Up { to: connections, per_s: plan.connect_rate })?;
     let until = |child: &mut Child, done: &mut dyn FnMut() -> bool, limit_us: u64| {
         let end = boot_us() + limit_us;
         while !done() {
@@ -146,7 +183,7 @@ pub fn measure(
             progress.at(deliveries, String::new);
             deliveries >= wanted
         },
-        u64::from(rounds) * gap_us + STRAGGLERS_US,
+        u64::from(rounds) * gap_us + plan.patience_us,
     )?;
     let used = cpu_us(child.pid())? - before;
     let books = crew.finish()?.ok_or(RunError::NoBooks)?;

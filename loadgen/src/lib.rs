@@ -12,6 +12,7 @@ pub mod floor;
 pub mod ledger;
 pub mod limits;
 pub mod measure;
+pub mod million;
 pub mod payload;
 pub mod progress;
 pub mod report;

@@ -10,11 +10,11 @@ use clap::Parser;
 use millrace_dispatcher::shell::standalone;
 use millrace_edge::affinity;
 use millrace_gateway::shell::{LocalDispatcher, LocalProbe, StandaloneSettings};
-use millrace_loadgen::args::{Cli, Common, Scenario};
+use millrace_loadgen::args::{Cli, Scenario};
 use millrace_loadgen::child;
 use millrace_loadgen::floor::{self, FloorArgs};
 use millrace_loadgen::progress::Progress;
-use millrace_loadgen::report::{self, Report};
+use millrace_loadgen::report::Shown;
 use millrace_loadgen::rig::RunError;
 use millrace_loadgen::scenarios::{self, Stage};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -27,7 +27,10 @@ fn main() -> ExitCode {
     let mut args = std::env::args_os();
     let program = args.next().unwrap_or_default();
     match args.next().as_deref().and_then(|word| word.to_str()) {
-        Some("gateway") => gateway(program, args.collect()),
+        Some("gateway") => {
+            server(program, args.collect(), |line| millrace_gateway::shell::run(line, start_dispatcher))
+        }
+        Some("dispatcher") => server(program, args.collect(), |line| millrace_dispatcher::shell::run(line)),
         Some("floor") => {
             let line = std::iter::once(program).chain(args);
             match floor::serve(FloorArgs::parse_from(line)) {
@@ -39,9 +42,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Flags of the hidden subcommand `gateway`; the gateway's own follow.
+/// Flags of the hidden subcommands `gateway` and `dispatcher`; the server's own follow.
 #[derive(Debug, Parser)]
-struct GatewayArgs {
+struct ServerArgs {
     /// CPUs for all its threads; none: where it likes.
     #[arg(long, value_delimiter = ',')]
     cpus: Vec<String>,
@@ -52,27 +55,31 @@ struct GatewayArgs {
     #[arg(long)]
     kept_by: Option<u32>,
     #[arg(last = true)]
-    gateway: Vec<OsString>,
+    server: Vec<OsString>,
 }
 
-/// A standalone gateway that ends with its parent.
-fn gateway(program: OsString, args: Vec<OsString>) -> ExitCode {
-    let args = GatewayArgs::parse_from(std::iter::once(program.clone()).chain(args));
+/// A server that ends with its parent.
+fn server(
+    program: OsString,
+    args: Vec<OsString>,
+    run: impl FnOnce(&mut dyn Iterator<Item = OsString>) -> ExitCode,
+) -> ExitCode {
+    let args = ServerArgs::parse_from(std::iter::once(program.clone()).chain(args));
     let cpus: Vec<usize> = args.cpus.iter().filter_map(|cpu| cpu.parse().ok()).collect();
     if !cpus.is_empty()
         && let Err(error) = affinity::restrict_current_thread(&cpus)
     {
         return fail(&error);
     }
-    // A gateway asks nothing of its stdin.
+    // A server asks nothing of its stdin.
     let scratch = args.scratch.clone();
     child::end_with_parent(drop, move |is_orphan| {
-        // A gateway that is still starting ends at once, before the last lines below.
+        // One that is still starting ends at once, before the last lines below.
         if is_orphan {
             let _ = std::fs::remove_dir_all(&scratch);
         }
     });
-    let code = millrace_gateway::shell::run(std::iter::once(program).chain(args.gateway), start_dispatcher);
+    let code = run(&mut std::iter::once(program).chain(args.server));
     // Orphans get another parent.
     if args.kept_by != Some(std::os::unix::process::parent_id()) {
         let _ = std::fs::remove_dir_all(&args.scratch);
@@ -116,8 +123,8 @@ fn scenario() -> ExitCode {
     });
     let stage = Stage { progress: Progress::new(), stop };
     let outcome = scenarios::run(&cli.scenario, stage).and_then(|report| {
-        print!("{}", report::table(&report));
-        write_files(&cli.scenario, &report)?;
+        print!("{}", report.table());
+        write_files(&cli.scenario, &*report)?;
         Ok(report)
     });
     match outcome {
@@ -127,27 +134,30 @@ fn scenario() -> ExitCode {
     }
 }
 
-fn common(scenario: &Scenario) -> &Common {
-    match scenario {
+/// Where JSON and the page go.
+fn files(scenario: &Scenario) -> (Option<&Path>, Option<&Path>) {
+    let (json, html) = match scenario {
+        Scenario::Million(args) => (&args.json, &args.html),
         Scenario::Demo(common)
         | Scenario::Connect(common)
         | Scenario::Idle(common)
         | Scenario::Chat { common, .. }
         | Scenario::Fanout(common)
-        | Scenario::Storm(common) => common,
-    }
+        | Scenario::Storm(common) => (&common.json, &common.html),
+    };
+    (json.as_deref(), html.as_deref())
 }
 
-fn write_files(scenario: &Scenario, report: &Report) -> Result<(), RunError> {
-    let common = common(scenario);
+fn write_files(scenario: &Scenario, report: &dyn Shown) -> Result<(), RunError> {
+    let (json, html) = files(scenario);
     let write = |path: &Path, text: String| {
         std::fs::write(path, text).map_err(|error| RunError::Write(path.to_owned(), error))
     };
-    if let Some(path) = &common.json {
-        write(path, report::text(report))?;
+    if let Some(path) = json {
+        write(path, report.json())?;
     }
-    if let Some(path) = &common.html {
-        write(path, report::page(report))?;
+    if let Some(path) = html {
+        write(path, report.page())?;
     }
     Ok(())
 }

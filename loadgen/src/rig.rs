@@ -4,7 +4,7 @@
 //! The rule: an interrupted phase ends early and leaves what was measured so far.
 
 use std::ffi::OsString;
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use millrace_edge::clock::boot_us;
 use serde::Serialize;
 
 use crate::args::Settings;
-use crate::child::{Child, ChildError, Scratch};
+use crate::child::{Child, ChildError, Scratch, flag};
 use crate::clients::{Crew, CrewError, Manner, Order, Setup, Totals};
 use crate::ledger::Ledger;
 use crate::limits::STRAGGLERS_US;
@@ -74,9 +74,8 @@ const FOUNDING_WITHIN: Duration = Duration::from_secs(60);
 /// A gateway of somebody else takes a connection within this time.
 const TARGET_WITHIN: Duration = Duration::from_secs(5);
 
-/// A gateway of our own takes logins within this time, and answers within the other.
+/// A gateway of our own takes logins within this time.
 const READY_WITHIN: Duration = Duration::from_secs(5);
-const READY_LOOK: Duration = Duration::from_millis(500);
 
 /// Memory of the gateway with so many idle clients.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -371,51 +370,28 @@ fn start_gateway(
 ) -> Result<(Child, SocketAddr), RunError> {
     let key_file = scratch.path().join("jwks.json");
     std::fs::write(&key_file, jwks)?;
-    let flag = |name: &str, value: &dyn AsRef<std::ffi::OsStr>| {
-        let mut text = OsString::from(format!("--{name}="));
-        text.push(value.as_ref());
-        text
-    };
     let cpus: Vec<String> = settings.cores.server.iter().map(usize::to_string).collect();
     let shards = settings.cores.server.len().clamp(1, 255).to_string();
     let mut args =
-        vec![OsString::from("gateway"), flag("cpus", &cpus.join(",")), flag("scratch", &scratch.path())];
+        vec![OsString::from("gateway"), flag("cpus", cpus.join(",")), flag("scratch", scratch.path())];
     if is_maker {
-        args.push(flag("kept-by", &std::process::id().to_string()));
+        args.push(flag("kept-by", std::process::id().to_string()));
     }
     args.extend([
         OsString::from("--"),
-        flag("listen", &"127.0.0.1:0"),
-        flag("admin", &"127.0.0.1:0"),
-        flag("data-dir", &scratch.path().join("data")),
-        flag("auth-jwks-file", &key_file),
-        flag("shards", &shards),
-        flag("capacity", &capacity(settings.connections).to_string()),
+        flag("listen", "127.0.0.1:0"),
+        flag("admin", "127.0.0.1:0"),
+        flag("data-dir", scratch.path().join("data")),
+        flag("auth-jwks-file", key_file),
+        flag("shards", shards),
+        flag("capacity", capacity(settings.connections).to_string()),
     ]);
     if settings.common.io != Io::Auto {
-        args.push(flag("io", &settings.common.io.to_string()));
+        args.push(flag("io", settings.common.io.to_string()));
     }
     let child = Child::start("the gateway", args, Arc::clone(scratch))?;
-    if let Some(admin) = child.address("admin") {
-        await_ready(admin);
-    }
+    // One that never says so is tried all the same, and its refusals tell why.
+    child.await_ready(READY_WITHIN);
     let address = child.address("tcp").ok_or(RunError::NoAddress("the gateway"))?;
     Ok((child, address))
-}
-
-/// Waits until the gateway says that it takes logins: it listens a moment before it has its lease. One that never says
-/// so is tried all the same, and its refusals tell why.
-fn await_ready(admin: std::net::SocketAddr) {
-    let asked = || -> io::Result<bool> {
-        let mut stream = std::net::TcpStream::connect_timeout(&admin, READY_LOOK)?;
-        stream.set_read_timeout(Some(READY_LOOK))?;
-        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n")?;
-        let mut status = [0; 12];
-        stream.read_exact(&mut status)?;
-        Ok(&status == b"HTTP/1.1 200")
-    };
-    let end = boot_us() + READY_WITHIN.as_micros() as u64;
-    while boot_us() < end && !asked().unwrap_or(false) {
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }

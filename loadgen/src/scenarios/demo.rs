@@ -57,7 +57,7 @@ pub(super) fn half_a_floor(
     }
     let rounds = (settings.seconds * FLOOR_SHARE * rounds_per_s).ceil().clamp(3.0, 100.0) as u32;
     let gap_us = (1e6 / rounds_per_s) as u64;
-    floor::measure(settings, rounds, gap_us.max(1), &mut stage.progress, &stage.stop)
+    floor::measure(&floor::Plan::of(settings), rounds, gap_us.max(1), &mut stage.progress, &stage.stop)
 }
 
 pub(super) fn run(settings: Settings, mut stage: Stage) -> Result<Report, RunError> {

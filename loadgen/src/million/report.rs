@@ -1,0 +1,551 @@
+//! What the million run showed: one structure, as a table, JSON and a page; and what was promised, met or missed.
+
+use millrace_edge::Io;
+use serde::Serialize;
+
+use super::Settings;
+use super::fan_out::FanOut;
+use super::probe::Direct;
+use super::storm::Storm;
+use crate::clients::{Totals, Transport};
+use crate::floor::Floor;
+use crate::measure::{Machine, Percentiles, fit};
+use crate::report::Shown;
+use crate::report::html::{self, Curve, Page};
+use crate::report::table::{bytes, micros, time};
+
+/// CPU of each process, in microseconds.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[allow(missing_docs)]
+pub struct Cpu {
+    pub gateway_us: u64,
+    pub dispatcher_us: u64,
+    pub client_us: u64,
+}
+
+impl Cpu {
+    pub(super) fn since(self, before: Cpu) -> Cpu {
+        Cpu {
+            gateway_us: self.gateway_us.saturating_sub(before.gateway_us),
+            dispatcher_us: self.dispatcher_us.saturating_sub(before.dispatcher_us),
+            client_us: self.client_us.saturating_sub(before.client_us),
+        }
+    }
+}
+
+/// Something done many times, as fast as it went.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Rate {
+    /// How often.
+    pub count: u64,
+    /// In how long.
+    pub seconds: f64,
+    /// CPU that it all took.
+    pub cpu: Cpu,
+}
+
+impl Rate {
+    pub(super) fn add(&mut self, count: u64, took_us: u64, cpu: Cpu) {
+        self.count += count;
+        self.seconds += took_us as f64 / 1e6;
+        self.cpu.gateway_us += cpu.gateway_us;
+        self.cpu.dispatcher_us += cpu.dispatcher_us;
+        self.cpu.client_us += cpu.client_us;
+    }
+
+    fn per_s(&self) -> f64 {
+        self.count as f64 / self.seconds.max(1e-6)
+    }
+
+    fn told(&self) -> String {
+        let each = |us: u64| micros(us as f64 / (self.count as f64).max(1.0));
+        format!(
+            "{:.0} per s; CPU each: gateway {}, dispatcher {}, clients {}",
+            self.per_s(),
+            each(self.cpu.gateway_us),
+            each(self.cpu.dispatcher_us),
+            each(self.cpu.client_us),
+        )
+    }
+}
+
+/// Memory with so many idle sessions, in bytes.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct MemoryPoint {
+    pub sessions: u32,
+    /// PSS of each process.
+    pub gateway_bytes: u64,
+    pub dispatcher_bytes: u64,
+    pub client_bytes: u64,
+    /// Slabs, page tables, stacks: of both ends of every connection.
+    pub kernel_bytes: u64,
+    /// TCP's buffers.
+    pub tcp_bytes: u64,
+    /// The store's files.
+    pub disk_bytes: u64,
+}
+
+/// Memory for each session: the slope of a line through the points.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Memory {
+    /// As read.
+    pub points: Vec<MemoryPoint>,
+    /// Of the gateway, its part in all conversations included.
+    pub gateway_bytes_per_session: f64,
+    /// Of the gateway, where the line meets no sessions.
+    pub gateway_fixed_bytes: f64,
+    /// Of the dispatcher, its embedded store's memory and the members of groups included.
+    pub dispatcher_bytes_per_user: f64,
+    /// Of the dispatcher, where the line meets no sessions.
+    pub dispatcher_fixed_bytes: f64,
+    /// Of the store's files.
+    pub disk_bytes_per_user: f64,
+    /// Of the kernel, for one end of a connection: both ends are held by the same code, and are alike.
+    pub kernel_bytes_per_session: f64,
+    /// Of this process.
+    pub client_bytes_per_session: f64,
+    /// Gateway and kernel.
+    pub whole_bytes_per_session: f64,
+}
+
+impl Memory {
+    pub(super) fn of(points: Vec<MemoryPoint>) -> Memory {
+        // What is made once, with the first clients, is fixed: the point at 0 is told, but no part of the line.
+        let line = |value: fn(&MemoryPoint) -> u64| {
+            let line: Vec<(f64, f64)> = (points.iter().filter(|point| point.sessions > 0))
+                .map(|point| (f64::from(point.sessions), value(point) as f64))
+                .collect();
+            fit(&line).unwrap_or_default()
+        };
+        let (gateway, gateway_fixed) = line(|point| point.gateway_bytes);
+        let (dispatcher, dispatcher_fixed) = line(|point| point.dispatcher_bytes);
+        let kernel = line(|point| point.kernel_bytes).0 / 2.0;
+        Memory {
+            gateway_bytes_per_session: gateway,
+            gateway_fixed_bytes: gateway_fixed,
+            dispatcher_bytes_per_user: dispatcher,
+            dispatcher_fixed_bytes: dispatcher_fixed,
+            disk_bytes_per_user: line(|point| point.disk_bytes).0,
+            kernel_bytes_per_session: kernel,
+            client_bytes_per_session: line(|point| point.client_bytes).0,
+            whole_bytes_per_session: gateway + kernel,
+            points,
+        }
+    }
+}
+
+/// What silence costs, heartbeats included: CPU for each session and second, in microseconds.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct Idle {
+    pub seconds: f64,
+    pub heartbeat_s: f64,
+    pub gateway_cpu_us_per_session_s: f64,
+    pub dispatcher_cpu_us_per_session_s: f64,
+    pub client_cpu_us_per_session_s: f64,
+}
+
+/// A figure that was promised for a million sessions on two cores.
+#[derive(Clone, Debug, Serialize)]
+pub struct Target {
+    /// Which.
+    pub what: &'static str,
+    /// Seen.
+    pub figure: f64,
+    /// Promised.
+    pub at_most: f64,
+    /// Of both.
+    pub unit: &'static str,
+    /// Whether it holds.
+    pub met: bool,
+}
+
+/// Direct messages of all phases of fan-out, added up.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[allow(missing_docs)]
+pub struct DirectSum {
+    pub messages: u64,
+    pub delivered: u64,
+    pub lost: u64,
+    pub misdelivered: u64,
+}
+
+impl DirectSum {
+    pub(super) fn add(&mut self, direct: &Direct) {
+        self.messages += direct.messages;
+        self.delivered += direct.delivered;
+        self.lost += direct.lost + direct.messages.saturating_sub(direct.acknowledged);
+        self.misdelivered += direct.duplicates + direct.out_of_order;
+    }
+}
+
+/// What a run showed.
+#[derive(Clone, Debug, Serialize)]
+pub struct MillionReport {
+    /// The command, for who wants to see it again.
+    pub command: String,
+    /// The software.
+    pub version: &'static str,
+    /// What it ran on.
+    pub machine: Machine,
+    /// Sessions.
+    pub sessions: u32,
+    /// Sizes of the groups that everyone is in one of each of, beside the room of all.
+    pub groups: Vec<u32>,
+    /// Threads of the gateway.
+    pub gateway_shards: usize,
+    /// Threads of the clients.
+    pub client_threads: usize,
+    /// How the clients' sockets are held, and why so.
+    pub client_backend: String,
+    /// What frames travel in.
+    pub transport: &'static str,
+    /// Bytes of a message's payload.
+    pub payload_bytes: usize,
+    /// Direct messages a second, and pairs among whom they go.
+    pub probe_rate: f64,
+    /// See `probe_rate`.
+    pub probe_pairs: u32,
+    /// Connects with login by a signed token.
+    pub logins: Rate,
+    /// From when each was begun, in microseconds.
+    pub login_us: Percentiles,
+    /// Joins: of every client to each of its conversations.
+    pub joins: Rate,
+    /// Memory of idle sessions.
+    pub memory: Memory,
+    /// Memory that the machine had left with all of them idle, in bytes.
+    pub available_bytes: u64,
+    /// CPU of idle sessions.
+    pub idle: Option<Idle>,
+    /// Direct messages while all others are idle.
+    pub direct: Option<Direct>,
+    /// By size, small ones first.
+    pub fan_outs: Vec<FanOut>,
+    /// Direct messages while those ran.
+    pub direct_meanwhile: DirectSum,
+    /// A bare batched send loop over as many sockets.
+    pub floor: Option<Floor>,
+    /// The gateway's death, and everyone's return.
+    pub storm: Option<Storm>,
+    /// What was promised.
+    pub targets: Vec<Target>,
+    /// Sessions that ended although nobody wanted it.
+    pub disconnects: u64,
+    /// Clients that gave up, and joins that were refused.
+    pub given_up: u64,
+    /// The first thing that went wrong, in words.
+    pub first_trouble: Option<String>,
+    /// By Ctrl-C.
+    pub interrupted: bool,
+    /// Lines of the page's plot.
+    #[serde(skip)]
+    pub curves: Vec<Curve>,
+}
+
+impl MillionReport {
+    pub(super) fn new(settings: &Settings) -> Self {
+        let words: Vec<String> = std::env::args().skip(1).collect();
+        MillionReport {
+            command: format!("millrace-loadgen {}", words.join(" ")),
+            version: env!("CARGO_PKG_VERSION"),
+            machine: Machine::here(),
+            sessions: settings.sessions,
+            groups: settings.groups.clone(),
+            gateway_shards: settings.shards,
+            client_threads: settings.threads,
+            client_backend: match settings.io {
+                Io::Auto => String::new(),
+                io => io.to_string(),
+            },
+            transport: match settings.transport {
+                Transport::Tcp => "tcp",
+                Transport::Ws => "ws",
+            },
+            payload_bytes: settings.payload_bytes,
+            probe_rate: settings.probe_rate,
+            probe_pairs: 0,
+            logins: Rate::default(),
+            login_us: Percentiles::default(),
+            joins: Rate::default(),
+            memory: Memory::default(),
+            available_bytes: 0,
+            idle: None,
+            direct: None,
+            fan_outs: Vec::new(),
+            direct_meanwhile: DirectSum::default(),
+            floor: None,
+            storm: None,
+            targets: Vec::new(),
+            disconnects: 0,
+            given_up: 0,
+            first_trouble: None,
+            interrupted: false,
+            curves: Vec::new(),
+        }
+    }
+
+    /// Takes in the last counters, and compares with what was promised.
+    pub(super) fn with_totals(&mut self, totals: &Totals, trouble: Option<String>) {
+        // Everyone lost their connection once in the storm.
+        let killed = if self.storm.is_some() { u64::from(self.sessions) } else { 0 };
+        self.disconnects = totals.disconnects.saturating_sub(killed);
+        self.given_up = totals.given_up + totals.join_failures;
+        self.first_trouble = trouble;
+        self.targets = self.compare();
+    }
+
+    fn compare(&self) -> Vec<Target> {
+        let mut targets = Vec::new();
+        let mut add = |what, figure: Option<f64>, at_most, unit| {
+            targets.extend(figure.map(|figure| Target {
+                what,
+                figure,
+                at_most,
+                unit,
+                met: figure <= at_most,
+            }));
+        };
+        let memory = &self.memory;
+        let some = |figure: f64| (figure != 0.0).then_some(figure);
+        add("gateway memory per session", some(memory.gateway_bytes_per_session), 256.0, "B");
+        add("whole cost per session", some(memory.whole_bytes_per_session), 4_500.0, "B");
+        add("dispatcher memory per user", some(memory.dispatcher_bytes_per_user), 300.0, "B");
+        let beat = self.idle.map(|idle| idle.gateway_cpu_us_per_session_s * idle.heartbeat_s / 30.0);
+        add("gateway CPU per session and second, at a 30 s heartbeat", beat, 0.8, "us");
+        let of = |members| self.fan_outs.iter().find(|fan_out| fan_out.members == members);
+        let direct = of(100_000).filter(|f| f.direct_messages > 0).map(|f| f.direct_us.p99 as f64 / 1e3);
+        add("direct messages, p99 during a fan-out to 100,000", direct, 10.0, "ms");
+        add("fan-out to everyone, CPU over that of a bare send loop", self.ratio_to_floor(), 1.2, "times");
+        let back = self.storm.as_ref().map(|storm| storm.all_back_s.unwrap_or(f64::INFINITY));
+        add("all back after kill -9", back, 120.0, "s");
+        targets
+    }
+
+    /// CPU of a delivery to everyone over that of the bare send loop.
+    pub fn ratio_to_floor(&self) -> Option<f64> {
+        let everyone = self.fan_outs.iter().find(|fan_out| fan_out.members == self.sessions)?;
+        let floor = self.floor?.cpu_us_per_delivery()?;
+        Some(everyone.gateway_cpu_us_per_delivery? / floor)
+    }
+
+    /// What was wrong with the run, in words; empty: nothing, and the exit status is 0. Targets are told apart.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        let mut count = |count: u64, what: String| {
+            if count > 0 {
+                faults.push(format!("{count} {what}"));
+            }
+        };
+        for fan_out in &self.fan_outs {
+            // Who interrupts a run has not waited for what was under way.
+            let incomplete = if self.interrupted { 0 } else { fan_out.incomplete };
+            count(incomplete, format!("messages to {} members did not reach all", fan_out.members));
+            count(fan_out.misdelivered, format!("deliveries to {} members misdelivered", fan_out.members));
+        }
+        let unanswered = |direct: &Direct| direct.messages.saturating_sub(direct.acknowledged);
+        for direct in self.direct.iter().chain(self.storm.as_ref().map(|storm| &storm.direct)) {
+            count(direct.lost + unanswered(direct), "direct messages lost or unanswered".to_owned());
+            count(direct.duplicates + direct.out_of_order, "direct messages misdelivered".to_owned());
+        }
+        count(self.direct_meanwhile.lost, "direct messages lost during fan-outs".to_owned());
+        count(self.direct_meanwhile.misdelivered, "direct messages misdelivered during fan-outs".to_owned());
+        count(self.disconnects, "sessions ended by themselves".to_owned());
+        count(self.given_up, "clients gave up".to_owned());
+        if self.storm.as_ref().is_some_and(|storm| storm.all_back_s.is_none()) && !self.interrupted {
+            faults.push("not everyone came back".to_owned());
+        }
+        faults
+    }
+
+    fn verdict(&self) -> String {
+        let faults = self.faults();
+        let missed = self.targets.iter().filter(|target| !target.met).count();
+        let end = match (faults.is_empty(), missed) {
+            (false, _) => format!("FAILED: {}", faults.join(", ")),
+            (true, 0) => "all is well, and all targets are met".to_owned(),
+            (true, missed) => format!("all is well; {missed} of {} targets missed", self.targets.len()),
+        };
+        match self.interrupted {
+            true => format!("interrupted: {end}"),
+            false => end,
+        }
+    }
+
+    /// Rows of (what, figure).
+    fn rows(&self) -> Vec<(String, String)> {
+        let mut rows: Vec<(String, String)> = Vec::new();
+        let mut row = |what: &str, figure: String| rows.push((what.to_owned(), figure));
+        let percentiles = |p: &Percentiles| {
+            format!("p50 {}  p99 {}  p99.9 {}  max {}", time(p.p50), time(p.p99), time(p.p999), time(p.max))
+        };
+        row("connects and logins, signed token", self.logins.told());
+        row("  one of them", percentiles(&self.login_us));
+        row("joins", self.joins.told());
+        let memory = &self.memory;
+        let fixed = |each: f64, fixed: f64| format!("{}, and {} fixed", bytes(each), bytes(fixed));
+        row(
+            "gateway memory per session",
+            fixed(memory.gateway_bytes_per_session, memory.gateway_fixed_bytes),
+        );
+        row("kernel memory per session", format!("{}, for one end", bytes(memory.kernel_bytes_per_session)));
+        row("  both", bytes(memory.whole_bytes_per_session));
+        row(
+            "dispatcher memory per user",
+            fixed(memory.dispatcher_bytes_per_user, memory.dispatcher_fixed_bytes),
+        );
+        row("store, files per user", bytes(memory.disk_bytes_per_user));
+        row("load generator per session", bytes(memory.client_bytes_per_session));
+        row("memory left on the machine", bytes(self.available_bytes as f64));
+        if let Some(idle) = &self.idle {
+            row(
+                "idle, CPU per session and second",
+                format!(
+                    "gateway {:.3} us, dispatcher {:.3} us, clients {:.3} us, at a {} s heartbeat",
+                    idle.gateway_cpu_us_per_session_s,
+                    idle.dispatcher_cpu_us_per_session_s,
+                    idle.client_cpu_us_per_session_s,
+                    idle.heartbeat_s,
+                ),
+            );
+        }
+        if let Some(direct) = &self.direct {
+            row("direct messages, all others idle", percentiles(&direct.latency_us));
+        }
+        for fan_out in &self.fan_outs {
+            row(
+                &format!("fan-out to {}", fan_out.members),
+                format!(
+                    "{} messages, {} of {} deliveries",
+                    fan_out.messages, fan_out.deliveries, fan_out.expected
+                ),
+            );
+            let (first, all, last) = (fan_out.first_us, fan_out.receiver_us, fan_out.last_us);
+            row(
+                "  first, median, last receiver",
+                format!(
+                    "{}, {}, {} (p50); the last at most {}",
+                    time(first.p50),
+                    time(all.p50),
+                    time(last.p50),
+                    time(last.max)
+                ),
+            );
+            if let Some(gateway) = fan_out.gateway_cpu_us_per_delivery {
+                row("  gateway CPU per delivery", micros(gateway));
+            }
+            row(
+                "  direct messages meanwhile",
+                format!("{} of them: {}", fan_out.direct_messages, percentiles(&fan_out.direct_us)),
+            );
+        }
+        if let Some(floor) = &self.floor {
+            let cpu = floor.cpu_us_per_delivery().map(micros).unwrap_or_default();
+            let last = time(floor.last_receiver_us.p50);
+            row("a bare batched send loop to all", format!("{cpu} per delivery, last receiver {last} (p50)"));
+        }
+        if let Some(ratio) = self.ratio_to_floor() {
+            row("  ratio of the fan-out to all", format!("{ratio:.2}"));
+        }
+        if let Some(storm) = &self.storm {
+            let seconds =
+                |s: Option<f64>| s.map_or_else(|| "not in time".to_owned(), |s| format!("{s:.1} s"));
+            row("storm: kill -9, process gone", format!("{:.1} s", storm.process_gone_s));
+            row("  gateway takes logins", seconds(storm.gateway_ready_s));
+            row("  last client noticed", seconds(storm.all_noticed_s));
+            row("  all connected", seconds(storm.all_connected_s));
+            row("  all logged in", seconds(storm.all_logged_in_s));
+            row("  all in their conversations", seconds(storm.all_back_s));
+            row(
+                "  one login by ticket",
+                format!(
+                    "{}; {} connects and {} logins failed on the way",
+                    percentiles(&storm.login_us),
+                    storm.connect_failures,
+                    storm.login_failures
+                ),
+            );
+            let each = |us: Option<f64>| us.map(micros).unwrap_or_default();
+            row(
+                "  CPU each, joins included",
+                format!(
+                    "gateway {}, dispatcher {}, clients {}",
+                    each(storm.gateway_cpu_us_per_login),
+                    each(storm.dispatcher_cpu_us_per_login),
+                    each(storm.client_cpu_us_per_login)
+                ),
+            );
+            row(
+                "  direct messages, second gateway",
+                format!("{} of them: {}", storm.direct.delivered, percentiles(&storm.direct.latency_us)),
+            );
+        }
+        for target in &self.targets {
+            let verdict = if target.met { "met" } else { "MISSED" };
+            row(
+                &format!("target: {}", target.what),
+                format!(
+                    "{:.2} {unit}, at most {} {unit}: {verdict}",
+                    target.figure,
+                    target.at_most,
+                    unit = target.unit
+                ),
+            );
+        }
+        rows
+    }
+
+    fn title(&self) -> String {
+        format!("millrace: {} sessions over {}", self.sessions, self.transport)
+    }
+}
+
+impl Shown for MillionReport {
+    /// The last line is the verdict.
+    fn table(&self) -> String {
+        let rows = self.rows();
+        let width = rows.iter().map(|(what, _)| what.len()).max().unwrap_or(0);
+        let mut text = format!("\n{}\n", self.title());
+        for (what, figure) in rows {
+            text.push_str(&format!("  {what:width$}  {figure}\n"));
+        }
+        text.push_str(&format!("  {}\n", self.verdict()));
+        if let Some(trouble) = self.first_trouble.as_ref().filter(|_| !self.faults().is_empty()) {
+            text.push_str(&format!("  first trouble: {trouble}\n"));
+        }
+        text
+    }
+
+    fn json(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).expect("a report is plain data");
+        text.push('\n');
+        text
+    }
+
+    fn page(&self) -> String {
+        html::document(&Page {
+            title: &self.title(),
+            is_good: self.faults().is_empty(),
+            verdict: &self.verdict(),
+            trouble: self.first_trouble.as_deref().filter(|_| !self.faults().is_empty()),
+            heads: &[],
+            rows: &self.rows().into_iter().map(|(what, figure)| vec![what, figure]).collect::<Vec<_>>(),
+            curves: &self.curves,
+            footer: &format!(
+                "{}; {}; gateway: {} threads; clients: {} threads, {}; {} B payload; millrace {}",
+                self.command,
+                self.machine,
+                self.gateway_shards,
+                self.client_threads,
+                self.client_backend,
+                self.payload_bytes,
+                self.version,
+            ),
+        })
+    }
+
+    fn faults(&self) -> Vec<String> {
+        MillionReport::faults(self)
+    }
+}

@@ -1,0 +1,126 @@
+//! The storm: the gateway that holds all sessions is killed and started again, and everyone comes back.
+//!
+//! Its parts are told apart, from the kill on: when the kernel was through with the process, when the last client had
+//! noticed, when all had a connection again, when all were logged in, and when all were in their conversations.
+
+use std::time::Duration;
+
+use millrace_edge::clock::boot_us;
+use serde::Serialize;
+
+use super::fleet::Fleet;
+use super::probe::{Direct, Probe};
+use crate::clients::{Crew, Order};
+use crate::measure::{Percentiles, cpu_us};
+use crate::rig::RunError;
+use crate::watch::{Ended, Watch};
+
+/// All must be back within this time, plus a millisecond each, in s.
+const BACK_WITHIN_S: u64 = 60;
+
+/// What the storm showed. Times count from the kill, in seconds; null: not in time.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Storm {
+    /// The kernel had taken the process apart.
+    pub process_gone_s: f64,
+    /// The gateway took logins again.
+    pub gateway_ready_s: Option<f64>,
+    /// The last client had noticed.
+    pub all_noticed_s: Option<f64>,
+    /// As many connections were made as had been lost.
+    pub all_connected_s: Option<f64>,
+    /// All were logged in.
+    pub all_logged_in_s: Option<f64>,
+    /// All were in their conversations.
+    pub all_back_s: Option<f64>,
+    /// Connects that were refused or dropped on the way.
+    pub connect_failures: u64,
+    /// Logins that were refused, or ended with the connection.
+    pub login_failures: u64,
+    /// Clients that gave up.
+    pub given_up: u64,
+    /// From when a connect that succeeded was begun, in microseconds.
+    pub login_us: Percentiles,
+    /// CPU for each login, in microseconds: of the new gateway, the dispatcher, and this process.
+    pub gateway_cpu_us_per_login: Option<f64>,
+    /// See `gateway_cpu_us_per_login`.
+    pub dispatcher_cpu_us_per_login: Option<f64>,
+    /// See `gateway_cpu_us_per_login`.
+    pub client_cpu_us_per_login: Option<f64>,
+    /// Direct messages through the second gateway meanwhile.
+    pub direct: Direct,
+}
+
+/// Runs it.
+pub(super) fn run(
+    fleet: &mut Fleet,
+    crew: &Crew,
+    through_second: &mut Probe,
+    sessions: u32,
+    watch: &mut Watch,
+) -> Result<Storm, RunError> {
+    let all = u64::from(sessions);
+    let limit_s = BACK_WITHIN_S + all / 1_000;
+    let limit = Duration::from_secs(limit_s);
+    let own = std::process::id();
+    let mut storm = Storm::default();
+    crew.login_times()?;
+    crew.order(|| Order::ComeBack)?;
+    let before = crew.totals();
+    let (own_cpu, dispatcher_cpu) = (cpu_us(own).ok(), cpu_us(fleet.dispatcher.pid()).ok());
+    let mut flight = through_second.send(limit_s as f64)?;
+    // Some calm before it.
+    std::thread::sleep(Duration::from_millis(500));
+
+    let start = boot_us();
+    let since = move || (boot_us() - start) as f64 / 1e6;
+    storm.process_gone_s = fleet.kill_first()?;
+    if fleet.first.await_ready(limit) {
+        storm.gateway_ready_s = Some(since());
+    }
+    // What comes in its order is looked at in its order; a part that was over before is told at its look.
+    let lost = before.disconnects + all;
+    watch.progress.phase("storm: noticing", all);
+    let ended = watch.until(
+        crew,
+        fleet.servers(),
+        limit,
+        |t| t.disconnects - before.disconnects,
+        |_| String::new(),
+        |t| t.disconnects >= lost,
+    )?;
+    storm.all_noticed_s = (ended == Ended::Done).then(since);
+    watch.progress.phase("storm: connecting", all);
+    let words = |t: &crate::clients::Totals| format!("logged in {}, back {}", t.inside, t.ready);
+    let made = before.connections + all;
+    let ended = watch.until(
+        crew,
+        fleet.servers(),
+        limit,
+        |t| t.connections - before.connections,
+        words,
+        |t| t.connections >= made,
+    )?;
+    storm.all_connected_s = (ended == Ended::Done).then(since);
+    watch.progress.phase("storm: logging in", all);
+    let ended = watch.until(crew, fleet.servers(), limit, |t| t.inside, words, |t| t.inside >= all)?;
+    storm.all_logged_in_s = (ended == Ended::Done).then(since);
+    watch.progress.phase("storm: coming back", all);
+    let ended = watch.until(crew, fleet.servers(), limit, |t| t.ready, words, |t| t.ready >= all)?;
+    storm.all_back_s = (ended == Ended::Done).then(since);
+    watch.progress.done();
+
+    let after = crew.totals();
+    storm.connect_failures = after.connect_failures - before.connect_failures;
+    storm.login_failures = after.login_failures - before.login_failures;
+    storm.given_up = after.given_up - before.given_up;
+    storm.login_us = Percentiles::of(&crew.login_times()?);
+    let logins = (after.logins - before.logins).max(1) as f64;
+    let each = |before: Option<u64>, pid| Some((cpu_us(pid).ok()?.saturating_sub(before?)) as f64 / logins);
+    storm.gateway_cpu_us_per_login = each(Some(0), fleet.first.pid());
+    storm.dispatcher_cpu_us_per_login = each(dispatcher_cpu, fleet.dispatcher.pid());
+    storm.client_cpu_us_per_login = each(own_cpu, own);
+    through_second.cut_short(&mut flight)?;
+    storm.direct = through_second.collect(&mut flight, watch)?;
+    Ok(storm)
+}
