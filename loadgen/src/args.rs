@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use millrace_edge::{Io, affinity};
 
 use crate::clients::Transport;
+use crate::compare::CompareArgs;
 use crate::limits::{CONNECTIONS_MAX, THREADS_MAX};
 use crate::{measure, payload};
 
@@ -41,6 +42,8 @@ pub enum Scenario {
     Fanout(Common),
     /// Everyone is dropped at once and comes back.
     Storm(Common),
+    /// The same fan-out against other servers that are installed, and against floors.
+    Compare(CompareArgs),
 }
 
 /// Flags of every scenario.
@@ -174,7 +177,11 @@ pub enum ArgsError {
     },
 }
 
-fn bad<T>(flag: &'static str, given: impl ToString, expected: impl ToString) -> Result<T, ArgsError> {
+pub(crate) fn bad<T>(
+    flag: &'static str,
+    given: impl ToString,
+    expected: impl ToString,
+) -> Result<T, ArgsError> {
     Err(ArgsError::Bad { flag, given: given.to_string(), expected: expected.to_string() })
 }
 

@@ -10,11 +10,12 @@ use clap::Parser;
 use millrace_dispatcher::shell::standalone;
 use millrace_edge::affinity;
 use millrace_gateway::shell::{LocalDispatcher, LocalProbe, StandaloneSettings};
-use millrace_loadgen::args::{Cli, Common, Scenario};
+use millrace_loadgen::args::{Cli, Scenario};
 use millrace_loadgen::child;
+use millrace_loadgen::compare::warden::{self, WardenArgs};
 use millrace_loadgen::floor::{self, FloorArgs};
 use millrace_loadgen::progress::Progress;
-use millrace_loadgen::report::{self, Report};
+use millrace_loadgen::report::Shown;
 use millrace_loadgen::rig::RunError;
 use millrace_loadgen::scenarios::{self, Stage};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -31,6 +32,13 @@ fn main() -> ExitCode {
         Some("floor") => {
             let line = std::iter::once(program).chain(args);
             match floor::serve(FloorArgs::parse_from(line)) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&error),
+            }
+        }
+        Some("warden") => {
+            let line = std::iter::once(program).chain(args);
+            match warden::serve(WardenArgs::parse_from(line)) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => fail(&error),
             }
@@ -116,8 +124,8 @@ fn scenario() -> ExitCode {
     });
     let stage = Stage { progress: Progress::new(), stop };
     let outcome = scenarios::run(&cli.scenario, stage).and_then(|report| {
-        print!("{}", report::table(&report));
-        write_files(&cli.scenario, &report)?;
+        print!("{}", report.table());
+        write_files(&cli.scenario, &*report)?;
         Ok(report)
     });
     match outcome {
@@ -127,27 +135,30 @@ fn scenario() -> ExitCode {
     }
 }
 
-fn common(scenario: &Scenario) -> &Common {
-    match scenario {
+/// Where JSON and the page go.
+fn files(scenario: &Scenario) -> (Option<&Path>, Option<&Path>) {
+    let (json, html) = match scenario {
+        Scenario::Compare(args) => (&args.json, &args.html),
         Scenario::Demo(common)
         | Scenario::Connect(common)
         | Scenario::Idle(common)
         | Scenario::Chat { common, .. }
         | Scenario::Fanout(common)
-        | Scenario::Storm(common) => common,
-    }
+        | Scenario::Storm(common) => (&common.json, &common.html),
+    };
+    (json.as_deref(), html.as_deref())
 }
 
-fn write_files(scenario: &Scenario, report: &Report) -> Result<(), RunError> {
-    let common = common(scenario);
+fn write_files(scenario: &Scenario, report: &dyn Shown) -> Result<(), RunError> {
+    let (json, html) = files(scenario);
     let write = |path: &Path, text: String| {
         std::fs::write(path, text).map_err(|error| RunError::Write(path.to_owned(), error))
     };
-    if let Some(path) = &common.json {
-        write(path, report::text(report))?;
+    if let Some(path) = json {
+        write(path, report.json())?;
     }
-    if let Some(path) = &common.html {
-        write(path, report::page(report))?;
+    if let Some(path) = html {
+        write(path, report.page())?;
     }
     Ok(())
 }

@@ -103,7 +103,7 @@ impl Worker {
 
 /// The source address of a client. One address has too few ports for many connections to one target; on loopback
 /// there are millions of addresses, and one holds [`CONNECTIONS_PER_SOURCE`].
-fn source(to: SocketAddr, client: u32, clients: u32) -> Option<IpAddr> {
+pub(crate) fn source(to: SocketAddr, client: u32, clients: u32) -> Option<IpAddr> {
     if clients <= CONNECTIONS_PER_SOURCE || !to.is_ipv4() || !to.ip().is_loopback() {
         return None;
     }

@@ -2,6 +2,7 @@
 //!
 //! The first fields are those that other tools read and never change their meaning; the rest may grow.
 
+pub mod compare;
 pub(crate) mod html;
 mod json;
 pub(crate) mod table;
@@ -20,6 +21,36 @@ use crate::floor::Floor;
 use crate::ledger::{Account, Ledger};
 use crate::measure::{Machine, Percentiles, fit};
 use crate::rig::{MemoryPoint, Ramp, Sent};
+
+/// A report in its three forms, and what was wrong with the run.
+pub trait Shown {
+    /// For a terminal.
+    fn table(&self) -> String;
+    /// For other tools.
+    fn json(&self) -> String;
+    /// One HTML page.
+    fn page(&self) -> String;
+    /// In words; empty: nothing, and the exit status is 0.
+    fn faults(&self) -> Vec<String>;
+}
+
+impl Shown for Report {
+    fn table(&self) -> String {
+        table(self)
+    }
+
+    fn json(&self) -> String {
+        text(self)
+    }
+
+    fn page(&self) -> String {
+        page(self)
+    }
+
+    fn faults(&self) -> Vec<String> {
+        Report::faults(self)
+    }
+}
 
 /// Time to the last receiver of a message, in microseconds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]

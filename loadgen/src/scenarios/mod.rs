@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::args::{Defaults, Scenario, Settings};
+use crate::compare;
 use crate::progress::Progress;
-use crate::report::Report;
+use crate::report::{Report, Shown};
 use crate::rig::{Rig, RunError};
 use crate::schedule::Schedule;
 use crate::world::World;
@@ -29,9 +30,12 @@ pub struct Stage {
 ///
 /// # Errors
 /// There was nothing to measure: a gateway that does not start, clients that do not come in.
-pub fn run(scenario: &Scenario, stage: Stage) -> Result<Report, RunError> {
+pub fn run(scenario: &Scenario, stage: Stage) -> Result<Box<dyn Shown>, RunError> {
     let defaults = |connections, seconds, groups| Defaults { connections, seconds, groups };
-    match scenario {
+    let report = match scenario {
+        Scenario::Compare(args) => {
+            return Ok(Box::new(compare::run(args, stage.progress, &stage.stop)?));
+        }
         Scenario::Demo(common) => {
             let defaults = defaults(10_000, 10.0, &[10, 100, 1_000]);
             demo::run(Settings::new("demo", common.clone(), defaults)?, stage)
@@ -52,7 +56,8 @@ pub fn run(scenario: &Scenario, stage: Stage) -> Result<Report, RunError> {
         Scenario::Storm(common) => {
             storm::run(Settings::new("storm", common.clone(), defaults(10_000, 5.0, &[100]))?, stage)
         }
-    }
+    };
+    Ok(Box::new(report?))
 }
 
 fn new_world(settings: &Settings, room: bool, pairs: u32) -> World {
