@@ -64,9 +64,10 @@ case "$role" in "" | server | both) ;; *) usage "--role '$role' is neither serve
 
 # The first line of a file with its blanks made single, or the given text where there is no such file.
 value() { # file, otherwise
-  local text=""
-  if [ -r "$root$1" ]; then read -r text < "$root$1"; fi
-  tr -s '\t ' '  ' <<< "${text:-${2-}}"
+  local -a words=()
+  if [ -r "$root$1" ]; then read -ra words < "$root$1"; fi
+  if [ ${#words[@]} -eq 0 ]; then words=("${2-}"); fi
+  echo "${words[*]}"
 }
 
 # The limit of open files that a gateway has after it raised its soft one: the hard one.
@@ -183,7 +184,7 @@ compare_settings() {
   if [ "$differences" -eq 0 ]; then
     echo "All as advised."
   else
-    echo "$differences setting(s) below what is advised. See $here/99-millrace.sysctl.conf and millrace.limits.conf."
+    echo "$differences setting(s) below what is advised. See $here/README.md for what each one moves."
     exit 1
   fi
 }
