@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use millrace_edge::{Io, affinity};
 
 use crate::clients::Transport;
+use crate::compare::CompareArgs;
 use crate::limits::{CONNECTIONS_MAX, THREADS_MAX};
 use crate::million::MillionArgs;
 use crate::{measure, payload};
@@ -44,6 +45,8 @@ pub enum Scenario {
     Storm(Common),
     /// A million live sessions on one machine, and what everything about them costs.
     Million(MillionArgs),
+    /// The same fan-out against other servers that are installed, and against floors.
+    Compare(CompareArgs),
 }
 
 /// Flags of every scenario.
@@ -177,7 +180,11 @@ pub enum ArgsError {
     },
 }
 
-fn bad<T>(flag: &'static str, given: impl ToString, expected: impl ToString) -> Result<T, ArgsError> {
+pub(crate) fn bad<T>(
+    flag: &'static str,
+    given: impl ToString,
+    expected: impl ToString,
+) -> Result<T, ArgsError> {
     Err(ArgsError::Bad { flag, given: given.to_string(), expected: expected.to_string() })
 }
 

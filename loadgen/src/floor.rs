@@ -106,16 +106,7 @@ pub fn measure(
     stop: &AtomicBool,
 ) -> Result<Floor, RunError> {
     let connections = plan.connections;
-    let scratch = Scratch::new()?;
-    let args = [
-        "floor".to_owned(),
-        format!("--connections={connections}"),
-        format!("--payload-bytes={}", plan.payload_bytes),
-        format!("--io={}", plan.io),
-        format!("--cpus={}", list(&plan.server_cpus)),
-        format!("--scratch={}", scratch.path().display()),
-    ];
-    let mut child = Child::start("the floor", args.iter().map(Into::into).collect(), scratch)?;
+    let mut child = start(plan, false)?;
     let target = child.address("tcp").ok_or(RunError::NoAddress("the floor"))?;
     // One more user than connections: the one who sends.
     let world =
@@ -193,7 +184,24 @@ pub fn measure(
     Ok(Floor { deliveries: account.deliveries, cpu_us: used, last_receiver_us: last })
 }
 
-fn list(cpus: &[usize]) -> String {
+/// Starts a floor; if `bare`, the one that has no io_uring.
+pub(crate) fn start(plan: &Plan, bare: bool) -> Result<Child, RunError> {
+    let scratch = Scratch::new()?;
+    let mut args = vec![
+        "floor".to_owned(),
+        format!("--connections={}", plan.connections),
+        format!("--payload-bytes={}", plan.payload_bytes),
+        format!("--io={}", plan.io),
+        format!("--cpus={}", list(&plan.server_cpus)),
+        format!("--scratch={}", scratch.path().display()),
+    ];
+    if bare {
+        args.push("--bare".to_owned());
+    }
+    Ok(Child::start("the floor", args.iter().map(Into::into).collect(), scratch)?)
+}
+
+pub(crate) fn list(cpus: &[usize]) -> String {
     cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
 }
 
@@ -203,26 +211,29 @@ pub struct FloorArgs {
     #[arg(long)]
     connections: u32,
     #[arg(long)]
-    payload_bytes: usize,
+    pub(crate) payload_bytes: usize,
     #[arg(long)]
     io: Io,
+    /// A loop of send(2) instead of an edge.
+    #[arg(long)]
+    bare: bool,
     /// The first one is taken; none: where it likes.
     #[arg(long, value_delimiter = ',')]
-    cpus: Vec<String>,
+    pub(crate) cpus: Vec<String>,
     /// A directory to remove at the end, should the parent be gone by then.
     #[arg(long)]
-    scratch: PathBuf,
+    pub(crate) scratch: PathBuf,
 }
 
 /// One measurement, as the parent asks for it on stdin.
-struct Task {
-    run: u32,
-    rounds: u32,
-    gap_us: u64,
-    start_us: u64,
+pub(crate) struct Task {
+    pub(crate) run: u32,
+    pub(crate) rounds: u32,
+    pub(crate) gap_us: u64,
+    pub(crate) start_us: u64,
 }
 
-fn parse(line: &str) -> Option<Task> {
+pub(crate) fn parse(line: &str) -> Option<Task> {
     let mut words = line.split_whitespace();
     let task = Task {
         run: words.next()?.parse().ok()?,
@@ -244,6 +255,9 @@ struct Loop {
 
 /// The server: accepts, and sends when told to. Ends with its parent.
 pub fn serve(args: FloorArgs) -> io::Result<()> {
+    if args.bare {
+        return crate::compare::bare::serve(args);
+    }
     // As gateways do.
     let _ = memory::use_small_pages();
     // One sending thread: the figure is CPU per send, whatever the number of shards.
@@ -351,7 +365,7 @@ impl Loop {
 }
 
 /// A frame like a room's, of the same length on the wire but for a digit of its sender's number.
-fn frame(run: u32, message: u32, due_us: u64, payload_bytes: usize) -> SharedFrame {
+pub(crate) fn frame(run: u32, message: u32, due_us: u64, payload_bytes: usize) -> SharedFrame {
     let header = Header { run, message, conversation: 0, sender: u32::MAX, due_us };
     let deliver = Deliver {
         conversation: format!("r:{run:08x}"),

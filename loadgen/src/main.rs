@@ -12,6 +12,7 @@ use millrace_edge::affinity;
 use millrace_gateway::shell::{LocalDispatcher, LocalProbe, StandaloneSettings};
 use millrace_loadgen::args::{Cli, Scenario};
 use millrace_loadgen::child;
+use millrace_loadgen::compare::warden::{self, WardenArgs};
 use millrace_loadgen::floor::{self, FloorArgs};
 use millrace_loadgen::progress::Progress;
 use millrace_loadgen::report::Shown;
@@ -34,6 +35,13 @@ fn main() -> ExitCode {
         Some("floor") => {
             let line = std::iter::once(program).chain(args);
             match floor::serve(FloorArgs::parse_from(line)) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&error),
+            }
+        }
+        Some("warden") => {
+            let line = std::iter::once(program).chain(args);
+            match warden::serve(WardenArgs::parse_from(line)) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => fail(&error),
             }
@@ -138,6 +146,7 @@ fn scenario() -> ExitCode {
 fn files(scenario: &Scenario) -> (Option<&Path>, Option<&Path>) {
     let (json, html) = match scenario {
         Scenario::Million(args) => (&args.json, &args.html),
+        Scenario::Compare(args) => (&args.json, &args.html),
         Scenario::Demo(common)
         | Scenario::Connect(common)
         | Scenario::Idle(common)

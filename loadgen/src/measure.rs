@@ -51,6 +51,24 @@ pub fn cpu_us(pid: u32) -> io::Result<u64> {
     Ok(sum_ns / 1_000)
 }
 
+/// All processes that this one started, and that those did, while they live.
+pub fn descendants(pid: u32) -> Vec<u32> {
+    let parent = |pid: u32| -> Option<u32> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // Behind the name, which may hold anything: the state, then the parent.
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    };
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let parents: Vec<(u32, u32)> = pids.filter_map(|pid| Some((pid, parent(pid)?))).collect();
+    let (mut found, mut next) = (vec![pid], 0);
+    while let Some(&of) = found.get(next) {
+        next += 1;
+        found.extend(parents.iter().filter(|(_, parent)| *parent == of).map(|(pid, _)| *pid));
+    }
+    found.split_off(1)
+}
+
 /// Memory of a process in bytes, pages that it shares counted by its share (PSS).
 ///
 /// # Errors
@@ -140,6 +158,24 @@ mod tests {
         assert!(cpu_us(pid).unwrap() > before);
         assert!(pss_bytes(pid).unwrap() > 100 << 10);
         assert_eq!(parse_pss("Rss: 9 kB\nPss:      12 kB\nPss_Anon: 3 kB\n"), Some(12 << 10));
+    }
+
+    #[test]
+    fn finds_what_a_process_started() {
+        let line = "sleep 30 & echo; wait";
+        let mut shell = std::process::Command::new("/bin/sh")
+            .args(["-c", line])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        io::Read::read_exact(&mut shell.stdout.take().unwrap(), &mut [0]).unwrap();
+        assert!(descendants(std::process::id()).contains(&shell.id()));
+        let started = descendants(shell.id());
+        assert_eq!(started.len(), 1);
+        let kill = std::process::Command::new("kill").arg(started[0].to_string()).status().unwrap();
+        assert!(kill.success());
+        shell.wait().unwrap();
+        assert!(descendants(shell.id()).is_empty());
     }
 
     #[test]

@@ -362,7 +362,7 @@ fn found_groups(setup: Setup, maker: &mut Child, stop: &AtomicBool) -> Result<()
 
 /// Starts a gateway on the store in `scratch`. Should this process be gone at its end, it removes that directory; one
 /// that `is_maker` leaves it to the gateway after it otherwise.
-fn start_gateway(
+pub(crate) fn start_gateway(
     settings: &Settings,
     jwks: &str,
     scratch: &Arc<Scratch>,

@@ -13,11 +13,11 @@ pub(super) const ROUTES_PER_USER_MAX: usize = 64;
 
 /// What a registration did to the user's routes.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Verdict {
+pub struct Verdict {
     /// A session with a higher number is there: nothing was changed.
-    pub(super) lost: bool,
+    pub lost: bool,
     /// Pushed out, and gone from the routes.
-    pub(super) losers: Vec<Route>,
+    pub losers: Vec<Route>,
 }
 
 /// Registers a session under `login_number` in its user's `routes`.

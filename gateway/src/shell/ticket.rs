@@ -87,7 +87,8 @@ impl Tickets {
         Ok(Self::new(&secret, settings.auth.ticket_lifetime))
     }
 
-    fn new(secret: &[u8], lifetime: Duration) -> Self {
+    /// With this secret, for tickets that last this long.
+    pub fn new(secret: &[u8], lifetime: Duration) -> Self {
         Tickets { mac: Hmac::new_from_slice(secret).expect("HMAC takes keys of any length"), lifetime }
     }
 

@@ -103,7 +103,7 @@ impl Worker {
 
 /// The source address of a client. One address has too few ports for many connections to one target; on loopback
 /// there are millions of addresses, and one holds [`CONNECTIONS_PER_SOURCE`].
-fn source(to: SocketAddr, client: u32, clients: u32) -> Option<IpAddr> {
+pub(crate) fn source(to: SocketAddr, client: u32, clients: u32) -> Option<IpAddr> {
     if clients <= CONNECTIONS_PER_SOURCE || !to.is_ipv4() || !to.ip().is_loopback() {
         return None;
     }
@@ -120,8 +120,8 @@ mod tests {
         let local: SocketAddr = "127.0.0.1:1".parse().unwrap();
         assert_eq!(source(local, 5, CONNECTIONS_PER_SOURCE), None);
         assert_eq!(source(local, 5, 100_000), Some("127.0.0.1".parse().unwrap()));
-        assert_eq!(source(local, 45_000, 100_000), Some("127.0.0.3".parse().unwrap()));
-        assert_eq!(source(local, 999_999, 1_000_000), Some("127.0.0.50".parse().unwrap()));
+        assert_eq!(source(local, 25_000, 100_000), Some("127.0.0.3".parse().unwrap()));
+        assert_eq!(source(local, 999_999, 1_000_000), Some("127.0.0.100".parse().unwrap()));
         assert_eq!(source("10.0.0.1:1".parse().unwrap(), 45_000, 100_000), None);
         assert_eq!(source("[::1]:1".parse().unwrap(), 45_000, 100_000), None);
     }

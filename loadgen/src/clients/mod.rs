@@ -21,6 +21,7 @@ use millrace_edge::mailbox::{self, Sender};
 use millrace_edge::wake::Waker;
 use millrace_edge::{Io, rlimit};
 
+pub(crate) use self::arrival::source;
 use self::board::Board;
 pub use self::board::Totals;
 use self::worker::Worker;

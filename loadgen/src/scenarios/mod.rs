@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::args::{Defaults, Scenario, Settings};
+use crate::compare;
 use crate::million;
 use crate::progress::Progress;
 use crate::report::{Report, Shown};
@@ -35,6 +36,9 @@ pub fn run(scenario: &Scenario, stage: Stage) -> Result<Box<dyn Shown>, RunError
     let report = match scenario {
         Scenario::Million(args) => {
             return Ok(Box::new(million::run(args, stage.progress, stage.stop)?));
+        }
+        Scenario::Compare(args) => {
+            return Ok(Box::new(compare::run(args, stage.progress, &stage.stop)?));
         }
         Scenario::Demo(common) => {
             let defaults = defaults(10_000, 10.0, &[10, 100, 1_000]);

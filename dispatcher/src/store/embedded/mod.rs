@@ -11,7 +11,7 @@
 mod disk;
 mod leases;
 pub(crate) mod round;
-mod routes;
+pub mod routes;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
@@ -175,7 +175,7 @@ impl Embedded {
         };
         let shared = Arc::new(Shared {
             intake: Intake::new(Box::new(ring)),
-            routes: Routes::new(),
+            routes: Routes::default(),
             leases,
             owners,
             disk,

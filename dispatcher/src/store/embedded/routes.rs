@@ -62,7 +62,7 @@ impl Eq for User {}
 type Part = HashSet<User, FxBuildHasher>;
 
 /// All routes of a node that is alone.
-pub(super) struct Routes {
+pub struct Routes {
     parts: Vec<Mutex<Part>>,
     /// The highest login number ever given or shown. One for all users: it is above all earlier ones of each.
     login_number: AtomicU64,
@@ -70,8 +70,8 @@ pub(super) struct Routes {
     swept: AtomicU64,
 }
 
-impl Routes {
-    pub(super) fn new() -> Self {
+impl Default for Routes {
+    fn default() -> Self {
         Self {
             parts: (0..PARTS).map(|_| Mutex::default()).collect(),
             login_number: AtomicU64::new(0),
@@ -79,9 +79,11 @@ impl Routes {
             swept: AtomicU64::new(0),
         }
     }
+}
 
+impl Routes {
     /// Registers a session; returns its login number and what came of it.
-    pub(super) fn register(&self, registration: &Registration) -> (u64, Verdict) {
+    pub fn register(&self, registration: &Registration) -> (u64, Verdict) {
         let login_number = if registration.login_number == 0 {
             let next = |last: u64| (last + 1).max(registration.wall_ms);
             let last = self.login_number.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| Some(next(n)));
@@ -109,7 +111,7 @@ impl Routes {
     }
 
     /// All routes of a user.
-    pub(super) fn of(&self, user: &str) -> Vec<Route> {
+    pub fn of(&self, user: &str) -> Vec<Route> {
         self.part(user).get(user.as_bytes()).map_or_else(Vec::new, User::routes)
     }
 
@@ -227,7 +229,7 @@ mod tests {
 
     #[test]
     fn routes_survive_packing() {
-        let all = Routes::new();
+        let all = Routes::default();
         all.register(&registration("alice", "phone", 1, 5));
         all.register(&registration("alice", "", 2, 6));
         let routes = all.of("alice");
@@ -239,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_sweep_takes_one_life_of_one_gateway() {
-        let all = Routes::new();
+        let all = Routes::default();
         for user in 0..1_000 {
             for gateway in 1..=3 {
                 all.register(&registration(&format!("u{user}"), &format!("d{gateway}"), gateway, user));
@@ -256,7 +258,7 @@ mod tests {
 
     #[test]
     fn the_last_route_leaves_nothing_behind() {
-        let all = Routes::new();
+        let all = Routes::default();
         let (number, _) = all.register(&registration("bob", "pad", 1, 1));
         all.unregister("bob", "pad", number + 1, 1);
         all.unregister("bob", "pad", number, 2);
