@@ -101,11 +101,16 @@ uring() {
 
 differences=0
 report() { # name, present, advised, cost
+  local mark=LOW
+  if is_bound "$1"; then mark=HIGH; fi
   differences=$((differences + 1))
-  printf 'LOW   %s = %s, advised %s\n' "$1" "$2" "$3"
+  printf '%-5s %s = %s, advised %s\n' "$mark" "$1" "$2" "$3"
   printf '%s\n' "$4" | fold -s -w 100 | sed 's/^/      /'
 }
 good() { printf 'ok    %s = %s\n' "$1" "$2"; }
+
+# These bound what a connection may take: more than advised is what costs.
+is_bound() { [ "$1" = net.ipv4.tcp_rmem ] || [ "$1" = net.ipv4.tcp_wmem ]; }
 
 # One value is enough when it is at least the advised one. Three-part settings are judged by their last part, the
 # port range by how many ports it holds, and switches by being equal.
@@ -116,7 +121,7 @@ enough() { # name, present, advised
   case "$1" in
     kernel.io_uring_disabled) [ "$2" = "$3" ] ;;
     net.ipv4.ip_local_port_range) [ $((have[1] - have[0])) -ge $((want[1] - want[0])) ] ;;
-    *) [ "${have[-1]}" -ge "${want[-1]}" ] ;;
+    *) if is_bound "$1"; then [ "${have[-1]}" -le "${want[-1]}" ]; else [ "${have[-1]}" -ge "${want[-1]}" ]; fi ;;
   esac
 }
 
@@ -184,7 +189,7 @@ compare_settings() {
   if [ "$differences" -eq 0 ]; then
     echo "All as advised."
   else
-    echo "$differences setting(s) below what is advised. See $here/README.md for what each one moves."
+    echo "$differences setting(s) are not as advised. See $here/README.md for what each one moves."
     exit 1
   fi
 }

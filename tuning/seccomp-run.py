@@ -13,6 +13,7 @@ anything else in a profile is an error. Needs libseccomp.so.2, which every Debia
 
 import argparse
 import ctypes
+import errno
 import json
 import os
 import sys
@@ -28,11 +29,11 @@ class Argument(ctypes.Structure):
     _fields_ = [("arg", ctypes.c_uint), ("op", ctypes.c_int), ("a", ctypes.c_uint64), ("b", ctypes.c_uint64)]
 
 
-def action(name, errno):
+def action(name, number):
     if name == "SCMP_ACT_ALLOW":
         return ALLOW
     if name == "SCMP_ACT_ERRNO":
-        return ERRNO | errno
+        return ERRNO | number
     raise ValueError(f"action {name} is not known here")
 
 
@@ -43,11 +44,17 @@ def load(profile, strict, without):
     library.seccomp_rule_add_array.argtypes = [
         ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint, ctypes.POINTER(Argument),
     ]
+    library.seccomp_arch_resolve_name.restype = ctypes.c_uint32
+    library.seccomp_arch_add.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
     library.seccomp_load.argtypes = [ctypes.c_void_p]
     default = action(profile["defaultAction"], profile.get("defaultErrnoRet", 1))
     context = library.seccomp_init(KILL_PROCESS if strict else default)
     if not context:
         raise OSError("libseccomp has no filter to give")
+    for name in profile.get("architectures", []):  # As a runtime does it: the machine's own is there already.
+        token = library.seccomp_arch_resolve_name(name.removeprefix("SCMP_ARCH_").lower().encode())
+        if token == 0 or library.seccomp_arch_add(context, token) not in (0, -errno.EEXIST):
+            raise ValueError(f"architecture {name} is not known here")
     for name in without if strict else []:  # Refused as a container would refuse them; the default does it otherwise.
         number = library.seccomp_syscall_resolve_name(name.encode())
         if library.seccomp_rule_add_array(context, ERRNO | 1, number, 0, None) != 0:

@@ -186,6 +186,12 @@ pub trait Edge {
     fn turn(&mut self, budget: Budget, events: &mut Vec<Event>) -> io::Result<Turn>;
     /// Submits what is queued without reaping. Call it (or a turn) after the last call and before sleeping.
     fn flush(&mut self) -> io::Result<()>;
+    /// [`Edge::flush`] for a caller that may run another turn at once: returns whether that turn would find work
+    /// already, as sends usually complete while they are submitted. What it answers `true` for may stay untold on
+    /// [`Edge::wait_fd`]: run a turn before sleeping then.
+    fn flush_and_look(&mut self) -> io::Result<bool> {
+        self.flush().map(|()| false)
+    }
     /// Readable when a turn would find work. The caller drains its waker ([`wake::Waker::drain`]) after each wake,
     /// and always runs one turn before sleeping again.
     fn wait_fd(&self) -> BorrowedFd<'_>;

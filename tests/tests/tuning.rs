@@ -217,10 +217,21 @@ fn settings_that_differ_are_named_with_their_cost() {
     let machine = Machine::fit();
     machine.set("proc/sys/net/core/somaxconn", "128\n");
     machine.set("proc/sys/net/ipv4/ip_local_port_range", "1024 65535\n");
+    machine.set("proc/sys/net/ipv4/tcp_wmem", "4096\t16384\t4194304\n");
+    machine.limits("1024", "8388608");
     let output = machine.check(&[]);
     let said = text(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    for part in ["LOW   net.core.somaxconn = 128, advised 65535", "SYN", "port 7400 = inside 1024-65535"] {
+    let parts = [
+        "LOW   net.core.somaxconn = 128, advised 65535",
+        "SYN",
+        "port 7400 = inside 1024-65535",
+        "HIGH  net.ipv4.tcp_wmem = 4096 16384 4194304, advised 4096 16384 1048576",
+        "LOW   ulimit -Hn (nofile) = 1024",
+        "LOW   ulimit -Hl (memlock) = 8192 KiB",
+        "8 setting(s) are not as advised",
+    ];
+    for part in parts {
         assert!(said.contains(part), "no '{part}' in\n{said}");
     }
 }

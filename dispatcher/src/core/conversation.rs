@@ -4,7 +4,7 @@
 //! next announcement. The rule that keeps it right: `durable` and `members` are what the store has confirmed and all
 //! that anyone is told; `head` runs ahead of them by what is in batches.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 use millrace_protocol::link::Record;
@@ -14,6 +14,7 @@ use super::event::LinkKey;
 use super::groups::Rounds;
 use super::hub::Asker;
 use super::limits::{LOAD_WAITING_MAX, WAITING_BYTES_MAX};
+use super::members::Members;
 use super::streams::Streams;
 use crate::store::Loaded;
 
@@ -38,23 +39,12 @@ pub struct Conversation {
     used: bool,
 }
 
-/// A group's members.
-#[derive(Debug, Default)]
-pub struct Members {
-    /// In byte order.
-    pub users: BTreeSet<String>,
-    /// Grows with every change.
-    pub version: u64,
-}
-
 impl Conversation {
     fn new(loaded: Loaded) -> Self {
         Conversation {
             head: loaded.head,
             durable: loaded.head,
-            members: loaded
-                .members
-                .map(|(users, version)| Members { users: users.into_iter().collect(), version }),
+            members: loaded.members.map(|(users, version)| Members::new(users, version)),
             streams: Streams::load(&loaded.recent, loaded.head),
             ..Conversation::default()
         }

@@ -6,20 +6,21 @@
 //! used; never the other way round.
 
 use std::collections::VecDeque;
-use std::ops::Bound;
 
 use millrace_protocol::conversation::is_name;
 use millrace_protocol::ids::SessionId;
 use millrace_protocol::link::Kind;
 use millrace_protocol::messages::client::{Code, GroupMembers, Joined, Left, Members as Page, response};
 use millrace_protocol::messages::link::{Remove, Reply};
+use rustc_hash::FxHashSet;
 
 use super::batch::{Effect, Owner};
-use super::conversation::{Conversation, Members};
+use super::conversation::Conversation;
 use super::delivery::{Ask, What};
 use super::hub::PartitionJob;
 use super::hub::{Asker, Cx, Pending};
 use super::limits::{CHANGES_WAITING_MAX, MEMBERS_PAGE_MAX, ROUND_CHANGES_MAX};
+use super::members::Members;
 use crate::store::{Outcome, StoreError, Work, Write};
 
 /// A request to change a group's members.
@@ -58,6 +59,8 @@ struct Round {
     create: bool,
     add: Vec<String>,
     remove: Vec<String>,
+    /// Those in `add` and `remove`, while changes enter: one change of each user.
+    named: FxHashSet<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +125,7 @@ fn start(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation, name: 
         create: false,
         add: Vec::new(),
         remove: Vec::new(),
+        named: FxHashSet::default(),
     };
     while round.changes.len() < ROUND_CHANGES_MAX
         && !round.create
@@ -135,6 +139,7 @@ fn start(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation, name: 
     if round.changes.is_empty() {
         return;
     }
+    round.named = FxHashSet::default();
     if round.add.is_empty() {
         return append(cx, owner, conversation, name, round);
     }
@@ -154,7 +159,7 @@ fn enter(
 ) -> Option<Change> {
     let limit = cx.hub.config.limits.group_members_max;
     let user = &change.user;
-    if round.add.contains(user) || round.remove.contains(user) {
+    if round.named.contains(user) {
         return Some(change);
     }
     let refusal = match (&change.kind, &conversation.members) {
@@ -173,11 +178,12 @@ fn enter(
         }
         (_, None) => (Code::NoSuchGroup, "there is no such group"),
         (ChangeKind::Join, Some(members)) => {
-            if members.users.contains(user) {
+            if members.contains(user) {
                 joined(cx, owner, conversation, name, change.asker);
                 return None;
             }
-            if members.users.len() + round.add.len() < limit {
+            if members.count() + round.add.len() < limit {
+                round.named.insert(user.clone());
                 round.add.push(user.clone());
                 round.changes.push(change);
                 return None;
@@ -185,7 +191,8 @@ fn enter(
             (Code::LimitReached, "the group is full")
         }
         (ChangeKind::Leave, Some(members)) => {
-            if members.users.contains(user) {
+            if members.contains(user) {
+                round.named.insert(user.clone());
                 round.remove.push(user.clone());
                 round.changes.push(change);
                 return None;
@@ -244,9 +251,11 @@ pub fn appended(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation,
     let Some(mut round) = conversation.rounds.round.take() else { return };
     let members = conversation.members.get_or_insert_with(Members::default);
     members.version += 1;
-    members.users.extend(round.add.iter().cloned());
+    for user in &round.add {
+        members.insert(user);
+    }
     for user in &round.remove {
-        members.users.remove(user);
+        members.remove(user);
     }
     let members_version = members.version;
     let mut answered = Vec::new();
@@ -283,7 +292,7 @@ pub fn appended(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation,
 pub fn joined(cx: &mut Cx, owner: &Owner, conversation: &mut Conversation, name: &str, asker: Asker) {
     conversation.subscribers.entry(asker.link).or_insert(0);
     let (members, members_version) =
-        conversation.members.as_ref().map_or((0, 0), |members| (members.users.len(), members.version));
+        conversation.members.as_ref().map_or((0, 0), |members| (members.count(), members.version));
     let joined = Joined {
         conversation: name.to_owned(),
         epoch: owner.from.epoch,
@@ -317,16 +326,16 @@ pub fn members(
     let Some(members) = &conversation.members else {
         return cx.refuse(owner.from, asker, Code::NoSuchGroup, "there is no such group");
     };
-    if !members.users.contains(user) {
+    if !members.contains(user) {
         return cx.refuse(owner.from, asker, Code::NotMember, "not a member of this group");
     }
     let limit = match ask.limit {
         0 => MEMBERS_PAGE_MAX,
         limit => limit.min(MEMBERS_PAGE_MAX),
     };
-    let mut after = members.users.range::<str, _>((Bound::Excluded(ask.after.as_str()), Bound::Unbounded));
-    let page: Vec<String> = after.by_ref().take(limit as usize).cloned().collect();
+    let mut after = members.after(&ask.after);
+    let page: Vec<String> = after.by_ref().take(limit as usize).map(str::to_owned).collect();
     let more = after.next().is_some();
-    let page = Page { members: page, more, total: members.users.len() as u32 };
+    let page = Page { members: page, more, total: members.count() as u32 };
     cx.reply(owner.from, asker, response::Outcome::Members(page), Reply::default());
 }

@@ -8,7 +8,8 @@ use millrace_protocol::link::record::RECORD_BYTES_MAX;
 pub struct Limits {
     /// Bytes of a message's payload; a larger one is refused PAYLOAD_TOO_LARGE.
     pub payload_bytes_max: usize,
-    /// Members of one group; a further one is refused LIMIT_REACHED.
+    /// Members of one group; a further one is refused LIMIT_REACHED. Each costs its name and 2 B in memory while the
+    /// group is in use, and a load of the group reads them all.
     pub group_members_max: usize,
     /// Conversations of one partition held in memory. Idle ones are evicted above half of it; when all are busy,
     /// requests for a further one are answered BUSY.
@@ -23,7 +24,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             payload_bytes_max: PAYLOAD_BYTES_MAX,
-            group_members_max: 20_000,
+            group_members_max: 100_000,
             conversations_per_partition_max: 8_192,
             link_waiting_bytes_max: 8 << 20,
             link_away_us: 10_000_000,

@@ -7,7 +7,7 @@
 //! | [`hub`] | what all parts share, and the hand that is passed down |
 //! | [`links`], [`credit`] | links at home here, and what waits for their credit |
 //! | [`partition`], [`batch`] | one partition's life; its writes and what follows them |
-//! | [`ask`], [`conversation`], [`streams`] | records read; a conversation in memory; repeats |
+//! | [`ask`], [`conversation`], [`streams`], [`members`] | records read; a conversation in memory; repeats; who is in |
 //! | [`send`], [`groups`], [`subscribe`] | what can be asked of a conversation |
 //! | [`register`], [`delivery`] | users' sessions; messages for single sessions |
 
@@ -22,6 +22,7 @@ pub mod groups;
 pub mod hub;
 pub mod limits;
 pub mod links;
+pub mod members;
 pub mod ownership;
 pub mod partition;
 pub mod register;

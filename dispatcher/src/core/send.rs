@@ -71,7 +71,7 @@ fn forbidden(id: Option<Id<'_>>, conversation: &Conversation, user: &str) -> Opt
         Id::Direct(..) | Id::Room(_) => None,
         Id::Group(_) => match &conversation.members {
             None => Some((Code::NoSuchGroup, "there is no such group")),
-            Some(members) if !members.users.contains(user) || conversation.rounds.is_leaving(user) => {
+            Some(members) if !members.contains(user) || conversation.rounds.is_leaving(user) => {
                 Some((Code::NotMember, "not a member of this group"))
             }
             Some(_) => None,

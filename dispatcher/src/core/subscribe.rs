@@ -36,7 +36,7 @@ pub fn subscribe(
             Some(members) => {
                 answer.members_version = members.version;
                 answer.recheck = ask.members_version != 0 && ask.members_version != members.version;
-                answer.refused = ask.users.into_iter().filter(|user| !members.users.contains(user)).collect();
+                answer.refused = ask.users.into_iter().filter(|user| !members.contains(user)).collect();
             }
         }
     }

@@ -16,6 +16,7 @@ use millrace_protocol::ids::PARTITIONS_MAX;
 use serde::{Deserialize, Serialize};
 
 use super::limits;
+use crate::core::limits::Limits;
 
 /// Environment variables are this and a key in capitals: `MILLRACE_DISPATCHER_LISTEN`. A gateway on the same machine has
 /// a prefix of its own, so that neither takes the other's settings.
@@ -64,6 +65,8 @@ pub struct Settings {
     pub link_window_bytes: u64,
     /// Messages that wait between two shards of this process, each way.
     pub sibling_queue: usize,
+    /// Members of a group.
+    pub group_members_max: usize,
     /// Time for handing over and flushing after SIGTERM, in ms.
     pub stop_deadline_ms: u32,
 }
@@ -85,6 +88,7 @@ impl Default for Settings {
             lease_renew_ms: limits::LEASE_RENEW_MS,
             link_window_bytes: limits::LINK_WINDOW_BYTES,
             sibling_queue: limits::SIBLING_QUEUE,
+            group_members_max: Limits::default().group_members_max,
             stop_deadline_ms: limits::STOP_DEADLINE_MS,
         }
     }
@@ -173,6 +177,10 @@ struct Flags {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     sibling_queue: Option<usize>,
+    /// Members of a group at most [default: 100000]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group_members_max: Option<usize>,
     /// Time for handing over after SIGTERM [default: 8000]
     #[arg(long, value_name = "MS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -280,6 +288,12 @@ fn check(settings: &Settings) -> Vec<(&'static str, String)> {
         format!("{low} to {high}"),
     );
     expect((16..=1 << 20).contains(&settings.sibling_queue), "sibling_queue", "16 to 1048576".into());
+    let (low, high) = limits::GROUP_MEMBERS_MAX_RANGE;
+    expect(
+        (low..=high).contains(&settings.group_members_max),
+        "group_members_max",
+        format!("{low} to {high}"),
+    );
     expect((100..=600_000).contains(&settings.stop_deadline_ms), "stop_deadline_ms", "100 to 600000".into());
     wrong
 }
@@ -331,6 +345,9 @@ mod tests {
         assert_eq!(settings.shards, Some(5));
         assert_eq!(settings.cluster, "a");
         assert_eq!(settings.partitions, 1024);
+        assert_eq!(settings.group_members_max, 100_000);
+        let settings = load_with("redis = \"redis://h:1\"\ngroup_members_max = 7", &[]).unwrap();
+        assert_eq!(settings.group_members_max, 7);
         let settings = load_with("", &["--store", "embedded", "--data-dir", "/tmp/x"]).unwrap();
         assert_eq!(settings.store, StoreKind::Embedded);
     }
@@ -353,6 +370,7 @@ mod tests {
             ("", &["--redis", "host:6379"], &["redis", "a flag", "redis://"]),
             ("", &["--store", "embedded"], &["data_dir", "the defaults", "directory"]),
             ("", &["--listen", "here"], &["listen", "a flag", "socket address"]),
+            ("", &["--group-members-max", "0"], &["group_members_max", "a flag", "1 to"]),
             ("", &["--shards", "x"], &["--shards", "x"]),
         ];
         for (toml, flags, words) in table {

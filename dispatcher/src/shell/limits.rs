@@ -2,6 +2,9 @@
 
 use millrace_protocol::link::record::RECORD_BYTES_MAX;
 
+/// What `group_members_max` may be set to: the largest group is loaded within seconds, and counted in 32 bits.
+pub const GROUP_MEMBERS_MAX_RANGE: (usize, usize) = (1, 10_000_000);
+
 /// Shard threads at most: more than the CPUs of any machine this was meant for, few enough that a queue per pair of
 /// shards stays affordable.
 pub const SHARDS_MAX: usize = 256;

@@ -105,5 +105,6 @@ fn node_config(settings: &Settings, links: SocketAddr) -> Result<NodeConfig, Sta
         lease_renew_ms: settings.lease_renew_ms,
         link_window_bytes: settings.link_window_bytes,
         sibling_queue: settings.sibling_queue,
+        group_members_max: settings.group_members_max,
     })
 }

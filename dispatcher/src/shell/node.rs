@@ -35,6 +35,7 @@ pub(crate) struct NodeConfig {
     pub(crate) lease_renew_ms: u32,
     pub(crate) link_window_bytes: u64,
     pub(crate) sibling_queue: usize,
+    pub(crate) group_members_max: usize,
 }
 
 impl NodeConfig {
@@ -61,7 +62,7 @@ impl NodeConfig {
             incarnation: self.member.incarnation,
             cluster: self.cluster.clone(),
             partitions: self.partitions,
-            limits: Limits::default(),
+            limits: Limits { group_members_max: self.group_members_max, ..Limits::default() },
             link: LinkLimits { window_bytes: self.link_window_bytes, ..LinkLimits::default() },
             // The incarnation is random already; shards must differ.
             seed: self.member.incarnation ^ shard as u64,

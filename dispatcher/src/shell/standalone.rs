@@ -15,6 +15,7 @@ use super::limits;
 use super::node::{Node, NodeConfig, StartError, draw_incarnation};
 use super::shard::Command;
 use crate::core::event::LinkKey;
+use crate::core::limits::Limits;
 use crate::store::{Node as Member, Store};
 
 /// How to start a dispatcher within this process.
@@ -69,6 +70,7 @@ pub fn start(settings: Settings) -> Result<Standalone, StartError> {
         lease_renew_ms: limits::LEASE_RENEW_MS,
         link_window_bytes: settings.link_window_bytes,
         sibling_queue: limits::SIBLING_QUEUE,
+        group_members_max: Limits::default().group_members_max,
     };
     let node = Node::start(config, Arc::clone(&store), None)?;
     Ok(Standalone { node, store })

@@ -255,6 +255,14 @@ impl UringEdge {
         }
         Ok(())
     }
+
+    /// Lets the eventfd tell again what comes from now on, and returns whether there is work already.
+    fn unmute_and_look(&mut self) -> bool {
+        self.banks.iter_mut().for_each(Bank::unmute);
+        // Between the unmuting and the look: either the kernel sees the eventfd wanted, or we see its news.
+        fence(Ordering::SeqCst);
+        self.banks.iter_mut().any(Bank::has_work)
+    }
 }
 
 impl Edge for UringEdge {
@@ -357,11 +365,8 @@ impl Edge for UringEdge {
     fn turn(&mut self, budget: Budget, events: &mut Vec<Event>) -> io::Result<Turn> {
         let mut left = budget.completions.max(1);
         let result = self.rounds(&mut left, events);
-        self.banks.iter_mut().for_each(Bank::unmute);
+        let more = self.unmute_and_look();
         result?;
-        // Between the unmuting and the look: either the kernel sees the eventfd wanted, or we see its news.
-        fence(Ordering::SeqCst);
-        let more = self.banks.iter_mut().any(Bank::has_work);
         Ok(Turn { more, completions: budget.completions.max(1) - left })
     }
 
@@ -372,6 +377,18 @@ impl Edge for UringEdge {
             }
         }
         Ok(())
+    }
+
+    fn flush_and_look(&mut self) -> io::Result<bool> {
+        let mut result = Ok(());
+        for bank in &mut self.banks {
+            if bank.has_queued() {
+                bank.mute();
+                result = result.and(bank.enter(&mut self.stats.enters));
+            }
+        }
+        let more = self.unmute_and_look();
+        result.map(|()| more)
     }
 
     fn wait_fd(&self) -> BorrowedFd<'_> {

@@ -45,7 +45,10 @@ fn play_ping_pong(addr: SocketAddr, rounds: usize, seed: u64) {
 fn no_wake_is_lost() {
     const PLAYERS: u64 = 3;
     const ROUNDS: usize = 3_000;
-    for (mut edge, waker) in kernel_edges() {
+    // Both kinds of flush, each with both backends.
+    let edges =
+        [false, true].into_iter().flat_map(|looks| kernel_edges().into_iter().map(move |it| (looks, it)));
+    for (looks, (mut edge, waker)) in edges {
         let addr = edge.listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let players: Vec<_> =
             (0..PLAYERS).map(|seed| thread::spawn(move || play_ping_pong(addr, ROUNDS, seed))).collect();
@@ -53,7 +56,7 @@ fn no_wake_is_lost() {
         let mut waiting: HashMap<Conn, Vec<u8>> = HashMap::new();
         let mut closed = 0;
         while closed < PLAYERS {
-            let more = edge.turn(Budget { completions: 8 }, &mut events).unwrap().more;
+            let mut more = edge.turn(Budget { completions: 8 }, &mut events).unwrap().more;
             for event in events.drain(..) {
                 match event {
                     Event::Received { conn, bytes } => {
@@ -72,11 +75,14 @@ fn no_wake_is_lost() {
                     _ => {}
                 }
             }
-            edge.flush().unwrap();
+            match looks {
+                true => more |= edge.flush_and_look().unwrap(),
+                false => edge.flush().unwrap(),
+            }
             if !more && closed < PLAYERS {
                 assert!(
                     wait::wait(&*edge, &waker, ASLEEP),
-                    "{}: nothing woke the edge",
+                    "{}: nothing woke the edge (looks: {looks})",
                     edge.shape().backend
                 );
             }
@@ -124,6 +130,30 @@ fn a_caller_that_flushes_and_sleeps_is_woken_for_the_results() {
         rig.close(conn);
         rig.edge.flush().unwrap();
         assert!(wait::wait(&*rig.edge, &rig.waker, ASLEEP), "no wake for a close");
+        rig.closed(conn);
+        rig.finish();
+    });
+}
+
+#[test]
+fn a_caller_that_looks_after_its_flush_needs_no_wake_for_what_is_there() {
+    on_all("flush: look, then a turn or sleep", 1, |net, dice| {
+        let mut rig = Rig::new(net, 4, dice, |_| {});
+        let addr = rig.listen();
+        let _peer = net.dial(addr);
+        let conn = rig.accepted();
+        while rig.turn().1 || wait::wait(&*rig.edge, &rig.waker, Duration::from_millis(10)) {}
+        for round in 0..20u8 {
+            rig.send(conn, Payload::Owned(vec![round]));
+            let there = rig.edge.flush_and_look().unwrap();
+            assert!(there || wait::wait(&*rig.edge, &rig.waker, ASLEEP), "neither told nor woken");
+            rig.until("sent", |rig, _| rig.is_idle(conn));
+            while rig.turn().1 || wait::wait(&*rig.edge, &rig.waker, Duration::from_millis(1)) {}
+            assert!(!rig.edge.flush_and_look().unwrap(), "nothing was asked for");
+        }
+        rig.close(conn);
+        let there = rig.edge.flush_and_look().unwrap();
+        assert!(there || wait::wait(&*rig.edge, &rig.waker, ASLEEP), "neither told nor woken of a close");
         rig.closed(conn);
         rig.finish();
     });

@@ -60,8 +60,9 @@ pub struct CompareArgs {
     /// What to compare [default: all]
     #[arg(long, value_enum, value_name = "NAME,…", value_delimiter = ',')]
     pub servers: Vec<Server>,
-    /// Pause before memory is read, and how long silence is watched, in seconds
-    #[arg(long, value_name = "S", default_value_t = 2.0, allow_negative_numbers = true)]
+    /// Pause before memory is read, and how long silence is watched, in seconds (nats-server pings everyone some 2 s
+    /// after they came)
+    #[arg(long, value_name = "S", default_value_t = 3.0, allow_negative_numbers = true)]
     pub rest: f64,
     /// Write the report as JSON
     #[arg(long, value_name = "FILE")]

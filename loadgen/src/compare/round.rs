@@ -40,6 +40,8 @@ pub struct Sample {
     pub idle_cpu_us_per_s: f64,
     /// CPU of its processes while it sent, less what silence costs, over deliveries.
     pub cpu_us_per_delivery: Option<f64>,
+    /// The same with what silence costs.
+    pub gross_cpu_us_per_delivery: Option<f64>,
     /// All deliveries, from when their message was due.
     pub latency_us: Percentiles,
     /// The last receiver of each message that reached all.
@@ -71,8 +73,9 @@ pub struct Sample {
 }
 
 struct Round<'a> {
-    server: Running,
+    /// Dropped first: a server that ends in order would wait for its clients to go.
     swarm: Swarm,
+    server: Running,
     plan: &'a Plan,
     progress: &'a mut Progress,
     stop: &'a AtomicBool,
@@ -92,7 +95,7 @@ pub(super) fn measure(
     let running = Running::start(server, found, settings)?;
     let (io, payload_bytes) = (settings.common.io, settings.common.payload_bytes);
     let swarm = Swarm::open(io, settings.connections, running.target, payload_bytes)?;
-    let mut round = Round { server: running, swarm, plan, progress, stop };
+    let mut round = Round { swarm, server: running, plan, progress, stop };
     round.run(server).map_err(|error| match error {
         RunError::Stuck(text) => RunError::Stuck(format!("{text}{}", round.server.log_tail())),
         error => error,
@@ -187,6 +190,7 @@ impl Round<'_> {
             connects_per_s: subscribers / (up_us as f64 / 1e6).max(1e-6),
             idle_cpu_us_per_s,
             cpu_us_per_delivery: (tally.deliveries > 0).then(|| sent_us / tally.deliveries as f64),
+            gross_cpu_us_per_delivery: (tally.deliveries > 0).then(|| cpu_us / tally.deliveries as f64),
             latency_us: Percentiles::of(&tally.latency),
             last_receiver_us: Percentiles::of(&tally.last_receivers()),
             deliveries_expected: tally.expected(),

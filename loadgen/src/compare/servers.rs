@@ -199,7 +199,7 @@ impl Server {
 
     /// What it says of its own version; `None` where it says nothing.
     pub fn version(self, found: &Found) -> Option<String> {
-        let Found::Program(program, _) = found else { return Some(env!("CARGO_PKG_VERSION").to_owned()) };
+        let Found::Program(program, _) = found else { return None };
         let flag = match self {
             Server::Nchan => "-v",
             Server::MosquittoQos0 | Server::MosquittoQos1 => "-h",
@@ -213,7 +213,9 @@ impl Server {
             word.chars().any(|c| c.is_ascii_digit()) && word.contains('.') && !word.contains("http")
         };
         let word = text.lines().next()?.split_whitespace().find(is_version)?;
-        Some(word.trim_start_matches("v=").trim_start_matches("nginx/").trim_matches([',', 'v']).to_owned())
+        let word = word.trim_start_matches("v=").trim_start_matches("nginx/").trim_matches([',', 'v']);
+        // What Go programs say that were built without a version.
+        (word != "0.0.0").then(|| word.to_owned())
     }
 }
 
@@ -401,10 +403,12 @@ fn command(
         Server::Nchan => {
             let workers = settings.cores.server.len().max(1);
             let module = module.unwrap_or(Path::new("")).display();
+            // nginx closes idle connections when a sixteenth of these is free.
+            let connections = clients + clients / 8;
             let text = format!(
                 "load_module \"{module}\";\ndaemon off;\nworker_processes {workers};\npid \"{dir}/nginx.pid\";\n\
-                 error_log stderr warn;\nworker_rlimit_nofile {clients};\n\
-                 events {{ worker_connections {clients}; }}\n\
+                 error_log stderr warn;\n\
+                 events {{ worker_connections {connections}; }}\n\
                  http {{\n  access_log off;\n  client_body_buffer_size 128k;\n  keepalive_timeout 1h;\n  \
                  keepalive_requests 1000000;\n  client_body_temp_path \"{dir}/body\";\n  \
                  proxy_temp_path \"{dir}/proxy\";\n  fastcgi_temp_path \"{dir}/fastcgi\";\n  \
@@ -435,12 +439,19 @@ fn command(
     Ok(line)
 }
 
-/// Centrifugo's settings moved into groups with its version 6.
+/// Whether Centrifugo's settings are in groups, as they are since version 6. One that doesn't know its version was
+/// built by the Go tools, which write the module's path into it.
+fn has_grouped_settings(program: &Path) -> bool {
+    let version = Server::Centrifugo.version(&Found::Program(program.to_owned(), None));
+    if let Some(major) = version.and_then(|version| version.split('.').next()?.parse::<u32>().ok()) {
+        return major >= 6;
+    }
+    const OLD: &[u8] = b"github.com/centrifugal/centrifugo/v5/";
+    !std::fs::read(program).is_ok_and(|bytes| bytes.windows(OLD.len()).any(|window| window == OLD))
+}
+
 fn centrifugo(program: &Path, port: u16) -> String {
-    let found = Found::Program(program.to_owned(), None);
-    let version = Server::Centrifugo.version(&found).unwrap_or_default();
-    let major: u32 = version.split('.').next().and_then(|digits| digits.parse().ok()).unwrap_or(6);
-    let config = if major >= 6 {
+    let config = if has_grouped_settings(program) {
         serde_json::json!({
             "http_server": { "address": "127.0.0.1", "port": port.to_string() },
             "client": { "insecure": true },

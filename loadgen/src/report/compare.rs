@@ -32,12 +32,24 @@ impl Spread {
         Some(Spread { median, min, max })
     }
 
-    /// The median in words, and the spread where there is one.
-    fn words(self, unit: impl Fn(f64) -> String) -> String {
-        if self.min == self.max {
-            return unit(self.median);
-        }
-        format!("{} ({} - {})", unit(self.median), unit(self.min), unit(self.max))
+    /// The median and, where there is one, the spread, in words.
+    fn words(self, unit: impl Fn(f64) -> String) -> Cell {
+        let (low, high) = (unit(self.min), unit(self.max));
+        let spread = if low == high { String::new() } else { format!("{low} - {high}") };
+        Cell { text: unit(self.median), spread }
+    }
+}
+
+/// One cell of the table.
+#[derive(Debug, Default)]
+struct Cell {
+    text: String,
+    spread: String,
+}
+
+impl From<String> for Cell {
+    fn from(text: String) -> Self {
+        Cell { text, spread: String::new() }
     }
 }
 
@@ -82,6 +94,8 @@ pub struct Figures {
     pub connects_per_s: Option<Spread>,
     pub idle_cpu_us_per_subscriber_s: Option<Spread>,
     pub cpu_us_per_delivery: Option<Spread>,
+    /// With what silence costs.
+    pub gross_cpu_us_per_delivery: Option<Spread>,
     /// CPU per delivery over that of the io_uring floor in the same round.
     pub cpu_ratio_to_floor: Option<Spread>,
     pub latency_p50_us: Option<Spread>,
@@ -191,6 +205,7 @@ impl Row {
             connects_per_s: spread(&|s| Some(s.connects_per_s)),
             idle_cpu_us_per_subscriber_s: spread(&|s| Some(s.idle_cpu_us_per_s / subscribers)),
             cpu_us_per_delivery: spread(&|s| s.cpu_us_per_delivery),
+            gross_cpu_us_per_delivery: spread(&|s| s.gross_cpu_us_per_delivery),
             cpu_ratio_to_floor: Spread::of(ratios),
             latency_p50_us: spread(&|s| Some(s.latency_us.p50 as f64)),
             latency_p99_us: spread(&|s| Some(s.latency_us.p99 as f64)),
@@ -235,10 +250,10 @@ impl Row {
         remarks.join("; ")
     }
 
-    fn cells(&self) -> Vec<String> {
+    fn cells(&self) -> Vec<Cell> {
         let figures = &self.figures;
         let cell = |spread: Option<Spread>, unit: &dyn Fn(f64) -> String| {
-            spread.map_or_else(|| "-".to_owned(), |spread| spread.words(unit))
+            spread.map_or_else(|| Cell::from("-".to_owned()), |spread| spread.words(unit))
         };
         let us = |us: f64| time(us as u64);
         let received = match self.status {
@@ -249,27 +264,30 @@ impl Row {
             match &self.version {
                 Some(version) => format!("{} {version}", self.title),
                 None => self.title.to_owned(),
-            },
+            }
+            .into(),
             cell(figures.user_bytes_per_subscriber, &bytes),
             cell(figures.fixed_bytes, &bytes),
             cell(figures.connect_cpu_us, &micros),
+            cell(figures.idle_cpu_us_per_subscriber_s, &micros),
             cell(figures.cpu_us_per_delivery, &micros),
             cell(figures.cpu_ratio_to_floor, &|ratio| format!("{ratio:.2}")),
             cell(figures.latency_p50_us, &us),
             cell(figures.latency_p99_us, &us),
             cell(figures.latency_p999_us, &us),
             cell(figures.last_receiver_p50_us, &us),
-            received,
+            received.into(),
         ]
     }
 }
 
 /// Heads of the columns.
-const HEADS: [&str; 11] = [
+const HEADS: [&str; 12] = [
     "server",
     "memory / subscriber",
     "fixed part",
     "connect CPU",
+    "idle CPU / s",
     "CPU / delivery",
     "/ floor",
     "p50",
@@ -281,8 +299,8 @@ const HEADS: [&str; 11] = [
 
 /// How the figures are meant, for all forms.
 const MEANING: &str = "memory: PSS of all processes of the server with all idle subscribers, less that with none, \
-    over their number; CPU: of all processes, kernel included, deliveries less what silence costs; latency: of all \
-    deliveries, from when the message was due; medians of rounds (least - most)";
+    over their number; CPU: of all processes, kernel included, in silence for one subscriber and second, deliveries less what silence costs; latency: of all \
+    deliveries, from when the message was due; medians of rounds, and least - most";
 
 impl Comparison {
     /// Of what was gathered.
@@ -306,7 +324,7 @@ impl Comparison {
             for sample in &row.rounds {
                 all.add(&sample.latency).expect("histograms of the same shape");
             }
-            (row.title.to_owned(), curve(&all))
+            (row.server.to_owned(), curve(&all))
         });
         Comparison {
             scenario: "compare",
@@ -359,9 +377,15 @@ impl Comparison {
 
 impl Shown for Comparison {
     fn table(&self) -> String {
-        let heads: Vec<String> = HEADS.map(str::to_owned).to_vec();
-        let lines: Vec<Vec<String>> =
-            std::iter::once(heads).chain(self.rows.iter().map(Row::cells)).collect();
+        let mut lines = vec![HEADS.map(str::to_owned).to_vec()];
+        for row in &self.rows {
+            let (texts, spreads): (Vec<String>, Vec<String>) =
+                row.cells().into_iter().map(|cell| (cell.text, cell.spread)).unzip();
+            lines.push(texts);
+            if spreads.iter().any(|spread| !spread.is_empty()) {
+                lines.push(spreads);
+            }
+        }
         let widths: Vec<usize> = (0..HEADS.len())
             .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))
             .collect();
@@ -387,8 +411,13 @@ impl Shown for Comparison {
 
     fn page(&self) -> String {
         let heads: Vec<&str> = HEADS.into_iter().chain(["remarks"]).collect();
-        let rows: Vec<Vec<String>> =
-            self.rows.iter().map(|row| row.cells().into_iter().chain([row.remarks()]).collect()).collect();
+        let words = |cell: Cell| match cell.spread.is_empty() {
+            true => cell.text,
+            false => format!("{} ({})", cell.text, cell.spread),
+        };
+        let rows: Vec<Vec<String>> = (self.rows.iter())
+            .map(|row| row.cells().into_iter().map(words).chain([row.remarks()]).collect())
+            .collect();
         document(&Page {
             title: &self.title(),
             is_good: self.faults().is_empty(),
@@ -420,5 +449,113 @@ impl Shown for Comparison {
             faults.push("nothing was measured".to_owned());
         }
         faults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::CompareArgs;
+    use crate::measure::{Percentiles, histogram};
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: CompareArgs,
+    }
+
+    fn sample(cpu_us: f64, lost: u64) -> Sample {
+        let mut latency = histogram();
+        (1..=100).for_each(|us| latency.record(us * 10).unwrap());
+        Sample {
+            fixed_bytes: 5_000_000,
+            user_bytes_per_subscriber: 1_000.0,
+            connect_cpu_us: 50.0,
+            connects_per_s: 5_000.0,
+            idle_cpu_us_per_s: 20.0,
+            cpu_us_per_delivery: Some(cpu_us),
+            gross_cpu_us_per_delivery: Some(cpu_us + 1.0),
+            latency_us: Percentiles::of(&latency),
+            last_receiver_us: Percentiles::of(&latency),
+            deliveries_expected: 100,
+            deliveries: 100 - lost,
+            lost,
+            duplicates: 0,
+            out_of_order: 0,
+            disconnects: 0,
+            late_sends: 0,
+            late_us_max: 0,
+            trouble: (lost > 0).then(|| "a cause".to_owned()),
+            latency,
+            backend: "sim".to_owned(),
+        }
+    }
+
+    fn comparison(outcomes: Vec<(Server, Outcome)>) -> Comparison {
+        let line = ["compare", "--subscribers=10", "--messages=10", "--repeat=2"];
+        let plan = Plan::new(&Line::parse_from(line).args).unwrap();
+        Comparison::new(&plan, Machine::here(), outcomes, false)
+    }
+
+    fn here(samples: Vec<Sample>, failures: Vec<String>) -> Outcome {
+        Outcome::Here { found: Found::Own, version: Some("1.2".to_owned()), samples, failures }
+    }
+
+    fn outcomes() -> Vec<(Server, Outcome)> {
+        let missing = Missing { what: "nats-server", comes_from: "Debian package nats-server" };
+        vec![
+            (Server::FloorUring, here(vec![sample(8.0, 0), sample(10.0, 0)], vec![])),
+            (Server::MillraceTcp, here(vec![sample(8.0, 0), sample(12.0, 0)], vec![])),
+            (Server::Redis, here(vec![], vec!["it broke <here>".to_owned()])),
+            (Server::Nats, Outcome::Missing(missing)),
+        ]
+    }
+
+    #[test]
+    fn medians_spreads_and_ratios_within_a_round() {
+        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
+        assert_eq!(Spread::of([4.0, 1.0]), Some(Spread { median: 2.5, min: 1.0, max: 4.0 }));
+        assert_eq!(Spread::of([]), None);
+        let report = comparison(outcomes());
+        let ratio = report.rows[1].figures.cpu_ratio_to_floor.unwrap();
+        assert_eq!((ratio.min, ratio.max), (1.0, 1.2));
+        assert_eq!(report.rows[1].figures.idle_cpu_us_per_subscriber_s.unwrap().median, 2.0);
+        let table = report.table();
+        for part in [
+            "10.00 us",
+            "8.00 us - 12.00 us",
+            "200 of 200",
+            "failed",
+            "it broke",
+            "missing",
+            "nats-server is not installed: Debian package nats-server",
+            "all is well",
+        ] {
+            assert!(table.contains(part), "{part} in {table}");
+        }
+        let json: serde_json::Value = serde_json::from_str(&report.json()).unwrap();
+        assert_eq!(json["rows"][3]["comes_from"], "Debian package nats-server");
+        assert_eq!(json["rows"][1]["figures"]["cpu_us_per_delivery"]["median"], 10.0);
+        assert!(json["machine"]["kernel"].is_string() && json["command"].is_string());
+        let page = report.page();
+        assert!(page.contains("it broke &lt;here&gt;") && page.contains("<polyline"));
+    }
+
+    #[test]
+    fn losses_of_ours_fail_the_run_and_those_of_others_do_not() {
+        let mut all = outcomes();
+        all.push((Server::Nchan, here(vec![sample(9.0, 5), sample(9.0, 0)], vec![])));
+        let report = comparison(all);
+        assert!(report.faults().is_empty(), "{:?}", report.faults());
+        assert!(report.table().contains("5 lost; a cause"));
+        let mut all = outcomes();
+        all[1].1 = here(vec![sample(9.0, 5), sample(9.0, 0)], vec![]);
+        assert_eq!(comparison(all).faults(), ["millrace, TCP: 5 deliveries lost"]);
+        let mut all = outcomes();
+        all[0].1 = here(vec![sample(9.0, 0)], vec!["it broke".to_owned()]);
+        assert_eq!(comparison(all).faults(), ["floor: io_uring failed"]);
+        let nobody = vec![(Server::Redis, here(vec![], vec![]))];
+        assert_eq!(comparison(nobody).faults(), ["nothing was measured"]);
     }
 }
