@@ -5,7 +5,7 @@
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::html::{Curve, Page, document};
+use super::html::{Curve, Page, document_with_notes};
 use super::table::{bytes, micros, time};
 use super::{Shown, curve};
 use crate::compare::{Found, Missing, Plan, Sample, Server};
@@ -410,24 +410,24 @@ impl Shown for Comparison {
     }
 
     fn page(&self) -> String {
-        let heads: Vec<&str> = HEADS.into_iter().chain(["remarks"]).collect();
         let words = |cell: Cell| match cell.spread.is_empty() {
             true => cell.text,
             false => format!("{} ({})", cell.text, cell.spread),
         };
-        let rows: Vec<Vec<String>> = (self.rows.iter())
-            .map(|row| row.cells().into_iter().map(words).chain([row.remarks()]).collect())
-            .collect();
-        document(&Page {
+        let rows: Vec<Vec<String>> =
+            (self.rows.iter()).map(|row| row.cells().into_iter().map(words).collect()).collect();
+        let notes: Vec<(&str, String)> = self.rows.iter().map(|row| (row.title, row.remarks())).collect();
+        let page = Page {
             title: &self.title(),
             is_good: self.faults().is_empty(),
             verdict: &self.verdict(),
             trouble: None,
-            heads: &heads,
+            heads: &HEADS,
             rows: &rows,
             curves: &self.curves,
             footer: &format!("{}. {MEANING}. Command: {}", self.conditions(), self.command),
-        })
+        };
+        document_with_notes(&page, &notes)
     }
 
     /// Losses of others are figures; ours are faults.
@@ -540,6 +540,9 @@ mod tests {
         assert!(json["machine"]["kernel"].is_string() && json["command"].is_string());
         let page = report.page();
         assert!(page.contains("it broke &lt;here&gt;") && page.contains("<polyline"));
+        assert!(
+            page.contains("<body class=\"wide\">") && page.contains("<p><b>millrace, TCP</b>: every client")
+        );
     }
 
     #[test]
