@@ -271,6 +271,7 @@ impl Row {
             cell(figures.connect_cpu_us, &micros),
             cell(figures.idle_cpu_us_per_subscriber_s, &micros),
             cell(figures.cpu_us_per_delivery, &micros),
+            cell(figures.gross_cpu_us_per_delivery, &micros),
             cell(figures.cpu_ratio_to_floor, &|ratio| format!("{ratio:.2}")),
             cell(figures.latency_p50_us, &us),
             cell(figures.latency_p99_us, &us),
@@ -282,13 +283,14 @@ impl Row {
 }
 
 /// Heads of the columns.
-const HEADS: [&str; 12] = [
+const HEADS: [&str; 13] = [
     "server",
     "memory / subscriber",
     "fixed part",
     "connect CPU",
     "idle CPU / s",
     "CPU / delivery",
+    "with silence",
     "/ floor",
     "p50",
     "p99",
