@@ -21,40 +21,46 @@ a=$(commit "$1")
 b=$(commit "$2")
 declare -A revision=([A]=$a [B]=$b)
 
+# Kept from run to run, so that what both share is built once; the worktrees in it are not.
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}/ab
+mkdir -p "$CARGO_TARGET_DIR"
+CARGO_TARGET_DIR=$(realpath "$CARGO_TARGET_DIR") # the builds run elsewhere
+exec {lock}> "$CARGO_TARGET_DIR/lock"
+flock --nonblock "$lock" || fail "another comparison runs in $CARGO_TARGET_DIR"
+tree=$CARGO_TARGET_DIR/tree
 dir=$(mktemp -d)
 clean() {
-  for side in A B; do git worktree remove --force "$dir/$side" 2> /dev/null || true; done
-  rm -rf "$dir"
+  for side in A B; do git worktree remove --force --force "$tree/$side" 2> /dev/null || true; done
+  rm -rf "$dir" "$tree"
   git worktree prune
 }
 trap clean EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# One directory for both, kept: what they share is built once, and not again the next time.
-export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}/ab
+rm -rf "$tree" # of a run that was killed
+git worktree prune
 for side in A B; do
-  git worktree add --quiet --detach "$dir/$side" "${revision[$side]}"
+  git worktree add --quiet --detach "$tree/$side" "${revision[$side]}"
   echo "$side: $(git log -1 --format='%h %s' "${revision[$side]}")"
-  (cd "$dir/$side" && cargo bench --quiet --package millrace-benches --no-run --message-format=json) > "$dir/$side.json" ||
+  (cd "$tree/$side" && cargo bench --quiet --package millrace-benches --no-run --message-format=json) > "$dir/$side.json" ||
     fail "the benches of $side do not build"
-  # The executables, which later builds of the other revision may replace.
-  mkdir "$dir/$side.bin"
+  mkdir "$dir/$side"
   grep '"kind":\["bench"\]' "$dir/$side.json" | grep -o '"executable":"[^"]*"' | cut -d'"' -f4 |
-    xargs --no-run-if-empty cp --target-directory "$dir/$side.bin"
-  [ -n "$(ls "$dir/$side.bin")" ] || fail "$side has no benches"
+    xargs --no-run-if-empty cp --target-directory "$dir/$side"
+  [ -n "$(ls "$dir/$side")" ] || fail "$side has no benches"
 done
 
 # On one core where that can be chosen: moving between cores costs more than many a change.
 pin=()
-if command -v taskset > /dev/null; then pin=(taskset --cpu-list "$(nproc --all | awk '{print $1 - 1}')"); fi
+if command -v taskset > /dev/null; then pin=(taskset --cpu-list "$(taskset --cpu-list --pid $$ | grep -o '[0-9]*$')"); fi
 for ((round = 1; round <= rounds; round++)); do
   # Who begins takes turns too.
   order="A B"
   ((round % 2)) || order="B A"
   for side in $order; do
     echo "round $round of $rounds: $side" >&2
-    for bench in "$dir/$side.bin"/*; do
+    for bench in "$dir/$side"/*; do
       CRITERION_HOME="$dir/out/$side/$round" "${pin[@]}" "$bench" --bench --quiet --noplot --sample-size 20 \
         --warm-up-time 0.3 --measurement-time "$seconds" ${filter:+"$filter"} > "$dir/log" 2>&1 ||
         { cat "$dir/log" >&2; fail "a bench of $side failed"; }

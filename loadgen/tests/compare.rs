@@ -90,7 +90,7 @@ fn a_tiny_comparison_has_a_row_for_each_and_loses_nothing_of_ours() {
     let scratch = dir.path().join("scratch");
     std::fs::create_dir(&scratch).expect("a directory");
     let (json_flag, html_flag) = (format!("--json={}", json.display()), format!("--html={}", html.display()));
-    let flags = ["--subscribers=50", "--repeat=1", "--messages=5", "--rate=20", "--rest=0.1"];
+    let flags = ["--subscribers=50", "--repeat=1", "--messages=5", "--rate=20", "--rest=0.1", "--settle=0.1"];
     let output = run(command(&[&flags[..], &[&json_flag, &html_flag]].concat(), &scratch));
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "it ended with {}\n{out}\n{err}", output.status);
@@ -140,7 +140,7 @@ fn a_tiny_comparison_has_a_row_for_each_and_loses_nothing_of_ours() {
 fn what_is_not_installed_is_named_and_fails_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
     let flags = ["--servers=floor-send,centrifugo", "--subscribers=5", "--repeat=1", "--messages=2"];
-    let mut command = command(&[&flags[..], &["--rate=50", "--rest=0"]].concat(), dir.path());
+    let mut command = command(&[&flags[..], &["--rate=50", "--rest=0", "--settle=0"]].concat(), dir.path());
     let output = run({
         command.env("PATH", "/nowhere");
         command
@@ -167,7 +167,7 @@ fn a_server_that_does_not_start_is_a_row_with_its_last_words() {
     std::fs::set_permissions(&broken, std::fs::Permissions::from_mode(0o755)).expect("its mode");
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
     let flags = ["--servers=redis,floor-uring", "--subscribers=5", "--repeat=1", "--messages=2"];
-    let mut command = command(&[&flags[..], &["--rate=50", "--rest=0"]].concat(), &scratch);
+    let mut command = command(&[&flags[..], &["--rate=50", "--rest=0", "--settle=0"]].concat(), &scratch);
     command.env("PATH", path);
     let output = run(command);
     let out = String::from_utf8_lossy(&output.stdout);
@@ -182,7 +182,8 @@ fn a_server_that_does_not_start_is_a_row_with_its_last_words() {
 fn a_comparison_that_is_killed_or_interrupted_leaves_nothing() {
     for signal in ["-KILL", "-INT"] {
         let scratch = tempfile::tempdir().expect("a directory");
-        let flags = ["--subscribers=5", "--repeat=1", "--messages=1000", "--rate=10", "--rest=0"];
+        let flags =
+            ["--subscribers=5", "--repeat=1", "--messages=1000", "--rate=10", "--rest=0", "--settle=0"];
         // One that is somebody else's where there is one, else ours.
         let servers = ["redis", "nats", "mosquitto-qos0", "floor-send"];
         let programs = ["redis-server", "nats-server", "mosquitto", ""];

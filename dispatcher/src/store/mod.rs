@@ -11,7 +11,8 @@
 //!    and an append whose outcome was unknown is found out.
 //! 3. A claim's epoch is greater than every earlier one, also over an emptied store (it takes the wall clock).
 //! 4. Jobs of one partition from one shard are carried out in order. Jobs of different partitions are not ordered.
-//!    (Routes and leases may overtake what is queued for the log; [`Outcome::UserGroupsDone`] is the moment from which
+//!    (A load may be overtaken by later jobs: nothing is written to a conversation before it is loaded, and one whose
+//!    fence was lost meanwhile is answered Fenced. Routes and leases may overtake what is queued for the log; [`Outcome::UserGroupsDone`] is the moment from which
 //!    every registration sees the group.)
 //! 5. A store that can't be reached answers [`StoreError::Unavailable`]; nothing waits without bound.
 

@@ -60,8 +60,10 @@ pub struct CompareArgs {
     /// What to compare [default: all]
     #[arg(long, value_enum, value_name = "NAME,…", value_delimiter = ',')]
     pub servers: Vec<Server>,
-    /// Pause before memory is read, and how long silence is watched, in seconds (nats-server pings everyone some 2 s
-    /// after they came)
+    /// How long all subscribers are idle before memory is read, in seconds (Redis gives buffers back for the first 15)
+    #[arg(long, value_name = "S", default_value_t = 20.0, allow_negative_numbers = true)]
+    pub settle: f64,
+    /// Pause before memory without subscribers is read, and how long silence is watched, in seconds
     #[arg(long, value_name = "S", default_value_t = 3.0, allow_negative_numbers = true)]
     pub rest: f64,
     /// Write the report as JSON
@@ -93,6 +95,8 @@ pub struct Plan {
     pub gap_us: u64,
     /// Rounds.
     pub repeat: u32,
+    /// Seconds of idleness before memory is read.
+    pub settle: f64,
     /// Seconds of rest.
     pub rest: f64,
     /// Subscribers, payload and cores, as gateway and floor take them.
@@ -124,8 +128,10 @@ impl Plan {
         if !(1..=REPEAT_MAX).contains(&args.repeat) {
             return bad("repeat", args.repeat, format!("1 to {REPEAT_MAX}"));
         }
-        if !(0.0..=600.0).contains(&args.rest) {
-            return bad("rest", args.rest, "0 to 600");
+        for (flag, seconds) in [("rest", args.rest), ("settle", args.settle)] {
+            if !(0.0..=600.0).contains(&seconds) {
+                return bad(flag, seconds, "0 to 600");
+            }
         }
         let mut common = Bare::parse_from(["compare"]).common;
         common.connections = Some(args.subscribers);
@@ -148,7 +154,8 @@ impl Plan {
             }
         });
         let (messages, gap_us) = (wanted as u32, ((1e6 / args.rate) as u64).max(1));
-        Ok(Plan { servers, messages, gap_us, repeat: args.repeat, rest: args.rest, settings })
+        let (settle, rest) = (args.settle, args.rest);
+        Ok(Plan { servers, messages, gap_us, repeat: args.repeat, settle, rest, settings })
     }
 }
 
@@ -227,6 +234,7 @@ mod tests {
             ["--seconds", "-1"],
             ["--repeat", "0"],
             ["--rest", "-1"],
+            ["--settle", "601"],
             ["--json", "/no/such/directory/report.json"],
         ] {
             let error = plan(&flags).unwrap_err();

@@ -22,6 +22,10 @@ const LEAD_US: u64 = 300_000;
 /// its figure too.
 const TRAIL: Duration = Duration::from_millis(300);
 
+/// A server that is behind is waited for as long as deliveries come, but no longer than this after its last message
+/// was due. What has not come then is lost.
+const BEHIND_MAX_US: u64 = 60_000_000;
+
 /// All subscribers are up within this time, and as much again for each thousand.
 const UP_WITHIN: Duration = Duration::from_secs(15);
 
@@ -116,8 +120,8 @@ impl Round<'_> {
         self.swarm.until(&mut self.server, limit, look, done)
     }
 
-    fn rest(&mut self) -> Result<(), RunError> {
-        self.until(Duration::from_secs_f64(self.plan.rest), |_| false).map(drop)
+    fn rest(&mut self, seconds: f64) -> Result<(), RunError> {
+        self.until(Duration::from_secs_f64(seconds), |_| false).map(drop)
     }
 
     fn stuck(&self, what: String) -> RunError {
@@ -135,7 +139,7 @@ impl Round<'_> {
         }
     }
 
-    /// Sends `messages` and waits for them; with a bound for stragglers. Returns whether all came.
+    /// Sends `messages` and waits for them until nothing has come for a while. Returns whether all came.
     fn send(&mut self, messages: u32, is_floor: bool) -> Result<bool, RunError> {
         let (start_us, gap_us) = (boot_us() + LEAD_US, self.plan.gap_us);
         self.swarm.expect(messages);
@@ -144,21 +148,26 @@ impl Round<'_> {
         } else {
             self.swarm.publish(start_us, gap_us);
         }
-        let limit_us = LEAD_US + u64::from(messages) * gap_us + STRAGGLERS_US;
-        self.until(Duration::from_micros(limit_us), |swarm| swarm.tally.deliveries >= swarm.tally.expected())
+        let (last_us, sending_us) =
+            (start_us + u64::from(messages - 1) * gap_us, LEAD_US + u64::from(messages) * gap_us);
+        let is_whole = |swarm: &Swarm| swarm.tally.deliveries >= swarm.tally.expected();
+        self.until(Duration::from_micros(sending_us + BEHIND_MAX_US), |swarm| {
+            is_whole(swarm) || boot_us() > swarm.tally.latest_us.max(last_us) + STRAGGLERS_US
+        })?;
+        Ok(is_whole(&self.swarm))
     }
 
     fn run(&mut self, server: Server) -> Result<Sample, RunError> {
         let subscribers = self.plan.settings.connections;
-        self.rest()?;
+        self.rest(self.plan.rest)?;
         let (fixed_bytes, cpu_before_up, start) = (self.server.bytes()?, self.server.cpu_us(), boot_us());
         self.up(subscribers)?;
         let (cpu_up, up_us) = (self.server.cpu_us(), boot_us() - start);
-        self.rest()?;
+        self.rest(self.plan.settle)?;
         let all_bytes = self.server.bytes()?;
 
         let (cpu_quiet, start) = (self.server.cpu_us(), boot_us());
-        self.rest()?;
+        self.rest(self.plan.rest)?;
         let quiet_s = (boot_us() - start) as f64 / 1e6;
         let idle_cpu_us_per_s = match quiet_s {
             s if s > 0.0 => self.server.cpu_us().saturating_sub(cpu_quiet) as f64 / s,

@@ -18,6 +18,8 @@ pub struct Tally {
     due_us: Vec<u64>,
     /// Deliveries that counted.
     pub deliveries: u64,
+    /// When the latest of them came, in microseconds since boot; 0: none did.
+    pub latest_us: u64,
     /// All of them, from when they were due, in microseconds.
     pub latency: Histogram<u64>,
     /// Deliveries of what the subscriber had already.
@@ -39,6 +41,7 @@ impl Tally {
             last_us: vec![0; count],
             due_us: vec![0; count],
             deliveries: 0,
+            latest_us: 0,
             latency: histogram(),
             duplicates: 0,
             out_of_order: 0,
@@ -81,6 +84,7 @@ impl Tally {
         let message = header.message as usize;
         self.received[message] += 1;
         self.deliveries += 1;
+        self.latest_us = now_us;
         self.due_us[message] = header.due_us;
         self.last_us[message] = self.last_us[message].max(now_us);
         self.latency.saturating_record(now_us.saturating_sub(header.due_us));
@@ -116,7 +120,7 @@ mod tests {
         tally.delivered(&mut first, &payload(6, 0, 100), 260);
         tally.delivered(&mut first, &payload(7, 2, 100), 260);
         tally.delivered(&mut first, b"short", 260);
-        assert_eq!((tally.deliveries, tally.expected()), (3, 4));
+        assert_eq!((tally.deliveries, tally.expected(), tally.latest_us), (3, 4, 230));
         assert_eq!((tally.duplicates, tally.out_of_order, tally.foreign), (1, 1, 3));
         let last = tally.last_receivers();
         assert_eq!((last.len(), last.max()), (1, 90));

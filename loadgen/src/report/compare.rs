@@ -5,7 +5,7 @@
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::html::{Curve, Page, document};
+use super::html::{Curve, Page, document_with_notes};
 use super::table::{bytes, micros, time};
 use super::{Shown, curve};
 use crate::compare::{Found, Missing, Plan, Sample, Server};
@@ -271,6 +271,7 @@ impl Row {
             cell(figures.connect_cpu_us, &micros),
             cell(figures.idle_cpu_us_per_subscriber_s, &micros),
             cell(figures.cpu_us_per_delivery, &micros),
+            cell(figures.gross_cpu_us_per_delivery, &micros),
             cell(figures.cpu_ratio_to_floor, &|ratio| format!("{ratio:.2}")),
             cell(figures.latency_p50_us, &us),
             cell(figures.latency_p99_us, &us),
@@ -282,13 +283,14 @@ impl Row {
 }
 
 /// Heads of the columns.
-const HEADS: [&str; 12] = [
+const HEADS: [&str; 13] = [
     "server",
     "memory / subscriber",
     "fixed part",
     "connect CPU",
     "idle CPU / s",
     "CPU / delivery",
+    "with silence",
     "/ floor",
     "p50",
     "p99",
@@ -410,24 +412,24 @@ impl Shown for Comparison {
     }
 
     fn page(&self) -> String {
-        let heads: Vec<&str> = HEADS.into_iter().chain(["remarks"]).collect();
         let words = |cell: Cell| match cell.spread.is_empty() {
             true => cell.text,
             false => format!("{} ({})", cell.text, cell.spread),
         };
-        let rows: Vec<Vec<String>> = (self.rows.iter())
-            .map(|row| row.cells().into_iter().map(words).chain([row.remarks()]).collect())
-            .collect();
-        document(&Page {
+        let rows: Vec<Vec<String>> =
+            (self.rows.iter()).map(|row| row.cells().into_iter().map(words).collect()).collect();
+        let notes: Vec<(&str, String)> = self.rows.iter().map(|row| (row.title, row.remarks())).collect();
+        let page = Page {
             title: &self.title(),
             is_good: self.faults().is_empty(),
             verdict: &self.verdict(),
             trouble: None,
-            heads: &heads,
+            heads: &HEADS,
             rows: &rows,
             curves: &self.curves,
             footer: &format!("{}. {MEANING}. Command: {}", self.conditions(), self.command),
-        })
+        };
+        document_with_notes(&page, &notes)
     }
 
     /// Losses of others are figures; ours are faults.
@@ -540,6 +542,9 @@ mod tests {
         assert!(json["machine"]["kernel"].is_string() && json["command"].is_string());
         let page = report.page();
         assert!(page.contains("it broke &lt;here&gt;") && page.contains("<polyline"));
+        assert!(
+            page.contains("<body class=\"wide\">") && page.contains("<p><b>millrace, TCP</b>: every client")
+        );
     }
 
     #[test]

@@ -25,7 +25,8 @@ h1{font-size:1.4em}h2{font-size:1.1em;margin-top:2em}\
 table{border-collapse:collapse;width:100%}th{text-align:left}td,th{padding:.3em .6em;border-bottom:1px solid var(--line);vertical-align:top}\
 td:first-child{color:var(--soft);white-space:pre}.bad{color:#d33c3c;font-weight:600}.good{color:#2f9e62;font-weight:600}\
 svg{width:100%;height:auto}text{fill:var(--soft);font:12px system-ui,sans-serif}.grid{stroke:var(--line);stroke-width:1}\
-footer{color:var(--soft);font-size:.85em;margin-top:2em}";
+footer{color:var(--soft);font-size:.85em;margin-top:2em}\
+.wide{max-width:1500px;font-size:13px}.wide svg{max-width:900px}";
 
 /// The text of the file.
 pub fn page(report: &Report) -> String {
@@ -68,11 +69,20 @@ pub(crate) type Curve = (String, Vec<(f64, u64)>);
 
 /// A page with one table and one plot.
 pub(crate) fn document(page: &Page<'_>) -> String {
+    document_with_notes(page, &[])
+}
+
+/// Tables of more columns than this take the whole width of the window.
+const COLUMNS: usize = 6;
+
+/// The same with lines below the table: (about what, in words).
+pub(crate) fn document_with_notes(page: &Page<'_>, notes: &[(&str, String)]) -> String {
     let title = escape(page.title);
     let mut text = format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n<title>{title}</title>\n\
-         <style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
+         <style>{STYLE}</style>\n</head>\n<body{}>\n<h1>{title}</h1>\n",
+        if page.heads.len() > COLUMNS { " class=\"wide\"" } else { "" },
     );
     let class = if page.is_good { "good" } else { "bad" };
     let _ = writeln!(text, "<p class=\"{class}\">{}</p>", escape(page.verdict));
@@ -89,6 +99,9 @@ pub(crate) fn document(page: &Page<'_>) -> String {
         let _ = writeln!(text, "<tr>{cells}</tr>");
     }
     text.push_str("</table>\n");
+    for (about, words) in notes {
+        let _ = writeln!(text, "<p><b>{}</b>: {}</p>", escape(about), escape(words));
+    }
     if page.curves.iter().any(|(_, points)| points.len() > 1) {
         text.push_str("<h2>Delivery latency by percentile, from when each message was due</h2>\n");
         text.push_str(&plot(page.curves));

@@ -156,29 +156,34 @@ impl Disk {
         Ok(entries)
     }
 
-    /// Members, sorted, and the membership version.
-    pub(super) fn members(
+    /// Goes on reading the members of a group, through at most `keys_max` keys. Returns how many there were: fewer mean
+    /// that all are read.
+    pub(super) fn read_members(
         &self,
         partition: Partition,
         conversation: &str,
-    ) -> Result<Option<(Vec<String>, u64)>, StoreError> {
+        reading: &mut Reading,
+        keys_max: usize,
+    ) -> Result<usize, StoreError> {
         let damaged = || StoreError::Corrupted(format!("the members of {conversation}"));
         let prefix = conversation_key(partition, conversation);
-        let (mut version, mut members) = (None, Vec::new());
-        for guard in self.members.prefix(&prefix) {
+        let mut from = prefix.clone();
+        // After the last one: no name is between it and it with a zero byte.
+        from.extend(reading.last.iter().flat_map(|last| last.bytes().chain([0])));
+        let mut keys = 0;
+        for guard in self.members.range(from..).take(keys_max) {
             let (key, value) = guard.into_inner().map_err(|e| read_error(&e))?;
-            let member = &key[prefix.len()..];
+            let Some(member) = key.strip_prefix(&prefix[..]) else { break };
+            keys += 1;
             if member.is_empty() {
-                version = Some((&value[..]).try_get_u64().map_err(|_| damaged())?);
+                reading.version = Some((&value[..]).try_get_u64().map_err(|_| damaged())?);
+                reading.last = Some(String::new());
             } else {
-                members.push(String::from_utf8(member.to_vec()).map_err(|_| damaged())?);
+                reading.members.extend(reading.last.take().filter(|last| !last.is_empty()));
+                reading.last = Some(String::from_utf8(member.to_vec()).map_err(|_| damaged())?);
             }
         }
-        match version {
-            Some(version) => Ok(Some((members, version))),
-            None if members.is_empty() => Ok(None),
-            None => Err(damaged()),
-        }
+        Ok(keys)
     }
 
     pub(super) fn user_groups(&self, user: &str) -> Result<Vec<String>, StoreError> {
@@ -238,6 +243,28 @@ impl Disk {
             batch.remove(&self.members, key(member));
         }
         batch.insert(&self.members, key(""), version.to_be_bytes());
+    }
+}
+
+/// Members of a group that is being read, and how far.
+#[derive(Debug, Default)]
+pub(super) struct Reading {
+    version: Option<u64>,
+    members: Vec<String>,
+    /// The name that was read last, not yet among `members`; empty: the version was.
+    last: Option<String>,
+}
+
+impl Reading {
+    /// All of them, sorted, and the membership version; `None`: there is no such group.
+    pub(super) fn finish(self, conversation: &str) -> Result<Option<(Vec<String>, u64)>, StoreError> {
+        let mut members = self.members;
+        members.extend(self.last.filter(|last| !last.is_empty()));
+        match self.version {
+            Some(version) => Ok(Some((members, version))),
+            None if members.is_empty() => Ok(None),
+            None => Err(StoreError::Corrupted(format!("the members of {conversation}"))),
+        }
     }
 }
 

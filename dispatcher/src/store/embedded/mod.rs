@@ -1,6 +1,7 @@
 //! The store of a node that is alone: logs and groups in fjall, routes and leases in memory.
 //!
-//! One thread takes everything that is queued, carries it out ([`round`]) and answers after one fsync for all of it.
+//! One thread takes everything that is queued, carries it out ([`round`]) and answers after one fsync for all of it;
+//! between two rounds it reads a slice of what is to be loaded ([`loads`]).
 //! Routes and leases are answered at once on the caller's thread, so that a login never waits for a disk. What a
 //! process that is alone needs no store for ends with it: after a start nobody is connected and every partition is
 //! claimed anew, under a greater epoch.
@@ -10,6 +11,7 @@
 
 mod disk;
 mod leases;
+mod loads;
 pub(crate) mod round;
 pub mod routes;
 
@@ -21,8 +23,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use self::disk::{Disk, FormatError};
+use self::disk::{Disk, FormatError, Reading};
 use self::leases::Leases;
+use self::loads::{Load, Loads};
 use self::round::Engine;
 use self::routes::Routes;
 use super::intake::{Intake, LATE_RETRY, Submission};
@@ -312,6 +315,7 @@ impl Shared {
 /// The store's thread: rounds while there is work, sweeps of dead gateways' routes in between, until closed and empty.
 fn run(shared: &Shared, mut engine: Engine, on_fatal: &(dyn Fn(&str) + Send + Sync)) {
     let mut sweep: Option<(usize, Vec<super::Gateway>)> = None;
+    let mut loads = Loads::default();
     loop {
         let late = shared.intake.deliver_late();
         // Read before taking: what was pushed before the close is then taken too.
@@ -319,15 +323,22 @@ fn run(shared: &Shared, mut engine: Engine, on_fatal: &(dyn Fn(&str) + Send + Sy
         let submissions = shared.intake.take(ROUND_JOBS_MAX);
         let idle = submissions.is_empty();
         if !idle {
-            round(shared, &mut engine, submissions, on_fatal);
+            round(shared, &mut engine, &mut loads, submissions, on_fatal);
+        }
+        let loaded = match shared.failure.get() {
+            None => loads.slice(&engine),
+            Some(reason) => loads.fail(reason),
+        };
+        for (replies, done) in loaded {
+            shared.intake.answer(&replies, vec![done]);
         }
         sweep = sweep_step(shared, sweep);
-        if idle && closed {
+        if idle && closed && loads.is_empty() {
             // Mailboxes that stay full now belong to shards that have stopped.
             shared.intake.deliver_late();
             return;
         }
-        if idle && sweep.is_none() {
+        if idle && sweep.is_none() && loads.is_empty() {
             std::thread::park_timeout(if late { LATE_RETRY } else { IDLE_TICK });
         }
     }
@@ -336,6 +347,7 @@ fn run(shared: &Shared, mut engine: Engine, on_fatal: &(dyn Fn(&str) + Send + Sy
 fn round(
     shared: &Shared,
     engine: &mut Engine,
+    loads: &mut Loads,
     submissions: Vec<Submission>,
     on_fatal: &(dyn Fn(&str) + Send + Sync),
 ) {
@@ -344,6 +356,14 @@ fn round(
     for Submission { jobs, replies } in submissions {
         let mut done = Vec::with_capacity(jobs.len());
         for Job { ticket, work } in jobs {
+            if let Work::Load { partition, fence, conversation } = work {
+                let (replies, reading) = (replies.clone(), Reading::default());
+                let load = Load { ticket, replies, partition, fence, conversation, reading };
+                if let Some((_, refused)) = loads.push(load) {
+                    done.push(refused);
+                }
+                continue;
+            }
             shared.appends.fetch_add(u64::from(matches!(work, Work::Append(_))), Ordering::Relaxed);
             let executed = match &fatal {
                 Some(reason) => Ok(Err(StoreError::Unavailable(reason.clone()))),
@@ -445,6 +465,7 @@ mod tests {
     use millrace_edge::wake::Waker;
 
     use super::*;
+    use crate::store::{Batch, Write};
 
     #[test]
     fn a_failed_fsync_is_the_end() {
@@ -480,5 +501,52 @@ mod tests {
         assert!(store.trouble().unwrap().contains("injected"));
         assert!(hear.recv_timeout(Duration::from_secs(5)).unwrap().contains("injected"));
         assert!(hear.try_recv().is_err(), "said once");
+    }
+
+    #[test]
+    fn a_large_load_keeps_nobody_waiting_and_counts_under_its_own_fence_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(dir.path(), Settings::new(4)).unwrap();
+        let (replies, answers) = mailbox(64, Waker::new().unwrap());
+        // Tickets and outcomes in the order in which they come.
+        let call = |works: Vec<Work>| {
+            let count = works.len();
+            let jobs = (1..).zip(works).map(|(ticket, work)| Job { ticket, work }).collect();
+            store.submit(jobs, &replies);
+            let deadline = Instant::now() + Duration::from_secs(20);
+            let mut all: Vec<Done> = Vec::new();
+            while all.len() < count && Instant::now() < deadline {
+                all.extend(answers.recv().unwrap_or_default());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert_eq!(all.len(), count, "an answer to each");
+            all
+        };
+        let claim = || Work::Claim { partition: 1, node: "a".into(), incarnation: 1, wall_ms: 5 };
+        let Ok(Outcome::Claimed { fence, position, .. }) = call(vec![claim()]).remove(0).outcome else {
+            panic!()
+        };
+        let members: Vec<String> = (0..10_000).map(|user| format!("user-{user:05}")).collect();
+        let conversation = || "g:all".to_owned();
+        let append = |position, members: &[String], conversation: &str| {
+            let write = Write::GroupCreate {
+                conversation: conversation.to_owned(),
+                members: members.to_vec(),
+                version: 1,
+            };
+            Work::Append(Batch { partition: 1, fence, position, writes: vec![write] })
+        };
+        // Its neighbours' names begin like its own.
+        for (n, name) in (0..).zip(["g:al", "g:all", "g:allo"]) {
+            let some = if name == "g:all" { &members[..] } else { &members[..3] };
+            assert_eq!(call(vec![append(position + n, some, name)]).remove(0).outcome, Ok(Outcome::Appended));
+        }
+        let load = || Work::Load { partition: 1, fence, conversation: conversation() };
+        let mut done = call(vec![load(), append(position + 3, &members[..1], "g:other")]);
+        assert_eq!((done[0].ticket, &done[0].outcome), (2, &Ok(Outcome::Appended)), "not after the load");
+        let Ok(Outcome::Loaded(loaded)) = done.remove(1).outcome else { panic!() };
+        assert_eq!(loaded.members, Some((members, 1)));
+        let done = call(vec![load(), claim()]);
+        assert_eq!((done[1].ticket, &done[1].outcome), (1, &Err(StoreError::Fenced { partition: 1 })));
     }
 }

@@ -1,6 +1,6 @@
 //! One round of the embedded store: everything that was queued, carried out in order, then one fsync for all of it.
 //!
-//! Queues, answers' way back and routes are left to [`super`]. The rules that keep it right: a batch is checked whole
+//! Queues, answers' way back and routes are left to [`super`], loads to [`super::loads`]. The rules that keep it right: a batch is checked whole
 //! before its first write; a read first commits what the round has written; nothing is answered before the fsync; and
 //! after a write or an fsync that failed, nothing is believed any more: every answer of the round and every later one
 //! says so, because what the disk holds is unknown.
@@ -15,7 +15,7 @@ use rustc_hash::FxHashMap;
 
 use super::disk::{Disk, FenceRecord};
 use super::leases::Leases;
-use crate::store::{Batch, Fence, Loaded, Outcome, RECENT_ENTRIES, StoreError, Work, Write};
+use crate::store::{Batch, Fence, Outcome, StoreError, Work, Write};
 
 /// Where a new partition's positions begin.
 pub(crate) const FIRST_POSITION: u64 = 1;
@@ -24,7 +24,7 @@ const HEADS_MAX: usize = 131_072;
 
 /// The state of the store's thread.
 pub(super) struct Engine {
-    disk: Disk,
+    pub(super) disk: Disk,
     /// One per partition, as on disk.
     fences: Vec<Option<FenceRecord>>,
     heads: FxHashMap<Partition, FxHashMap<Box<str>, u64>>,
@@ -77,16 +77,12 @@ impl Engine {
             }
             Work::Release { partition, fence } => self.release(partition, fence),
             Work::Append(batch) => self.append(batch),
-            Work::Load { partition, fence, conversation } => {
-                self.commit()?;
-                self.load(partition, fence, &conversation)
-            }
             Work::Read { partition, conversation, after, through, limit_bytes } => {
                 self.commit()?;
                 self.read(partition, &conversation, after, through, limit_bytes)
             }
             Work::UserGroups { users, group, add } => self.user_groups(users, &group, add),
-            other => unreachable!("served on the caller's thread: {other:?}"),
+            other => unreachable!("served on the caller's thread, or loaded between rounds: {other:?}"),
         })
     }
 
@@ -194,19 +190,6 @@ impl Engine {
         Ok(Outcome::Appended)
     }
 
-    fn load(
-        &mut self,
-        partition: Partition,
-        fence: Fence,
-        conversation: &str,
-    ) -> Result<Outcome, StoreError> {
-        self.fenced(partition, fence)?;
-        let members = self.disk.members(partition, conversation)?;
-        let recent = self.disk.newest(partition, conversation, RECENT_ENTRIES)?;
-        let head = recent.last().map_or(0, |newest| newest.seq);
-        Ok(Outcome::Loaded(Loaded { head, members, recent }))
-    }
-
     fn read(
         &self,
         partition: Partition,
@@ -246,7 +229,8 @@ impl Engine {
         })
     }
 
-    fn fenced(&self, partition: Partition, fence: Fence) -> Result<FenceRecord, StoreError> {
+    /// The partition's fence, if it is this one.
+    pub(super) fn fenced(&self, partition: Partition, fence: Fence) -> Result<FenceRecord, StoreError> {
         match self.slot(partition)? {
             Some(record) if record.fence == fence => Ok(record),
             _ => Err(StoreError::Fenced { partition }),
