@@ -73,6 +73,9 @@ at_least net/ipv4/tcp_max_syn_backlog 8192 "connects on their way"
 # Both ends are on this machine, so each connection is tracked twice.
 at_least net/netfilter/nf_conntrack_max "$((spare * 2))" "connections that the firewall tracks"
 
+# Which limit is hit first; it may well hold fewer than it estimates, so this is for the reader.
+bash "$here/check.sh" --sessions "$sessions" --role both >&2 || true
+
 # What is promised holds under this limit; a lower one makes more and smaller rings.
 hard=$(ulimit -Hn)
 if [ "$hard" = unlimited ] || [ "$hard" -ge 20000 ]; then ulimit -Sn 20000; else ulimit -Sn "$hard"; fi

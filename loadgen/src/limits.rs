@@ -23,7 +23,7 @@ pub const CONNECTIONS_PER_SOURCE: u32 = 10_000;
 pub const LOGIN_WINDOW: u32 = 256;
 
 /// Members that a group is made with at most: their names fit in one request. Further ones join by themselves.
-pub const CREATE_MEMBERS_MAX: u32 = 10_000;
+pub const CREATE_MEMBERS_MAX: u32 = 1_000;
 
 /// Clients per load thread that join their conversations at the same time: each has one request in flight.
 pub const JOIN_WINDOW: u32 = 512;
@@ -57,7 +57,7 @@ pub const BACKOFF_MAX_US: u64 = 8_000_000;
 pub const ORDERS_MAX: usize = 64;
 
 /// A child must say within this time that it listens, in ms: it opens a store and generates keys first.
-pub const CHILD_START_MS: u64 = 20_000;
+pub const CHILD_START_MS: u64 = 45_000;
 
 /// A child that was told to stop is killed after this time, in ms: longer than the gateway's own drain deadline.
 pub const CHILD_STOP_MS: u64 = 15_000;

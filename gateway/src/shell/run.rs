@@ -4,12 +4,13 @@
 
 use std::error::Error;
 use std::ffi::OsString;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgMatches, Command};
 use millrace_edge::mailbox::mailbox;
@@ -148,10 +149,7 @@ fn serve(
     listener.set_nonblocking(true)?;
     let admin_address = listener.local_addr()?;
     if settings.listen.port() != 0 {
-        // The shards' listeners share their port among themselves, and would with another gateway's: half of the
-        // clients would then be at the other one. This socket shares with nobody.
-        std::net::TcpListener::bind(settings.listen)
-            .map_err(|error| format!("listen: can't listen on {}: {error}", settings.listen))?;
+        await_port(settings.listen)?;
     }
     let local = match settings.is_standalone() {
         true => Some(start_standalone(&settings, start_local)?),
@@ -190,6 +188,33 @@ fn serve(
             Ok(ExitCode::SUCCESS)
         }
         End::Failed => Ok(ExitCode::FAILURE),
+    }
+}
+
+/// How long a port that somebody holds is waited for: after a gateway with a million connections was killed, the kernel
+/// takes its rings apart for up to some 20 s beyond its end, and listeners lie in them.
+const PORT_WITHIN: Duration = Duration::from_secs(30);
+
+/// Waits until nobody listens on `address`. The shards' listeners share their port among themselves, and would with
+/// another gateway's: half of the clients would then be at the other one. The socket here shares with nobody.
+fn await_port(address: SocketAddr) -> Result<(), String> {
+    let end = Instant::now() + PORT_WITHIN;
+    let mut told = false;
+    loop {
+        match std::net::TcpListener::bind(address) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
+                if !told {
+                    told = true;
+                    log::warn(format_args!(
+                        "listen: {address} is in use; waiting up to {} s, in case a killed gateway still holds it",
+                        PORT_WITHIN.as_secs()
+                    ));
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(error) => return Err(format!("listen: can't listen on {address}: {error}")),
+        }
     }
 }
 
