@@ -30,6 +30,7 @@ pub mod mailbox;
 pub mod memory;
 mod open;
 pub mod pool;
+pub mod priority;
 #[doc(hidden)]
 pub mod process;
 pub mod rlimit;
@@ -172,6 +173,9 @@ pub trait Edge {
     fn listen(&mut self, addr: SocketAddr) -> io::Result<SocketAddr>;
     /// Ends all accepting and closes the listeners; what was accepted stays.
     fn stop_listening(&mut self);
+    /// While `held`, no more connections are accepted than what is under way already; others wait in the kernel's
+    /// backlog. The listeners stay.
+    fn hold_accepts(&mut self, held: bool);
     /// Opens a connection, from `from` if given. `Connected` or `Closed` follows.
     fn connect(&mut self, to: SocketAddr, from: Option<IpAddr>) -> Result<Conn, Refused<()>>;
     /// Queues the one send of a connection; it is submitted with the next turn or [`Edge::flush`].

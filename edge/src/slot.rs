@@ -25,8 +25,6 @@ pub(crate) enum Kind {
     Shutdown = 6,
     Cancel = 7,
     Close = 8,
-    /// A cancel of everything, when an edge is dropped.
-    Sweep = 9,
 }
 
 /// The 64 bits that travel with an operation: kind (4) | index (26) | generation (20) | slot in the bank (14).
@@ -60,7 +58,6 @@ impl Op {
             6 => Kind::Shutdown,
             7 => Kind::Cancel,
             8 => Kind::Close,
-            9 => Kind::Sweep,
             _ => return None,
         };
         Some(Self {
@@ -162,7 +159,7 @@ mod tests {
 
     #[test]
     fn user_data_round_trips() {
-        for kind in [Kind::Poll, Kind::Recv, Kind::Send, Kind::Connect, Kind::Accept, Kind::Sweep] {
+        for kind in [Kind::Poll, Kind::Recv, Kind::Send, Kind::Connect, Kind::Accept, Kind::Close] {
             for (index, generation, local) in [
                 (0, 0, 0),
                 ((1 << INDEX_BITS) - 1, (1 << GENERATION_BITS) - 1, BANK_SLOTS_MAX - 1),

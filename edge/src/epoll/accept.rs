@@ -19,7 +19,10 @@ impl EpollEdge {
         if self.accept_pause.is_some_and(|until| Instant::now() >= until) {
             self.accept_pause = None;
         }
-        let wanted = self.table.free() > 0 && self.accept_pause.is_none() && !self.listeners.is_empty();
+        let wanted = self.table.free() > 0
+            && self.accept_pause.is_none()
+            && !self.accepts_held
+            && !self.listeners.is_empty();
         if wanted == self.accepting {
             return;
         }
@@ -38,7 +41,7 @@ impl EpollEdge {
 
     /// Accepts one connection. Returns whether there may be another.
     pub(super) fn accept(&mut self, number: usize) -> bool {
-        if self.table.free() == 0 || self.accept_pause.is_some() {
+        if self.table.free() == 0 || self.accept_pause.is_some() || self.accepts_held {
             return false;
         }
         let Some(listener) = self.listeners.get(number) else { return false };

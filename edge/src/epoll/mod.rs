@@ -53,6 +53,8 @@ pub struct EpollEdge {
     /// Listeners are in the epoll with their interest.
     accepting: bool,
     accept_pause: Option<Instant>,
+    /// By [`Edge::hold_accepts`].
+    accepts_held: bool,
     /// Listeners that have a connection to take.
     knocking: VecDeque<usize>,
     readable: VecDeque<Conn>,
@@ -86,6 +88,7 @@ impl EpollEdge {
             listeners: Vec::new(),
             accepting: false,
             accept_pause: None,
+            accepts_held: false,
             knocking: VecDeque::new(),
             readable: VecDeque::new(),
             waiting: VecDeque::new(),
@@ -282,6 +285,12 @@ impl Edge for EpollEdge {
         self.listeners.push(fd);
         self.update_accepting();
         Ok(bound)
+    }
+
+    fn hold_accepts(&mut self, held: bool) {
+        if std::mem::replace(&mut self.accepts_held, held) != held {
+            self.update_accepting();
+        }
     }
 
     fn stop_listening(&mut self) {

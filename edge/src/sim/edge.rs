@@ -55,6 +55,8 @@ pub struct SimEdge {
     /// Last in, first out: slots are reused as soon as possible.
     free: Vec<u32>,
     listeners: Vec<u64>,
+    /// By [`Edge::hold_accepts`].
+    accepts_held: bool,
     stats: Stats,
 }
 
@@ -68,6 +70,7 @@ impl SimEdge {
             slots: Vec::new(),
             free: Vec::new(),
             listeners: Vec::new(),
+            accepts_held: false,
             stats: Stats::default(),
         }
     }
@@ -118,7 +121,7 @@ impl SimEdge {
     fn possible(&self) -> Vec<Work> {
         let world = self.world.borrow();
         let mut list = Vec::new();
-        if self.has_room() {
+        if self.has_room() && !self.accepts_held {
             list.extend(self.listeners.iter().filter(|&&l| world.has_backlog(l)).map(|&l| Work::Accept(l)));
         }
         for (number, slot) in self.slots.iter().enumerate() {
@@ -284,6 +287,10 @@ impl Edge for SimEdge {
         let (listener, bound) = self.world.borrow_mut().listen(addr, Some(self.config.waker.clone()));
         self.listeners.push(listener);
         Ok(bound)
+    }
+
+    fn hold_accepts(&mut self, held: bool) {
+        self.accepts_held = held;
     }
 
     fn stop_listening(&mut self) {

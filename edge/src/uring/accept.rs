@@ -29,7 +29,7 @@ impl UringEdge {
     /// Keeps accepts outstanding while slots are free.
     pub(super) fn top_up_accepts(&mut self) {
         let active = self.listeners.iter().filter(|listener| !listener.ended).count() as u32;
-        if active == 0 {
+        if active == 0 || self.accepts_held {
             return;
         }
         if let Some(until) = self.accept_pause {

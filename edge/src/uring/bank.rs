@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use super::probe;
 use crate::slot::{Kind, Op, next_generation};
@@ -207,9 +207,7 @@ impl Bank {
     /// What the entry points to stays alive and unmoved until the operation's last completion was reaped.
     pub unsafe fn push(&mut self, op: Op, entry: squeue::Entry, enters: &mut u64) {
         self.operations += 1;
-        if op.kind != Kind::Sweep {
-            self.slots[op.local as usize].ops += 1;
-        }
+        self.slots[op.local as usize].ops += 1;
         let entry = entry.user_data(op.pack());
         if self.backlog.is_empty() {
             // SAFETY: the caller's promise.
@@ -234,6 +232,19 @@ impl Bank {
         let entry = opcode::AsyncCancel::new(target.pack()).build();
         // SAFETY: a cancel points to no memory.
         unsafe { self.push(op, entry, enters) };
+    }
+
+    /// Cancels what is in flight for a slot and might wait. A receive is not cancelled: it never waits.
+    pub fn cancel_all_of(&mut self, local: u32, enters: &mut u64) {
+        let Slot { generation, side, flags, phase, .. } = self.slots[local as usize];
+        let link = if phase == Phase::Accepting { Kind::Accept } else { Kind::Connect };
+        for (bit, kind, index) in
+            [(flag::POLL, Kind::Poll, 0), (flag::SEND, Kind::Send, side), (flag::LINK, link, side)]
+        {
+            if flags & bit != 0 {
+                self.push_cancel(local, Op { kind, index, generation, local }, enters);
+            }
+        }
     }
 
     /// Whether a turn would find anything here: something to submit, to run in the kernel, or to reap.
@@ -295,9 +306,7 @@ impl Bank {
             let more = cqueue::more(entry.flags());
             if !more {
                 self.operations -= 1;
-                if op.kind != Kind::Sweep {
-                    self.slots[op.local as usize].ops -= 1;
-                }
+                self.slots[op.local as usize].ops -= 1;
             }
             out.push(Completion { bank: number, op, result: entry.result(), more });
         }
@@ -317,14 +326,6 @@ impl Bank {
             self.ring.completion().enable_eventfd();
             self.muted = false;
         }
-    }
-
-    /// Queues a cancel of everything: for the drop of an edge.
-    pub fn push_sweep(&mut self, enters: &mut u64) {
-        let op = Op { kind: Kind::Sweep, index: 0, generation: 0, local: 0 };
-        let entry = opcode::AsyncCancel2::new(types::CancelBuilder::any().all()).build();
-        // SAFETY: a cancel points to no memory.
-        unsafe { self.push(op, entry, enters) };
     }
 
     /// Closes all direct descriptors now; dropping the ring alone would do it at some later time.

@@ -50,6 +50,8 @@ pub struct UringEdge {
     listeners: Vec<Listener>,
     /// After a failure of our own machine: no accepts before this.
     accept_pause: Option<Instant>,
+    /// By [`Edge::hold_accepts`].
+    accepts_held: bool,
     /// Readable connections that found no buffer, first in first out.
     waiting: VecDeque<Conn>,
     /// Completions copied out and not yet acted on.
@@ -83,6 +85,7 @@ impl UringEdge {
             addrs: Slab::new(),
             listeners: Vec::new(),
             accept_pause: None,
+            accepts_held: false,
             waiting: VecDeque::new(),
             reaped: Vec::new(),
             first_bank: 0,
@@ -214,7 +217,6 @@ impl UringEdge {
             // Whether the target was found or not, its own completion tells.
             Kind::Cancel => self.cancel_returned(number, done.op.local),
             Kind::Close => self.on_closed(number, done.op.local, events),
-            Kind::Sweep => {}
         }
     }
 
@@ -272,6 +274,12 @@ impl Edge for UringEdge {
         self.top_up_accepts();
         self.flush()?;
         Ok(bound)
+    }
+
+    fn hold_accepts(&mut self, held: bool) {
+        if std::mem::replace(&mut self.accepts_held, held) && !held {
+            self.top_up_accepts();
+        }
     }
 
     fn stop_listening(&mut self) {

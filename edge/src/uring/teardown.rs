@@ -34,22 +34,12 @@ fn decode(why: i16) -> Why {
 impl UringEdge {
     /// Ends an open or connecting slot. The first reason stays.
     pub(super) fn begin_close(&mut self, number: usize, local: u32, why: Why) {
-        let generation = self.banks[number].slot(local).generation;
         let bank = &mut self.banks[number];
+        debug_assert!(matches!(bank.slot(local).phase, Phase::Open | Phase::Connecting));
+        bank.cancel_all_of(local, &mut self.stats.enters);
         let slot = bank.slot_mut(local);
-        debug_assert!(matches!(slot.phase, Phase::Open | Phase::Connecting));
         slot.phase = Phase::Cancelling;
         slot.why = encode(why);
-        let (flags, side) = (slot.flags, slot.side);
-        // A receive is not cancelled: it never waits.
-        for (bit, kind, index) in
-            [(flag::POLL, Kind::Poll, 0), (flag::SEND, Kind::Send, side), (flag::LINK, Kind::Connect, side)]
-        {
-            if flags & bit != 0 {
-                let target = crate::slot::Op { kind, index, generation, local };
-                bank.push_cancel(local, target, &mut self.stats.enters);
-            }
-        }
         self.advance_teardown(number, local);
     }
 
@@ -92,8 +82,10 @@ impl UringEdge {
     fn reclaim(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_millis(DROP_WAIT_MS);
         for bank in &mut self.banks {
-            if bank.operations() > 0 {
-                bank.push_sweep(&mut self.stats.enters);
+            // One by one: a cancel of everything looks at those that it has cancelled already again for each further
+            // one, which takes the kernel a second for a full bank.
+            for local in 0..bank.touched() {
+                bank.cancel_all_of(local, &mut self.stats.enters);
             }
         }
         let mut reaped: Vec<Completion> = Vec::new();
@@ -110,7 +102,7 @@ impl UringEdge {
                     Kind::Recv => drop(self.pool.landed(done.op.index, 0)),
                     Kind::Send => drop(self.sends.remove(done.op.index)),
                     Kind::Accept | Kind::Connect => drop(self.addrs.remove(done.op.index)),
-                    Kind::Poll | Kind::Shutdown | Kind::Cancel | Kind::Close | Kind::Sweep => {}
+                    Kind::Poll | Kind::Shutdown | Kind::Cancel | Kind::Close => {}
                 }
             }
             if self.banks.iter().all(|bank| bank.operations() == 0) {

@@ -10,6 +10,7 @@ mod wakes;
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use millrace_edge::limits::ACCEPTS_MAX;
 use millrace_edge::{Conn, Event, Payload, Refused, Why};
 use rig::{Peer, Rig, drain, on_all, pattern};
 
@@ -318,5 +319,25 @@ fn accepting_ends_and_begins_again() {
             got == b"still here"
         });
         rig.finish();
+    });
+}
+
+#[test]
+fn held_accepts_wait_in_the_backlog() {
+    const CLIENTS: u64 = 80;
+    on_all("listen: held", 1, |net, dice| {
+        let mut rig = Rig::new(net, 128, dice, |_| {});
+        let addr = rig.listen();
+        rig.edge.hold_accepts(true);
+        let peers: Vec<_> = (0..CLIENTS).map(|_| net.dial(addr)).collect();
+        for _ in 0..200 {
+            rig.turn();
+        }
+        // What was under way already comes.
+        assert!(rig.edge.stats().accepted <= u64::from(ACCEPTS_MAX), "{}", rig.edge.stats().accepted);
+        rig.edge.hold_accepts(false);
+        rig.until("all are accepted", |rig, _| rig.edge.stats().accepted == CLIENTS);
+        rig.finish();
+        drop(peers);
     });
 }

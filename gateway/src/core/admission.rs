@@ -1,6 +1,10 @@
 //! Who may try to log in: a cap on connections that have not, and a rate of logins.
 //!
-//! A full cap closes new connections at once (there is nothing to say it in yet); a spent rate refuses with BUSY.
+//! A full cap closes new connections at once (there is nothing to say it in yet); a spent rate refuses with BUSY. While
+//! more logins are under way than are soon answered, nobody is accepted: who waits in the kernel's backlog costs
+//! nothing, and who was accepted would only wait here until its deadline.
+
+use super::limits::LOGINS_UNDER_WAY_MAX;
 
 /// A rate with a burst of one second's worth.
 #[derive(Debug)]
@@ -33,6 +37,9 @@ impl Rate {
 /// Counts and rates at the door.
 #[derive(Debug)]
 pub struct Admission {
+    /// Logins that wait for a check or for their route.
+    logging_in: u32,
+    holds: bool,
     unauthenticated: u32,
     unauthenticated_max: u32,
     logins: Rate,
@@ -41,7 +48,8 @@ pub struct Admission {
 impl Admission {
     /// Nobody yet.
     pub fn new(unauthenticated_max: u32, logins_per_s: u32) -> Self {
-        Admission { unauthenticated: 0, unauthenticated_max, logins: Rate::new(logins_per_s.into()) }
+        let logins = Rate::new(logins_per_s.into());
+        Admission { logging_in: 0, holds: false, unauthenticated: 0, unauthenticated_max, logins }
     }
 
     /// A connection came: whether it may stay.
@@ -61,6 +69,30 @@ impl Admission {
         self.unauthenticated
     }
 
+    /// A login is under way.
+    pub fn begin_login(&mut self) {
+        self.logging_in += 1;
+    }
+
+    /// A login that was under way was answered, or its connection is gone.
+    pub fn end_login(&mut self) {
+        self.logging_in -= 1;
+    }
+
+    /// Logins under way.
+    pub fn logging_in(&self) -> u32 {
+        self.logging_in
+    }
+
+    /// Whether nobody should be accepted now: from the limit on until half of it is left.
+    pub fn holds(&mut self) -> bool {
+        self.holds = match self.holds {
+            true => self.logging_in > LOGINS_UNDER_WAY_MAX / 2,
+            false => self.logging_in >= LOGINS_UNDER_WAY_MAX,
+        };
+        self.holds
+    }
+
     /// A login came: whether it may go on.
     pub fn login(&mut self, now_us: u64) -> bool {
         self.logins.take(now_us)
@@ -70,6 +102,21 @@ impl Admission {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_house_holds_until_half_of_it_is_answered() {
+        let mut door = Admission::new(1, 1);
+        (0..LOGINS_UNDER_WAY_MAX).for_each(|_| {
+            assert!(!door.holds());
+            door.begin_login();
+        });
+        assert!(door.holds());
+        (0..LOGINS_UNDER_WAY_MAX / 2).for_each(|_| {
+            assert!(door.holds());
+            door.end_login();
+        });
+        assert!(!door.holds());
+    }
 
     #[test]
     fn a_rate_allows_its_rate() {

@@ -235,7 +235,9 @@ impl Shard {
             session.flags &= !UNAUTHENTICATED;
             self.admission.settle();
         }
-        session.login = None;
+        if session.login.take().is_some() {
+            self.admission.end_login();
+        }
         for topic in std::mem::take(&mut session.topics).as_slice() {
             self.leave_topic(*topic, slot);
         }

@@ -9,6 +9,10 @@ use millrace_protocol::link::end::LinkLimits;
 /// From accept to LoginAck, in milliseconds: past it LOGIN_TIMEOUT and close. Long enough for a lossy mobile network.
 pub const LOGIN_DEADLINE_MS: u64 = 10_000;
 
+/// Logins of a shard that wait for their check or their route; with so many, nobody is accepted until half of them are
+/// answered. Less than a second's worth, so that all are answered long before their deadline.
+pub const LOGINS_UNDER_WAY_MAX: u32 = 4_096;
+
 /// From GoAway to a hard close, in milliseconds: what a peer has to read why.
 pub const CLOSE_DEADLINE_MS: u64 = 1_000;
 

@@ -58,6 +58,7 @@ impl Shard {
         session.login =
             Some(Box::new(Login { request, device, platform, expires_wall_ms: 0, groups: Vec::new() }));
         let conn = session.conn(slot);
+        self.admission.begin_login();
         self.out.push(Action::Verify { conn, credential });
     }
 
@@ -279,6 +280,7 @@ impl Shard {
     fn logged_in(&mut self, slot: u32, groups: Vec<String>) {
         let Some(session) = self.sessions.get_mut(slot) else { return };
         let Some(login) = session.login.take() else { return };
+        self.admission.end_login();
         if !self.lease_is_live() {
             self.stats.login_without_lease += 1;
             let reason = "the gateway lost its lease";

@@ -68,6 +68,8 @@ pub struct Shard {
     pub(super) wheel: Option<Wheel>,
     pub(super) due: Vec<(u32, u32)>,
     pub(super) admission: Admission,
+    /// What [`Shard::holds_accepts`] said last.
+    held_accepts: bool,
     pub(super) uplink: Uplink,
     pub(super) stats: Stats,
     pub(super) doomed: Vec<Doom>,
@@ -138,6 +140,7 @@ impl Shard {
             wheel: None,
             due: Vec::new(),
             admission: Admission::new(config.unauthenticated_max, config.logins_per_s),
+            held_accepts: false,
             uplink,
             stats: Stats::default(),
             doomed: Vec::new(),
@@ -273,6 +276,7 @@ impl Shard {
         Stats {
             connections: self.sessions.len() as u64,
             unauthenticated: self.admission.unauthenticated().into(),
+            logging_in: self.admission.logging_in().into(),
             users: self.users.len() as u64,
             topics: self.topics.len() as u64,
             requests_pending: self.pending.len() as u64,
@@ -292,6 +296,14 @@ impl Shard {
     /// Whether the gateway's lease allows logins now.
     pub fn lease_is_live(&self) -> bool {
         self.now.mono_us < self.lease.until_us
+    }
+
+    /// Whether no connection should be accepted now.
+    pub fn holds_accepts(&mut self) -> bool {
+        let held = self.admission.holds();
+        self.stats.accept_holds += u64::from(held && !self.held_accepts);
+        self.held_accepts = held;
+        held
     }
 
     /// Whether a link is up and every partition has an owner: what readiness means.

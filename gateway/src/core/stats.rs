@@ -22,6 +22,8 @@ stats! {
     connections: gauge,
     /// Connections that have not logged in.
     unauthenticated: gauge,
+    /// Logins that wait for their check or their route.
+    logging_in: gauge,
     /// Users with a session here.
     users: gauge,
     /// Conversations with a listener here.
@@ -54,6 +56,8 @@ stats! {
     closed: counter,
     /// Login requests.
     logins: counter,
+    /// Times that accepting was held because too many logins were under way.
+    accept_holds: counter,
     /// Logins acknowledged.
     login_acks: counter,
     /// Logins refused, whatever the reason.

@@ -320,6 +320,7 @@ impl Pump {
         let wait = self.core.turn(at, &mut self.actions);
         self.carry_out(at);
         self.link_output(at.mono_us);
+        self.edge.hold_accepts(self.core.holds_accepts());
         let completions = self.edge.flush_and_look()?;
         self.report_drained();
         more |= wait.more || self.logins.waiting() > 0 || !self.inbox.is_empty() || self.links.has_input();

@@ -74,12 +74,14 @@ impl Worker {
         let token = self.setup.tokens.get(global).map_or("", |token| &**token);
         let client = &mut self.clients[local as usize];
         client.state = State::LoggingIn;
-        let login = match client.ticket.take() {
+        let login = match &client.ticket {
+            // Kept until another one comes, or this one is refused: an attempt that ends early must not cost the next
+            // one a signature check.
             Some(ticket) => Op::Login(Login {
                 token: String::new(),
                 device: DEVICE.into(),
                 platform: PLATFORM.into(),
-                resume_ticket: Bytes::from(ticket),
+                resume_ticket: Bytes::copy_from_slice(ticket),
             }),
             None => op::login(token, DEVICE, PLATFORM),
         };
@@ -221,7 +223,14 @@ impl Worker {
                 }
             }
             Outcome::Refused(refused) => {
-                self.clients[local as usize].retry_after_ms = refused.retry_after_ms;
+                let client = &mut self.clients[local as usize];
+                client.retry_after_ms = refused.retry_after_ms;
+                if matches!(Code::try_from(refused.code), Ok(Code::BadToken | Code::TokenExpired))
+                    && client.ticket.take().is_some()
+                {
+                    // The token may still do.
+                    client.retry_after_ms = client.retry_after_ms.max(1);
+                }
                 self.login_failed(local);
                 self.board.trouble(|| format!("a login was refused: {}", said(&refused)));
                 self.close(local);

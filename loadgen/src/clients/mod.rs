@@ -49,6 +49,18 @@ pub enum Manner {
     Listener,
 }
 
+/// How load threads stand to others on the same cores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Urgency {
+    /// They let others go first: servers and probes are not held up by their reading.
+    Low,
+    /// As any thread.
+    #[default]
+    Usual,
+    /// They go before threads with long slices when they wake: what they measure is short.
+    High,
+}
+
 /// What all load threads are told at their start.
 #[derive(Debug)]
 pub struct Setup {
@@ -76,6 +88,8 @@ pub struct Setup {
     pub tickets: bool,
     /// The groups exist: nobody makes them.
     pub founded: bool,
+    /// How the load threads stand to others on the same cores.
+    pub urgency: Urgency,
 }
 
 /// What a scenario asks of the clients.

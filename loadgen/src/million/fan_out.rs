@@ -13,7 +13,7 @@ use crate::schedule::{Due, Schedule};
 use crate::world::{Class, World};
 
 /// Deliveries a second that the pauses are made for: two cores hold it with half of their time to spare.
-const DELIVERIES_PER_S: f64 = 30_000.0;
+const DELIVERIES_PER_S: f64 = 40_000.0;
 
 /// Shortest pause between two messages, in s.
 const GAP_MIN_S: f64 = 0.1;

@@ -103,7 +103,7 @@ pub struct Memory {
     pub disk_bytes_per_user: f64,
     /// Of the kernel, for one end of a connection: both ends are held by the same code, and are alike.
     pub kernel_bytes_per_session: f64,
-    /// Of this process.
+    /// Of this process: its whole memory over the sessions.
     pub client_bytes_per_session: f64,
     /// Gateway and kernel.
     pub whole_bytes_per_session: f64,
@@ -128,7 +128,9 @@ impl Memory {
             dispatcher_fixed_bytes: dispatcher_fixed,
             disk_bytes_per_user: line(|point| point.disk_bytes).0,
             kernel_bytes_per_session: kernel,
-            client_bytes_per_session: line(|point| point.client_bytes).0,
+            client_bytes_per_session: points
+                .last()
+                .map_or(0.0, |point| point.client_bytes as f64 / f64::from(point.sessions.max(1))),
             whole_bytes_per_session: gateway + kernel,
             points,
         }
@@ -380,6 +382,22 @@ impl MillionReport {
         let percentiles = |p: &Percentiles| {
             format!("p50 {}  p99 {}  p99.9 {}  max {}", time(p.p50), time(p.p99), time(p.p999), time(p.max))
         };
+        row("command", self.command.clone());
+        row("machine", self.machine.to_string());
+        let sizes: Vec<String> = self.groups.iter().map(u32::to_string).collect();
+        let groups = match sizes.is_empty() {
+            true => String::new(),
+            false => format!(" and one group each of {}", sizes.join(", ")),
+        };
+        row("each session is in", format!("the room of all{groups}"));
+        row(
+            "processes",
+            format!(
+                "gateway with {} shards, dispatcher with 1 and the embedded store, clients on {} threads and \
+                 probes on one, all on the same cores",
+                self.gateway_shards, self.client_threads
+            ),
+        );
         row("connects and logins, signed token", self.logins.told());
         row("  one of them", percentiles(&self.login_us));
         row("joins", self.joins.told());
@@ -456,7 +474,15 @@ impl MillionReport {
             row("  last client noticed", seconds(storm.all_noticed_s));
             row("  all connected", seconds(storm.all_connected_s));
             row("  all logged in", seconds(storm.all_logged_in_s));
-            row("  all in their conversations", seconds(storm.all_back_s));
+            row(
+                "  99 %, 99.9 %, all in their conversations",
+                format!(
+                    "{}, {}, {}",
+                    seconds(storm.back_99_s),
+                    seconds(storm.back_999_s),
+                    seconds(storm.all_back_s)
+                ),
+            );
             row(
                 "  one login by ticket",
                 format!(
@@ -533,14 +559,8 @@ impl Shown for MillionReport {
             rows: &self.rows().into_iter().map(|(what, figure)| vec![what, figure]).collect::<Vec<_>>(),
             curves: &self.curves,
             footer: &format!(
-                "{}; {}; gateway: {} threads; clients: {} threads, {}; {} B payload; millrace {}",
-                self.command,
-                self.machine,
-                self.gateway_shards,
-                self.client_threads,
-                self.client_backend,
-                self.payload_bytes,
-                self.version,
+                "{} B payload; clients: {}; millrace {}",
+                self.payload_bytes, self.client_backend, self.version,
             ),
         })
     }

@@ -10,7 +10,7 @@ use super::fleet::{Fleet, disk_bytes};
 use super::probe::{PAIRS, Probe};
 use super::report::{Cpu, Idle, Memory, MemoryPoint, MillionReport, Rate};
 use super::{MillionArgs, Settings, fan_out, kernel, storm};
-use crate::clients::{Crew, Manner, Order, Setup, Totals};
+use crate::clients::{Crew, Manner, Order, Setup, Totals, Urgency};
 use crate::floor::{self, Plan as FloorPlan};
 use crate::limits::STRAGGLERS_US;
 use crate::measure::{Percentiles, cpu_us, pss_bytes};
@@ -32,8 +32,8 @@ const SETTLE: Duration = Duration::from_secs(2);
 const PATIENCE_US: u64 = 100;
 
 /// Rounds of the bare send loop, and the time between them for each socket, in us.
-const FLOOR_ROUNDS: u32 = 3;
-const FLOOR_GAP_US: u64 = 33;
+const FLOOR_ROUNDS: u32 = 2;
+const FLOOR_GAP_US: u64 = 25;
 
 /// A run under way.
 struct Stage {
@@ -80,6 +80,7 @@ pub fn run(args: &MillionArgs, progress: Progress, stop: Arc<AtomicBool>) -> Res
         payload_bytes: settings.payload_bytes,
         tickets: true,
         founded: false,
+        urgency: Urgency::Low,
     })?;
     report.client_backend = crew.backend().to_owned();
     let mut stage = Stage { settings, world, watch, fleet, crew };
@@ -100,7 +101,7 @@ fn measure_floor(settings: &Settings, watch: &mut Watch) -> Result<floor::Floor,
         patience_us: STRAGGLERS_US + u64::from(settings.sessions) * PATIENCE_US,
     };
     let gap_us = (u64::from(settings.sessions) * FLOOR_GAP_US).max(100_000);
-    let rounds = if settings.sessions > 100_000 { FLOOR_ROUNDS } else { 10 * FLOOR_ROUNDS };
+    let rounds = if settings.sessions > 100_000 { FLOOR_ROUNDS } else { 15 * FLOOR_ROUNDS };
     floor::measure(&plan, rounds, gap_us, &mut watch.progress, &watch.stop)
 }
 
@@ -115,7 +116,9 @@ impl Stage {
         let mut through_first =
             Probe::start(&self.settings, signer, self.fleet.first_address(), &mut self.watch)?;
         let calm = self.direct(&mut through_first, report)?;
-        for class in self.world.classes().into_iter().rev() {
+        let mut classes = self.world.classes();
+        classes.sort_by_key(|class| class.members);
+        for class in classes {
             if self.is_over(report) {
                 return Ok(());
             }

@@ -3,6 +3,7 @@
 //! Its parts are told apart, from the kill on: when the kernel was through with the process, when the last client had
 //! noticed, when all had a connection again, when all were logged in, and when all were in their conversations.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use millrace_edge::clock::boot_us;
@@ -10,10 +11,10 @@ use serde::Serialize;
 
 use super::fleet::Fleet;
 use super::probe::{Direct, Probe};
-use crate::clients::{Crew, Order};
+use crate::clients::{Crew, Order, Totals};
 use crate::measure::{Percentiles, cpu_us};
 use crate::rig::RunError;
-use crate::watch::{Ended, Watch};
+use crate::watch::Watch;
 
 /// All must be back within this time, plus a millisecond each, in s.
 const BACK_WITHIN_S: u64 = 60;
@@ -31,7 +32,11 @@ pub struct Storm {
     pub all_connected_s: Option<f64>,
     /// All were logged in.
     pub all_logged_in_s: Option<f64>,
-    /// All were in their conversations.
+    /// 99 % were in their conversations, and 99.9 %.
+    pub back_99_s: Option<f64>,
+    /// See `back_99_s`.
+    pub back_999_s: Option<f64>,
+    /// All were. A client whose end of stream was lost on the way notices with its next heartbeat only.
     pub all_back_s: Option<f64>,
     /// Connects that were refused or dropped on the way.
     pub connect_failures: u64,
@@ -78,37 +83,44 @@ pub(super) fn run(
     if fleet.first.await_ready(limit) {
         storm.gateway_ready_s = Some(since());
     }
-    // What comes in its order is looked at in its order; a part that was over before is told at its look.
-    let lost = before.disconnects + all;
-    watch.progress.phase("storm: noticing", all);
-    let ended = watch.until(
-        crew,
-        fleet.servers(),
-        limit,
-        |t| t.disconnects - before.disconnects,
-        |_| String::new(),
-        |t| t.disconnects >= lost,
-    )?;
-    storm.all_noticed_s = (ended == Ended::Done).then(since);
-    watch.progress.phase("storm: connecting", all);
-    let words = |t: &crate::clients::Totals| format!("logged in {}, back {}", t.inside, t.ready);
-    let made = before.connections + all;
-    let ended = watch.until(
-        crew,
-        fleet.servers(),
-        limit,
-        |t| t.connections - before.connections,
-        words,
-        |t| t.connections >= made,
-    )?;
-    storm.all_connected_s = (ended == Ended::Done).then(since);
-    watch.progress.phase("storm: logging in", all);
-    let ended = watch.until(crew, fleet.servers(), limit, |t| t.inside, words, |t| t.inside >= all)?;
-    storm.all_logged_in_s = (ended == Ended::Done).then(since);
-    watch.progress.phase("storm: coming back", all);
-    let ended = watch.until(crew, fleet.servers(), limit, |t| t.ready, words, |t| t.ready >= all)?;
-    storm.all_back_s = (ended == Ended::Done).then(since);
+    let reached: [Cell<Option<f64>>; 6] = Default::default();
+    let share = |share: f64| (all as f64 * share).ceil() as u64;
+    let look = |t: &Totals| {
+        let noticed = t.disconnects - before.disconnects;
+        let connected = t.connections - before.connections;
+        // None of them counts before all had lost their connection, or almost: they were all in before.
+        let gone = noticed >= share(0.99);
+        let parts = [
+            noticed >= all,
+            gone && connected >= all,
+            gone && t.inside >= all,
+            gone && t.ready >= share(0.99),
+            gone && t.ready >= share(0.999),
+            gone && noticed >= all && t.ready >= all,
+        ];
+        for (cell, is_reached) in reached.iter().zip(parts) {
+            if is_reached && cell.get().is_none() {
+                cell.set(Some(since()));
+            }
+        }
+        reached[5].get().is_some()
+    };
+    let words =
+        |t: &Totals| format!("back; noticed {}, logged in {}", t.disconnects - before.disconnects, t.inside);
+    watch.progress.phase("storm", all);
+    watch.until(crew, fleet.servers(), limit, |t| t.ready, words, look)?;
     watch.progress.done();
+    [
+        &mut storm.all_noticed_s,
+        &mut storm.all_connected_s,
+        &mut storm.all_logged_in_s,
+        &mut storm.back_99_s,
+        &mut storm.back_999_s,
+        &mut storm.all_back_s,
+    ]
+    .into_iter()
+    .zip(&reached)
+    .for_each(|(part, cell)| *part = cell.get());
 
     let after = crew.totals();
     storm.connect_failures = after.connect_failures - before.connect_failures;
