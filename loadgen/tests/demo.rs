@@ -102,3 +102,33 @@ fn a_target_without_a_key_is_refused_in_words() {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(text.contains("--ed25519-key-file"), "{text}");
 }
+
+#[test]
+fn a_tiny_million_run_survives_the_kill_of_its_gateway() {
+    let report = check(&[
+        "million",
+        "--sessions=400",
+        "--groups=20,200",
+        "--seconds=1",
+        "--heartbeat=1",
+        "--probe-rate=50",
+    ]);
+    assert_eq!((&report["sessions"], &report["logins"]["count"]), (&400.into(), &400.into()));
+    assert_eq!(report["joins"]["count"], 400 * 3, "{report}");
+    assert_eq!(report["memory"]["points"].as_array().map(Vec::len), Some(6), "{report}");
+    let fan_outs = report["fan_outs"].as_array().expect("a list");
+    let members: Vec<_> = fan_outs.iter().map(|fan_out| fan_out["members"].as_u64().unwrap()).collect();
+    assert_eq!(members, [20, 200, 400]);
+    for fan_out in fan_outs {
+        let (expected, seen) = (&fan_out["expected"], &fan_out["deliveries"]);
+        assert!(expected == seen && seen.as_u64() > Some(0), "{fan_out}");
+        assert!(fan_out["first_us"]["p50"].as_u64() <= fan_out["last_us"]["p50"].as_u64(), "{fan_out}");
+    }
+    assert_eq!(report["direct"]["lost"], 0, "{report}");
+    assert!(report["direct"]["delivered"].as_u64() > Some(20), "{report}");
+    assert!(report["floor"]["deliveries"].as_u64() > Some(0), "{report}");
+    let storm = &report["storm"];
+    assert!(storm["all_back_s"].as_f64() >= storm["all_noticed_s"].as_f64(), "{storm}");
+    assert!(storm["direct"]["delivered"].as_u64() > Some(0), "{storm}");
+    assert!(report["targets"].as_array().is_some_and(|targets| !targets.is_empty()), "{report}");
+}

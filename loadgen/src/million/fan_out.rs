@@ -18,8 +18,7 @@ const DELIVERIES_PER_S: f64 = 40_000.0;
 /// Shortest pause between two messages, in s.
 const GAP_MIN_S: f64 = 0.1;
 
-/// Time that is spent on a size, in s, and messages that it is spent on at least and at most.
-const LENGTH_S: f64 = 20.0;
+/// Messages that are sent to a size at least and at most, whatever the time.
 const MESSAGES: (f64, f64) = (3.0, 100.0);
 
 /// What messages to groups of one size showed.
@@ -56,10 +55,10 @@ pub struct FanOut {
     pub latency: Option<Histogram<u64>>,
 }
 
-/// When messages to this class are due, and how long it all takes, in s.
-pub(super) fn plan(world: &World, class: Class, nth: u32) -> (Arc<Schedule>, f64) {
+/// When messages to this class are due over some `length_s`, and how long it really takes, in s.
+pub(super) fn plan(world: &World, class: Class, nth: u32, length_s: f64) -> (Arc<Schedule>, f64) {
     let gap_s = (f64::from(class.members) / DELIVERIES_PER_S).max(GAP_MIN_S);
-    let count = (LENGTH_S / gap_s).clamp(MESSAGES.0, MESSAGES.1) as u32;
+    let count = (length_s / gap_s).clamp(MESSAGES.0, MESSAGES.1) as u32;
     let mut rng = Rng::from_system();
     let messages = (0..count).map(|number| {
         let conversation = class.first + number % class.count;
@@ -114,7 +113,7 @@ mod tests {
     fn pauses_leave_half_of_the_time_and_senders_are_members() {
         let world = World::new(1, 1_000_000, true, &[1_000, 100_000], 0);
         for class in world.classes() {
-            let (schedule, seconds) = plan(&world, class, 3);
+            let (schedule, seconds) = plan(&world, class, 3, 20.0);
             let count = schedule.messages.len();
             assert!((3..=100).contains(&count), "{count}");
             let rate = f64::from(class.members) * count as f64 / seconds;

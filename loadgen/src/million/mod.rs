@@ -46,7 +46,8 @@ pub struct MillionArgs {
     /// Direct messages a second that show how the others fare
     #[arg(long, value_name = "PER_S", default_value_t = 200.0, allow_negative_numbers = true)]
     pub probe_rate: f64,
-    /// How long the idle sessions are watched, and then how long direct messages are sent among them
+    /// How long the idle sessions are watched, then how long direct messages are sent among them; groups of each size
+    /// are sent to for two thirds of it
     #[arg(long, value_name = "S", default_value_t = 30.0, allow_negative_numbers = true)]
     pub seconds: f64,
     /// Heartbeat interval

@@ -35,6 +35,9 @@ const PATIENCE_US: u64 = 100;
 const FLOOR_ROUNDS: u32 = 2;
 const FLOOR_GAP_US: u64 = 25;
 
+/// Share of the time that idle sessions are watched, that is spent on each size of groups.
+const FAN_OUT_SHARE: f64 = 2.0 / 3.0;
+
 /// A run under way.
 struct Stage {
     settings: Settings,
@@ -282,7 +285,7 @@ impl Stage {
         report: &mut MillionReport,
     ) -> Result<(), RunError> {
         let nth = report.fan_outs.len() as u32;
-        let (schedule, seconds) = fan_out::plan(&self.world, class, nth);
+        let (schedule, seconds) = fan_out::plan(&self.world, class, nth, self.settings.seconds * FAN_OUT_SHARE);
         let patience_us = STRAGGLERS_US + u64::from(class.members) * PATIENCE_US;
         let (start, cpu) = (boot_us(), self.cpu()?);
         let mut flight = probe.send(seconds + patience_us as f64 / 1e6)?;
