@@ -285,7 +285,8 @@ impl Stage {
         report: &mut MillionReport,
     ) -> Result<(), RunError> {
         let nth = report.fan_outs.len() as u32;
-        let (schedule, seconds) = fan_out::plan(&self.world, class, nth, self.settings.seconds * FAN_OUT_SHARE);
+        let (schedule, seconds) =
+            fan_out::plan(&self.world, class, nth, self.settings.seconds * FAN_OUT_SHARE);
         let patience_us = STRAGGLERS_US + u64::from(class.members) * PATIENCE_US;
         let (start, cpu) = (boot_us(), self.cpu()?);
         let mut flight = probe.send(seconds + patience_us as f64 / 1e6)?;
