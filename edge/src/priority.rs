@@ -8,21 +8,6 @@
 use std::io;
 use std::mem::{size_of, zeroed};
 
-/// Lets others go before the calling thread: its niceness becomes `by`, 19 at most. For
-/// work that must not delay what it measures.
-///
-/// # Errors
-/// The kernel refused; it does not refuse to yield more.
-pub fn yield_to_others(by: u8) -> io::Result<()> {
-    // SAFETY: no pointers.
-    let tid = unsafe { libc::gettid() };
-    // SAFETY: no pointers.
-    if unsafe { libc::setpriority(libc::PRIO_PROCESS, tid as libc::id_t, by.min(19).into()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
 /// Asks for slices of `slice_us` (100 to 100,000) for the calling thread and those that it starts from now on.
 ///
 /// # Errors
@@ -48,23 +33,6 @@ pub fn short_slices(slice_us: u32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn one_thread_yields_and_its_process_does_not() {
-        let nice = || {
-            let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
-            let after_name = stat.rsplit_once(") ").unwrap().1.to_owned();
-            after_name.split_whitespace().nth(16).unwrap().parse::<i32>().unwrap()
-        };
-        let before = nice();
-        std::thread::spawn(move || {
-            yield_to_others(19).unwrap();
-            assert_eq!(nice(), 19);
-        })
-        .join()
-        .unwrap();
-        assert_eq!(nice(), before);
-    }
 
     #[test]
     fn short_slices_are_taken_or_refused_in_words() {

@@ -1,10 +1,11 @@
 //! Who may try to log in: a cap on connections that have not, and a rate of logins.
 //!
 //! A full cap closes new connections at once (there is nothing to say it in yet); a spent rate refuses with BUSY. While
-//! more logins are under way than are soon answered, nobody is accepted: who waits in the kernel's backlog costs
+//! more logins are under way than are soon answered, or more clients have yet to say who they are than can do so before
+//! their deadline, nobody is accepted: who waits in the kernel's backlog costs
 //! nothing, and who was accepted would only wait here until its deadline.
 
-use super::limits::LOGINS_UNDER_WAY_MAX;
+use super::limits::{LOGINS_UNDER_WAY_MAX, UNAUTHENTICATED_HOLD};
 
 /// A rate with a burst of one second's worth.
 #[derive(Debug)]
@@ -84,12 +85,11 @@ impl Admission {
         self.logging_in
     }
 
-    /// Whether nobody should be accepted now: from the limit on until half of it is left.
+    /// Whether nobody should be accepted now: from one of the limits on until half of it is left.
     pub fn holds(&mut self) -> bool {
-        self.holds = match self.holds {
-            true => self.logging_in > LOGINS_UNDER_WAY_MAX / 2,
-            false => self.logging_in >= LOGINS_UNDER_WAY_MAX,
-        };
+        let part = if self.holds { 2 } else { 1 };
+        self.holds = self.logging_in >= LOGINS_UNDER_WAY_MAX / part
+            || self.unauthenticated >= UNAUTHENTICATED_HOLD / part;
         self.holds
     }
 
@@ -104,6 +104,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn clients_that_say_nothing_hold_too() {
+        let mut door = Admission::new(u32::MAX, 1);
+        (0..UNAUTHENTICATED_HOLD).for_each(|_| {
+            assert!(!door.holds() && door.accept());
+        });
+        assert!(door.holds());
+        (0..=UNAUTHENTICATED_HOLD / 2).for_each(|_| door.settle());
+        assert!(!door.holds());
+    }
+
+    #[test]
     fn a_full_house_holds_until_half_of_it_is_answered() {
         let mut door = Admission::new(1, 1);
         (0..LOGINS_UNDER_WAY_MAX).for_each(|_| {
@@ -111,7 +122,7 @@ mod tests {
             door.begin_login();
         });
         assert!(door.holds());
-        (0..LOGINS_UNDER_WAY_MAX / 2).for_each(|_| {
+        (0..=LOGINS_UNDER_WAY_MAX / 2).for_each(|_| {
             assert!(door.holds());
             door.end_login();
         });

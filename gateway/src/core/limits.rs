@@ -13,6 +13,11 @@ pub const LOGIN_DEADLINE_MS: u64 = 10_000;
 /// answered. Less than a second's worth, so that all are answered long before their deadline.
 pub const LOGINS_UNDER_WAY_MAX: u32 = 4_096;
 
+/// Connections of a shard that have not logged in; with so many, nobody is accepted until half of them have or are gone. In
+/// a storm clients connect faster than they get to send their logins: beyond what a shard takes in within a second or
+/// two they would run into their deadline, connect again, and so on.
+pub const UNAUTHENTICATED_HOLD: u32 = 8_192;
+
 /// From GoAway to a hard close, in milliseconds: what a peer has to read why.
 pub const CLOSE_DEADLINE_MS: u64 = 1_000;
 

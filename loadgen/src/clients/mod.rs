@@ -52,8 +52,6 @@ pub enum Manner {
 /// How load threads stand to others on the same cores.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Urgency {
-    /// They let others go first: servers and probes are not held up by their reading.
-    Low,
     /// As any thread.
     #[default]
     Usual,

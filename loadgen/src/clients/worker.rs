@@ -49,9 +49,6 @@ const SPIN_US: u64 = 1_000;
 /// Slices of threads that measure short times, in us.
 const SHORT_SLICE_US: u32 = 100;
 
-/// Niceness of threads that let others go first: a tenth of the others' share where all want to run.
-const YIELDS_BY: u8 = 10;
-
 pub(super) const NOBODY: u32 = u32::MAX;
 
 pub(super) struct Worker {
@@ -99,7 +96,6 @@ impl Worker {
             millrace_edge::affinity::pin_current_thread(cpu)?;
         }
         match setup.urgency {
-            Urgency::Low => priority::yield_to_others(YIELDS_BY)?,
             Urgency::Usual => {}
             // Where it is refused, the measured times are a little longer.
             Urgency::High => drop(priority::short_slices(SHORT_SLICE_US)),

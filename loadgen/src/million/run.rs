@@ -83,7 +83,7 @@ pub fn run(args: &MillionArgs, progress: Progress, stop: Arc<AtomicBool>) -> Res
         payload_bytes: settings.payload_bytes,
         tickets: true,
         founded: false,
-        urgency: Urgency::Low,
+        urgency: Urgency::Usual,
     })?;
     report.client_backend = crew.backend().to_owned();
     let mut stage = Stage { settings, world, watch, fleet, crew };
