@@ -256,7 +256,8 @@ pub fn flag(name: &str, value: impl AsRef<OsStr>) -> OsString {
 
 /// Where a server writes what it logs: one file for each in the directory that they share.
 fn log_path(scratch: &Scratch, what: &str) -> PathBuf {
-    scratch.path().join(format!("{}.log", what.replace(' ', "-")))
+    let name = what.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
+    scratch.path().join(format!("{name}.log"))
 }
 
 impl Drop for Child {
