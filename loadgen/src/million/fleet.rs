@@ -15,6 +15,7 @@ use std::time::Duration;
 use millrace_edge::clock::boot_us;
 
 use super::Settings;
+use super::probe::PAIRS;
 use crate::child::{Child, Scratch, flag};
 use crate::rig::{RunError, capacity};
 
@@ -64,7 +65,7 @@ impl Fleet {
             let plan = Plan { id, port, shards, slots, heartbeat_ms, io: &io, links };
             start_gateway(what, &scratch, &plan)
         };
-        let first = start("the first gateway", 1, first_port, shards, capacity(sessions))?;
+        let first = start("the first gateway", 1, first_port, shards, slots(sessions))?;
         let second = start("the second gateway", 2, free_port()?, 1, SECOND_CAPACITY)?;
         for gateway in [&first, &second] {
             if !gateway.await_ready(READY_WITHIN) {
@@ -116,7 +117,7 @@ impl Fleet {
             id: 1,
             port: self.first_port,
             shards: self.shards,
-            slots: capacity(self.sessions),
+            slots: slots(self.sessions),
             heartbeat_ms: self.heartbeat_ms,
             io: &self.io,
             links: self.links,
@@ -131,6 +132,11 @@ impl Fleet {
         self.second.stop();
         self.dispatcher.stop();
     }
+}
+
+/// Slots of the first gateway: the probes are there too.
+fn slots(sessions: u32) -> u32 {
+    capacity(sessions + 2 * PAIRS)
 }
 
 struct Plan<'a> {
