@@ -325,11 +325,15 @@ impl MillionReport {
         targets
     }
 
-    /// CPU of a delivery to everyone over that of the bare send loop.
+    /// CPU of a delivery to everyone over that of the bare send loop, with nothing subtracted; `None` where not
+    /// everything arrived.
     pub fn ratio_to_floor(&self) -> Option<f64> {
         let everyone = self.fan_outs.iter().find(|fan_out| fan_out.members == self.sessions)?;
+        if everyone.incomplete > 0 {
+            return None;
+        }
         let floor = self.floor?.cpu_us_per_delivery()?;
-        Some(everyone.gateway_cpu_us_per_delivery? / floor)
+        Some(everyone.gateway_gross_cpu_us_per_delivery? / floor)
     }
 
     /// What was wrong with the run, in words; empty: nothing, and the exit status is 0. Targets are told apart.
@@ -450,8 +454,11 @@ impl MillionReport {
                     time(last.max)
                 ),
             );
-            if let Some(gateway) = fan_out.gateway_cpu_us_per_delivery {
-                row("  gateway CPU per delivery", micros(gateway));
+            if let (Some(gross), Some(net)) =
+                (fan_out.gateway_gross_cpu_us_per_delivery, fan_out.gateway_cpu_us_per_delivery)
+            {
+                let (gross, net) = (micros(gross), micros(net));
+                row("  gateway CPU per delivery", format!("{gross}; {net} less what calm takes"));
             }
             row(
                 "  direct messages meanwhile",

@@ -299,6 +299,7 @@ impl Stage {
         let mut entry = fan_out::add_up(&self.world, class, &schedule, books, &direct);
         let beyond = |used: u64, calm: f64| (used as f64 - calm * took_us / 1e6).max(0.0);
         if entry.deliveries > 0 {
+            entry.gateway_gross_cpu_us_per_delivery = Some(used.gateway_us as f64 / entry.deliveries as f64);
             let gateway = beyond(used.gateway_us, calm[0]);
             entry.gateway_cpu_us_per_delivery = Some(gateway / entry.deliveries as f64);
             let dispatcher = beyond(used.dispatcher_us, calm[1]);
