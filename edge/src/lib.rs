@@ -30,7 +30,6 @@ pub mod mailbox;
 pub mod memory;
 mod open;
 pub mod pool;
-pub mod priority;
 #[doc(hidden)]
 pub mod process;
 pub mod rlimit;

@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use crate::args::Settings;
 use crate::child::{self, Child, Scratch};
-use crate::clients::{Crew, Manner, Order, Setup, Transport, Urgency};
+use crate::clients::{Crew, Manner, Order, Setup, Transport};
 use crate::limits::{FLOOR_BATCH, STRAGGLERS_US, TURN_COMPLETIONS};
 use crate::measure::{Percentiles, cpu_us};
 use crate::payload::Header;
@@ -124,7 +124,6 @@ pub fn measure(
         payload_bytes: plan.payload_bytes,
         tickets: false,
         founded: true,
-        urgency: Urgency::Usual,
     })?;
     progress.phase("floor: connecting", connections.into());
     crew.order(|| Order::Up { to: connections, per_s: plan.connect_rate })?;

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::args::Settings;
 use crate::child::{Child, ChildError, Scratch, flag};
-use crate::clients::{Crew, CrewError, Manner, Order, Setup, Totals, Urgency};
+use crate::clients::{Crew, CrewError, Manner, Order, Setup, Totals};
 use crate::ledger::Ledger;
 use crate::limits::STRAGGLERS_US;
 use crate::measure;
@@ -171,7 +171,6 @@ impl Rig {
             payload_bytes: common.payload_bytes,
             tickets,
             founded,
-            urgency: Urgency::Usual,
         };
         let (child, targets) = match jwks {
             Some(jwks) => {

@@ -34,10 +34,6 @@ pub use node::StartError;
 
 use crate::store::Node as Member;
 
-/// Slices of all threads, in us: each message passes several of them, which then wait no longer than this for one that is
-/// busy.
-const SLICE_US: u32 = 200;
-
 /// Runs a dispatcher with these arguments (the program's name first) until it is told to stop.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // A kernel without the switch costs memory, nothing else.
@@ -69,9 +65,6 @@ fn serve(settings: Settings) -> Result<(), StartError> {
         Front { links: front::bind(settings.listen)?, admin: front::bind(settings.admin)?, stop_deadline };
     let (links, admin) = (bound(&front.links)?, bound(&front.admin)?);
     let config = node_config(&settings, links)?;
-    if let Err(error) = millrace_edge::priority::short_slices(SLICE_US) {
-        log::info(format_args!("slices of this process stay as long as others': {error}"));
-    }
     let store = stores::open(&settings)?;
     log::info(format_args!(
         "node {} of cluster {}: {} shards, {} partitions, store {}, lease {} ms; gateways connect to {}, admin on \

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use clap::{Arg, ArgMatches, Command};
 use millrace_edge::mailbox::mailbox;
 use millrace_edge::wake::Waker;
-use millrace_edge::{affinity, clock, memory, priority, rlimit};
+use millrace_edge::{affinity, clock, memory, rlimit};
 use millrace_protocol::conversation::is_name;
 
 use super::admin::{Admin, ControlCounts};
@@ -29,10 +29,6 @@ use super::shard::{self, Spec, Started};
 use super::signing::{self, Signer};
 use super::talk::{TO_CONTROL_MAX, TO_SHARD_MAX};
 use super::ticket::Tickets;
-
-/// Slices of all threads, in us: a turn of a shard under load. A shard that wakes for a message waits no longer than this
-/// for another that is busy with a fan-out.
-const SLICE_US: u32 = 500;
 
 /// The exit status for a configuration that can't be used.
 const EXIT_CONFIG: u8 = 2;
@@ -142,9 +138,6 @@ fn serve(
     match rlimit::raise_nofile() {
         Ok(limit) => log::info(format_args!("open files: at most {}", limit.soft)),
         Err(error) => log::warn(format_args!("the limit of open files can't be raised: {error}")),
-    }
-    if let Err(error) = priority::short_slices(SLICE_US) {
-        log::info(format_args!("slices of this process stay as long as others': {error}"));
     }
     let own = Signer::for_settings(&settings)?;
     let keys = Arc::new(Keys::load(&settings.auth, own.as_ref())?);

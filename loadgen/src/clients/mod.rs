@@ -49,16 +49,6 @@ pub enum Manner {
     Listener,
 }
 
-/// How load threads stand to others on the same cores.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Urgency {
-    /// As any thread.
-    #[default]
-    Usual,
-    /// They go before threads with long slices when they wake: what they measure is short.
-    High,
-}
-
 /// What all load threads are told at their start.
 #[derive(Debug)]
 pub struct Setup {
@@ -86,8 +76,6 @@ pub struct Setup {
     pub tickets: bool,
     /// The groups exist: nobody makes them.
     pub founded: bool,
-    /// How the load threads stand to others on the same cores.
-    pub urgency: Urgency,
 }
 
 /// What a scenario asks of the clients.

@@ -15,13 +15,13 @@ use millrace_edge::clock::boot_us;
 use millrace_edge::mailbox::Receiver;
 use millrace_edge::wait::wait;
 use millrace_edge::wake::Waker;
-use millrace_edge::{Budget, Config, Conn, Edge, Event, Payload, Refused, Why, priority};
+use millrace_edge::{Budget, Config, Conn, Edge, Event, Payload, Refused, Why};
 use millrace_protocol::received::Limits;
 
 use super::board::Board;
 use super::client::{Client, State};
 use super::sending::{Numbers, Sending};
-use super::{Manner, Order, Setup, Urgency};
+use super::{Manner, Order, Setup};
 use crate::ledger::{Fate, Ledger};
 use crate::limits::{JOIN_WINDOW, OUT_BYTES_MAX, TURN_COMPLETIONS};
 use crate::measure::histogram;
@@ -45,9 +45,6 @@ const SLEEP_US: u64 = 50_000;
 
 /// Nearer than this to a message's time, the thread does not sleep: a sleep is rounded to whole milliseconds.
 const SPIN_US: u64 = 1_000;
-
-/// Slices of threads that measure short times, in us.
-const SHORT_SLICE_US: u32 = 100;
 
 pub(super) const NOBODY: u32 = u32::MAX;
 
@@ -94,11 +91,6 @@ impl Worker {
     ) -> io::Result<(Self, &'static str, String)> {
         if let Some(&cpu) = setup.cpus.get(index) {
             millrace_edge::affinity::pin_current_thread(cpu)?;
-        }
-        match setup.urgency {
-            Urgency::Usual => {}
-            // Where it is refused, the measured times are a little longer.
-            Urgency::High => drop(priority::short_slices(SHORT_SLICE_US)),
         }
         let (index, threads) = (index as u32, setup.threads as u32);
         let own = (setup.clients.saturating_sub(index)).div_ceil(threads);

@@ -13,7 +13,7 @@ use millrace_edge::clock::boot_us;
 use serde::Serialize;
 
 use super::Settings;
-use crate::clients::{Crew, Manner, Order, Setup, Urgency};
+use crate::clients::{Crew, Manner, Order, Setup};
 use crate::ledger::{Ledger, Span};
 use crate::limits::STRAGGLERS_US;
 use crate::measure::{Percentiles, histogram};
@@ -105,7 +105,6 @@ impl Probe {
             payload_bytes: settings.payload_bytes,
             tickets: true,
             founded: true,
-            urgency: Urgency::High,
         })?;
         crew.order(|| Order::Up { to: world.clients(), per_s: 0.0 })?;
         let all = u64::from(world.clients());

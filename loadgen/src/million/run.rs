@@ -10,7 +10,7 @@ use super::fleet::{Fleet, disk_bytes};
 use super::probe::{PAIRS, Probe};
 use super::report::{Cpu, Idle, Memory, MemoryPoint, MillionReport, Rate};
 use super::{MillionArgs, Settings, fan_out, kernel, storm};
-use crate::clients::{Crew, Manner, Order, Setup, Totals, Urgency};
+use crate::clients::{Crew, Manner, Order, Setup, Totals};
 use crate::floor::{self, Plan as FloorPlan};
 use crate::limits::STRAGGLERS_US;
 use crate::measure::{Percentiles, cpu_us, pss_bytes};
@@ -83,7 +83,6 @@ pub fn run(args: &MillionArgs, progress: Progress, stop: Arc<AtomicBool>) -> Res
         payload_bytes: settings.payload_bytes,
         tickets: true,
         founded: false,
-        urgency: Urgency::Usual,
     })?;
     report.client_backend = crew.backend().to_owned();
     let mut stage = Stage { settings, world, watch, fleet, crew };
