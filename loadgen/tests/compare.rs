@@ -1,9 +1,10 @@
 //! A tiny comparison with the real binary and whatever servers this machine has: rows for all, no loss at the floors
 //! and at millrace, words for what is not installed, and nothing left behind.
 
-use std::io::Read;
+mod support;
+
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -27,36 +28,8 @@ const ALL: [&str; 10] = [
 
 fn command(flags: &[&str], scratch: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millrace-loadgen"));
-    command.arg("compare").args(flags).env("TMPDIR", scratch).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.arg("compare").args(flags).env("TMPDIR", scratch);
     command
-}
-
-/// Reads all that a stream says, on a thread of its own.
-fn reader(mut stream: impl Read + Send + 'static) -> std::thread::JoinHandle<Vec<u8>> {
-    std::thread::spawn(move || {
-        let mut text = Vec::new();
-        let _ = stream.read_to_end(&mut text);
-        text
-    })
-}
-
-fn run(mut command: Command) -> Output {
-    let mut child = command.spawn().expect("the binary starts");
-    let stdout = reader(child.stdout.take().expect("piped"));
-    let stderr = reader(child.stderr.take().expect("piped"));
-    let end = Instant::now() + WITHIN;
-    let status = loop {
-        if let Some(status) = child.try_wait().expect("its state") {
-            break status;
-        }
-        if Instant::now() > end {
-            let _ = child.kill();
-            let _ = child.wait();
-            panic!("not over within {WITHIN:?}");
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    };
-    Output { status, stdout: stdout.join().expect("read"), stderr: stderr.join().expect("read") }
 }
 
 /// Processes whose command line names this directory.
@@ -91,7 +64,7 @@ fn a_tiny_comparison_has_a_row_for_each_and_loses_nothing_of_ours() {
     std::fs::create_dir(&scratch).expect("a directory");
     let (json_flag, html_flag) = (format!("--json={}", json.display()), format!("--html={}", html.display()));
     let flags = ["--subscribers=50", "--repeat=1", "--messages=5", "--rate=20", "--rest=0.1", "--settle=0.1"];
-    let output = run(command(&[&flags[..], &[&json_flag, &html_flag]].concat(), &scratch));
+    let output = support::run(command(&[&flags[..], &[&json_flag, &html_flag]].concat(), &scratch), WITHIN);
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "it ended with {}\n{out}\n{err}", output.status);
     assert!(eventually_clean(&scratch), "left behind: {:?}", processes_of(&scratch));
@@ -141,10 +114,8 @@ fn what_is_not_installed_is_named_and_fails_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
     let flags = ["--servers=floor-send,centrifugo", "--subscribers=5", "--repeat=1", "--messages=2"];
     let mut command = command(&[&flags[..], &["--rate=50", "--rest=0", "--settle=0"]].concat(), dir.path());
-    let output = run({
-        command.env("PATH", "/nowhere");
-        command
-    });
+    command.env("PATH", "/nowhere");
+    let output = support::run(command, WITHIN);
     let out = String::from_utf8_lossy(&output.stdout);
     let elsewhere = ["/usr/sbin", "/usr/local/sbin", "/sbin"];
     if elsewhere.iter().any(|dir| Path::new(dir).join("centrifugo").exists()) {
@@ -169,7 +140,7 @@ fn a_server_that_does_not_start_is_a_row_with_its_last_words() {
     let flags = ["--servers=redis,floor-uring", "--subscribers=5", "--repeat=1", "--messages=2"];
     let mut command = command(&[&flags[..], &["--rate=50", "--rest=0", "--settle=0"]].concat(), &scratch);
     command.env("PATH", path);
-    let output = run(command);
+    let output = support::run(command, WITHIN);
     let out = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{out}");
     assert!(out.contains("failed") && out.contains("the disk is on fire"), "{out}");
@@ -192,6 +163,8 @@ fn a_comparison_that_is_killed_or_interrupted_leaves_nothing() {
         let nth = programs.iter().position(|program| is_here(program)).unwrap_or(servers.len() - 1);
         let servers_flag = format!("--servers={}", servers[nth]);
         let child = command(&[&flags[..], &[&servers_flag]].concat(), scratch.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .expect("the binary starts");
         let end = Instant::now() + Duration::from_secs(30);

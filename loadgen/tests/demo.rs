@@ -1,9 +1,10 @@
 //! A tiny demo with the real binary: its exit status, its files, and that it leaves nothing behind.
 
-use std::io::Read;
+mod support;
+
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -11,38 +12,9 @@ use serde_json::Value;
 const WITHIN: Duration = Duration::from_secs(120);
 
 fn run(flags: &[&str], scratch: &Path) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_millrace-loadgen"))
-        .args(flags)
-        .env("TMPDIR", scratch)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the binary starts");
-    let mut stdout = child.stdout.take().expect("piped");
-    let mut stderr = child.stderr.take().expect("piped");
-    let reader = std::thread::spawn(move || {
-        let mut text = Vec::new();
-        let _ = stderr.read_to_end(&mut text);
-        text
-    });
-    let printer = std::thread::spawn(move || {
-        let mut text = Vec::new();
-        let _ = stdout.read_to_end(&mut text);
-        text
-    });
-    let end = Instant::now() + WITHIN;
-    let status = loop {
-        if let Some(status) = child.try_wait().expect("its state") {
-            break status;
-        }
-        if Instant::now() > end {
-            let _ = child.kill();
-            let _ = child.wait();
-            panic!("not over within {WITHIN:?}");
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    };
-    Output { status, stdout: printer.join().expect("read"), stderr: reader.join().expect("read") }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millrace-loadgen"));
+    command.args(flags).env("TMPDIR", scratch);
+    support::run(command, WITHIN)
 }
 
 fn check(flags: &[&str]) -> Value {
