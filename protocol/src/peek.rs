@@ -1,6 +1,9 @@
 //! Reading a Deliver in place: what loadgen does for every message, without the allocations of a full decode.
 //!
-//! It follows protobuf's rules: unknown fields are skipped, the last of a repeated field counts.
+//! It follows protobuf's rules: unknown fields are skipped, of a repeated field the last counts, and two Delivers
+//! in one Notify are merged.
+
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 /// A Deliver, borrowed from the body of a Notify.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,36 +29,41 @@ pub fn peek_deliver(notify: &[u8]) -> Option<DeliverRef<'_>> {
     let mut deliver = None;
     while let Some((number, value)) = fields.next()? {
         match (number, value) {
-            (DELIVER, Value::Bytes(bytes)) => deliver = Some(bytes),
+            (DELIVER, Value::Bytes(bytes)) => deliver.get_or_insert_with(DeliverRef::default).merge(bytes)?,
             // Another event of the oneof: it is the last that counts, and that is no Deliver.
             (2..=5, Value::Bytes(_)) => deliver = None,
             _ => {}
         }
     }
-    let mut fields = Fields(deliver?);
-    let mut found = DeliverRef::default();
-    while let Some((number, value)) = fields.next()? {
-        match (number, value) {
-            (1, Value::Bytes(bytes)) => found.conversation = std::str::from_utf8(bytes).ok()?,
-            (2, Value::Varint(value)) => found.seq = value,
-            (3, Value::Varint(value)) => found.message_id = value,
-            (4, Value::Bytes(bytes)) => found.sender = std::str::from_utf8(bytes).ok()?,
-            (5, Value::Bytes(bytes)) => found.sender_device = std::str::from_utf8(bytes).ok()?,
-            (6, Value::Varint(value)) => found.server_time_ms = value,
-            (7, Value::Varint(value)) => found.epoch = value,
-            (8, Value::Bytes(bytes)) => found.payload = bytes,
-            (9, Value::Varint(value)) => found.content_kind = value as u32,
-            (1..=9, _) => return None,
-            _ => {}
+    deliver
+}
+
+impl<'a> DeliverRef<'a> {
+    fn merge(&mut self, bytes: &'a [u8]) -> Option<()> {
+        let mut fields = Fields(bytes);
+        while let Some((number, value)) = fields.next()? {
+            match (number, value) {
+                (1, Value::Bytes(bytes)) => self.conversation = std::str::from_utf8(bytes).ok()?,
+                (2, Value::Varint(value)) => self.seq = value,
+                (3, Value::Varint(value)) => self.message_id = value,
+                (4, Value::Bytes(bytes)) => self.sender = std::str::from_utf8(bytes).ok()?,
+                (5, Value::Bytes(bytes)) => self.sender_device = std::str::from_utf8(bytes).ok()?,
+                (6, Value::Varint(value)) => self.server_time_ms = value,
+                (7, Value::Varint(value)) => self.epoch = value,
+                (8, Value::Bytes(bytes)) => self.payload = bytes,
+                (9, Value::Varint(value)) => self.content_kind = value as u32,
+                (1..=9, _) => return None,
+                _ => {}
+            }
         }
+        Some(())
     }
-    Some(found)
 }
 
 enum Value<'a> {
     Varint(u64),
     Bytes(&'a [u8]),
-    /// Of a fixed width: in no field read here.
+    /// Of a fixed width, or a group: in no field read here.
     Other,
 }
 
@@ -67,36 +75,21 @@ impl<'a> Fields<'a> {
         if self.0.is_empty() {
             return Some(None);
         }
-        let tag = u32::try_from(self.varint()?).ok()?;
-        let value = match tag & 7 {
-            0 => Value::Varint(self.varint()?),
-            1 => self.split(8).map(|_| Value::Other)?,
-            2 => {
-                let length = usize::try_from(self.varint()?).ok()?;
-                Value::Bytes(self.split(length)?)
+        let (number, wire_type) = decode_key(&mut self.0).ok()?;
+        let value = match wire_type {
+            WireType::Varint => Value::Varint(decode_varint(&mut self.0).ok()?),
+            WireType::LengthDelimited => {
+                let length = usize::try_from(decode_varint(&mut self.0).ok()?).ok()?;
+                let (bytes, rest) = self.0.split_at_checked(length)?;
+                self.0 = rest;
+                Value::Bytes(bytes)
             }
-            5 => self.split(4).map(|_| Value::Other)?,
-            _ => return None,
+            _ => {
+                skip_field(wire_type, number, &mut self.0, DecodeContext::default()).ok()?;
+                Value::Other
+            }
         };
-        Some(Some((tag >> 3, value)))
-    }
-
-    fn split(&mut self, count: usize) -> Option<&'a [u8]> {
-        let (bytes, rest) = self.0.split_at_checked(count)?;
-        self.0 = rest;
-        Some(bytes)
-    }
-
-    fn varint(&mut self) -> Option<u64> {
-        let mut value = 0;
-        for (at, byte) in self.0.iter().enumerate().take(10) {
-            value |= u64::from(byte & 0x7f) << (7 * at);
-            if byte & 0x80 == 0 {
-                self.0 = &self.0[at + 1..];
-                return Some(value);
-            }
-        }
-        None
+        Some(Some((number, value)))
     }
 }
 
@@ -141,5 +134,23 @@ mod tests {
         assert_eq!(peek_deliver(&[&body[..], &gap].concat()), None, "of a oneof, the last counts");
         assert_eq!(peek_deliver(&[&gap[..], &body].concat()), Some(expected));
         assert_eq!(peek_deliver(&[]), None);
+    }
+
+    #[test]
+    fn unknown_fields_of_every_kind_are_skipped() {
+        // Field 100: a varint, eight bytes, three bytes, a group that holds a varint, four bytes.
+        let unknown: &[u8] =
+            b"\xa0\x06\x07\xa1\x0612345678\xa2\x06\x03abc\xa3\x06\x08\x01\xa4\x06\xa5\x061234";
+        let deliver = [&b"\x0a\x03r:a"[..], unknown, b"\x10\x09"].concat();
+        let body = [unknown, &[0x0a, deliver.len() as u8][..], &deliver[..], unknown].concat();
+        let found = peek_deliver(&body).unwrap();
+        assert_eq!((found.conversation, found.seq), ("r:a", 9));
+    }
+
+    #[test]
+    fn two_delivers_are_merged() {
+        let found = peek_deliver(b"\x0a\x05\x0a\x03r:a\x0a\x02\x10\x09").unwrap();
+        assert_eq!((found.conversation, found.seq), ("r:a", 9));
+        assert_eq!(peek_deliver(b"\x0a\x02\x10\x09\x0a\x01\xff"), None, "the second is unreadable");
     }
 }
