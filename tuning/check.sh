@@ -347,8 +347,10 @@ measure() {
   most=$(value /proc/sys/net/ipv4/tcp_max_syn_backlog)
   if [ -n "$most" ]; then burst $((most * cpus)) "tcp_max_syn_backlog" "in the handshake, over $cpus shards: more get cookies or nothing"; fi
   most=$(value /proc/sys/net/ipv4/tcp_ehash_entries)
+  # Negative in a namespace that shares the table of the machine.
+  most=${most#-}
   if [ -n "$most" ] && [ $((sessions * ends / 4)) -gt "$most" ]; then
-    notes+=("$((sessions * ends)) sockets share $most hash buckets: each packet looks through $((sessions * ends / most)) of them (boot with thash_entries=)")
+    notes+=("$((sessions * ends)) sockets share $most hash buckets: each packet looks through $((sessions * ends / most)) of them (boot with thash_entries=, or run in a network namespace that was made after net.ipv4.tcp_child_ehash_entries was set)")
   fi
 }
 

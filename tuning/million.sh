@@ -2,7 +2,8 @@
 # Brings up a million live sessions on this machine and prints what they cost: builds the load generator, sets what
 # the kernel needs (saying what it changes, and putting it back at the end), and runs `millrace-loadgen million`.
 # Flags are passed on: --sessions N for fewer, --json FILE and --html FILE for the report; --help tells the others.
-# Needs root for the kernel's settings only; without it, it says which ones are too low and goes on.
+# Needs root for the kernel's settings only; without it, it says which ones are too low and goes on. As root, everything
+# runs in a network namespace of its own, because that can have a hash table of connections that is large enough.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
@@ -21,14 +22,20 @@ case "$sessions" in
   "" | *[!0-9]*) echo "million.sh: --sessions '$sessions': expected a number" >&2; exit 2 ;;
 esac
 
-cargo build --release --quiet --manifest-path "$here/../Cargo.toml" --bin millrace-loadgen
+if [ -z "${MILLRACE_OWN_NETWORK:-}" ]; then
+  cargo build --release --quiet --manifest-path "$here/../Cargo.toml" --bin millrace-loadgen
+fi
 loadgen=${CARGO_TARGET_DIR:-$here/../target}/release/millrace-loadgen
 if [ -n "$help" ]; then
-  sed -n '2,5p' "$0" | cut -c3-
+  sed -n '2,6p' "$0" | cut -c3-
   exec "$loadgen" million --help
 fi
 
+# Negative in a namespace that shares the table of the machine.
+have_buckets=$(cat /proc/sys/net/ipv4/tcp_ehash_entries 2> /dev/null || echo 0)
+
 saved=()
+# shellcheck disable=SC2317 # called by the trap
 put_back() {
   local entry
   for entry in "${saved[@]+"${saved[@]}"}"; do
@@ -63,18 +70,32 @@ at_least() { # name below /proc/sys, numbers wanted, what it is for
 }
 
 spare=$((sessions + sessions / 8 + 1000))
-# In pages, for a fan-out to everyone that nobody has read yet: the kernel takes some 4.6 KB for each.
-pages=$((sessions * 5 / 4 + 100000))
-at_least net/ipv4/tcp_mem "$((pages / 2)) $((pages * 3 / 4)) $pages" "TCP's buffers while everyone is sent to"
-at_least net/ipv4/tcp_max_orphans "$spare" "sockets of a gateway that was killed"
+if [ -z "${MILLRACE_OWN_NETWORK:-}" ]; then
+  # In pages, for a fan-out to everyone that nobody has read yet: the kernel takes some 4.6 KB for each.
+  pages=$((sessions * 5 / 4 + 100000))
+  at_least net/ipv4/tcp_mem "$((pages / 2)) $((pages * 3 / 4)) $pages" "TCP's buffers while everyone is sent to"
+  at_least net/ipv4/tcp_max_orphans "$spare" "sockets of a gateway that was killed"
+  # Both ends are on this machine, so each connection is tracked twice.
+  at_least net/netfilter/nf_conntrack_max "$((spare * 2))" "connections that the firewall tracks"
+  # Which limit is hit first; it may well hold fewer than it estimates, so this is for the reader.
+  bash "$here/check.sh" --sessions "$sessions" --role both >&2 || true
+  # A packet finds its socket by walking a chain of this table; the machine's own was sized at boot.
+  if [ "$(id -u)" -eq 0 ] && [ "${have_buckets#-}" -lt "$((sessions * 2))" ] \
+    && [ -w /proc/sys/net/ipv4/tcp_child_ehash_entries ] && command -v ip > /dev/null \
+    && unshare --net true 2> /dev/null; then
+    at_least net/ipv4/tcp_child_ehash_entries "$((sessions * 2))" "hash table of connections in a new network namespace"
+    echo "million.sh: goes on in a network namespace of its own" >&2
+    status=0
+    MILLRACE_OWN_NETWORK=yes unshare --net bash "$here/million.sh" "$@" || status=$?
+    exit "$status"
+  fi
+else
+  ip link set lo up
+fi
 at_least net/ipv4/tcp_max_tw_buckets "$spare" "connections that wait after their end"
-at_least net/core/somaxconn 4096 "connects that wait to be accepted"
+# In the storm all of them come at once. A SYN that finds no room is sent again after 1, 2, 4, ... seconds.
+at_least net/core/somaxconn "$spare" "connects that wait to be accepted"
 at_least net/ipv4/tcp_max_syn_backlog 8192 "connects on their way"
-# Both ends are on this machine, so each connection is tracked twice.
-at_least net/netfilter/nf_conntrack_max "$((spare * 2))" "connections that the firewall tracks"
-
-# Which limit is hit first; it may well hold fewer than it estimates, so this is for the reader.
-bash "$here/check.sh" --sessions "$sessions" --role both >&2 || true
 
 # What is promised holds under this limit; a lower one makes more and smaller rings.
 hard=$(ulimit -Hn)

@@ -19,8 +19,9 @@ pub const ACCEPTS_MAX: u32 = 64;
 /// lasts, and an accept that fails at once must not become a loop.
 pub const ACCEPT_PAUSE_MS: u64 = 100;
 
-/// Backlog asked of `listen`; the kernel clamps it to `net.core.somaxconn`.
-pub const LISTEN_BACKLOG: i32 = 65_535;
+/// Backlog asked of `listen`; the kernel clamps it to `net.core.somaxconn`, so that the operator decides. In a storm it
+/// is the cheapest place to wait: a SYN that finds no room is sent again by the client's kernel after 1, 2, 4, … s.
+pub const LISTEN_BACKLOG: i32 = 1 << 20;
 
 /// Size of a receive buffer. Client frames are a few hundred bytes; a full buffer is received again at once.
 pub const RECV_BUFFER_BYTES: usize = 4_096;

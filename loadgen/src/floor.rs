@@ -2,11 +2,13 @@
 //!
 //! A child process with the same edge, on the same cores, with as many connections and armed polls, sends the same
 //! frame to all of them, so many at a time as a gateway shard does. The clients read and count as they do under load.
-//! It has no sessions, topics, queues or store. The rule: whatever else is different from a gateway is a mistake here.
+//! It has no sessions, topics, queues or store. Where the gateway's clients heartbeat meanwhile, the floor's do too, and
+//! are answered. The rule: whatever else is different from a gateway is a mistake here.
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,7 +19,7 @@ use millrace_edge::mailbox::{self, Receiver};
 use millrace_edge::wait::wait;
 use millrace_edge::wake::Waker;
 use millrace_edge::{Budget, Config, Conn, Edge, Event, Io, Payload, Refused, affinity, memory, rlimit};
-use millrace_protocol::frame::SharedFrame;
+use millrace_protocol::frame::{FrameKind, SharedFrame, encode_body};
 use millrace_protocol::messages::client::{Deliver, Notify, notify};
 use millrace_protocol::prost::Message;
 use serde::Serialize;
@@ -33,13 +35,18 @@ use crate::rig::RunError;
 use crate::schedule::{Due, Schedule};
 use crate::world::World;
 
+/// So long heartbeats are watched before anything is sent, in microseconds.
+const CALM_US: u64 = 8_000_000;
+
 /// What the floor took.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Floor {
     /// Frames sent and read.
     pub deliveries: u64,
-    /// CPU of the sending process, kernel included, in microseconds.
+    /// CPU of the sending process, kernel included, in microseconds, less what heartbeats alone take in that time.
     pub cpu_us: u64,
+    /// The same with nothing subtracted.
+    pub gross_cpu_us: u64,
     /// Time from due to the last receiver, in microseconds (of the last measurement).
     pub last_receiver_us: Percentiles,
 }
@@ -50,6 +57,7 @@ impl Floor {
         Floor {
             deliveries: self.deliveries + later.deliveries,
             cpu_us: self.cpu_us + later.cpu_us,
+            gross_cpu_us: self.gross_cpu_us + later.gross_cpu_us,
             last_receiver_us: later.last_receiver_us,
         }
     }
@@ -79,6 +87,8 @@ pub struct Plan {
     pub connect_rate: f64,
     /// The last round may take so long, in microseconds.
     pub patience_us: u64,
+    /// Each client sends a heartbeat so often, in milliseconds, and gets its answer; 0: none does.
+    pub heartbeat_ms: u64,
 }
 
 impl Plan {
@@ -93,6 +103,7 @@ impl Plan {
             threads: settings.threads,
             connect_rate: settings.common.connect_rate,
             patience_us: STRAGGLERS_US,
+            heartbeat_ms: 0,
         }
     }
 }
@@ -116,7 +127,7 @@ pub fn measure(
         tokens: Vec::new(),
         targets: vec![target],
         transport: Transport::Tcp,
-        manner: Manner::Listener,
+        manner: Manner::Listener { heartbeat_ms: plan.heartbeat_ms },
         io: plan.io,
         clients: connections,
         threads: plan.threads,
@@ -155,6 +166,16 @@ pub fn measure(
         return Err(RunError::Stuck(format!("the floor's connections are not up: {why}")));
     }
 
+    // What heartbeats alone take, in microseconds a second.
+    let mut calm = 0.0;
+    if plan.heartbeat_ms > 0 {
+        let settle_us = (plan.heartbeat_ms * 1_000).min(CALM_US);
+        progress.phase("floor: heartbeating", 1);
+        until(&mut child, &mut || false, settle_us)?;
+        let (start, before) = (boot_us(), cpu_us(child.pid())?);
+        until(&mut child, &mut || false, CALM_US)?;
+        calm = (cpu_us(child.pid())? - before) as f64 * 1e6 / (boot_us() - start) as f64;
+    }
     let start_us = boot_us() + 300_000;
     let messages = (0..u64::from(rounds)).map(|round| Due {
         at_us: round * gap_us,
@@ -163,7 +184,7 @@ pub fn measure(
     });
     let schedule = Arc::new(Schedule { messages: messages.collect(), nth: 0 });
     crew.order(|| Order::Send { schedule: Arc::clone(&schedule), start_us })?;
-    let before = cpu_us(child.pid())?;
+    let (begun, before) = (boot_us(), cpu_us(child.pid())?);
     child.tell(&format!("{} {rounds} {gap_us} {start_us}", world.run()))?;
     let wanted = u64::from(rounds) * u64::from(connections);
     progress.phase("floor: sending", wanted);
@@ -177,11 +198,17 @@ pub fn measure(
         u64::from(rounds) * gap_us + plan.patience_us,
     )?;
     let used = cpu_us(child.pid())? - before;
+    let beats = (calm * boot_us().saturating_sub(begun) as f64 / 1e6) as u64;
     let books = crew.finish()?.ok_or(RunError::NoBooks)?;
     child.stop();
     let account = books.account(&world, &schedule);
     let last = account.last_receiver.values().next().map(Percentiles::of).unwrap_or_default();
-    Ok(Floor { deliveries: account.deliveries, cpu_us: used, last_receiver_us: last })
+    Ok(Floor {
+        deliveries: account.deliveries,
+        cpu_us: used.saturating_sub(beats),
+        gross_cpu_us: used,
+        last_receiver_us: last,
+    })
 }
 
 /// Starts a floor; if `bare`, the one that has no io_uring.
@@ -250,7 +277,9 @@ struct Loop {
     /// By slot, as a pass goes.
     conns: Vec<Option<Conn>>,
     events: Vec<Event>,
-    in_flight: u64,
+    /// The answer to a heartbeat, and those who wait for it behind a send in flight.
+    pong: Rc<[u8]>,
+    owed: Vec<Conn>,
 }
 
 /// The server: accepts, and sends when told to. Ends with its parent.
@@ -282,7 +311,8 @@ pub fn serve(args: FloorArgs) -> io::Result<()> {
         let _ = std::fs::remove_dir_all(&scratch);
     });
     println!("listening tcp={address}");
-    let mut looping = Loop { edge, waker, conns: Vec::new(), events: Vec::new(), in_flight: 0 };
+    let (pong, owed) = (encode_body(FrameKind::Pong, &[]).into(), Vec::new());
+    let mut looping = Loop { edge, waker, conns: Vec::new(), events: Vec::new(), pong, owed };
     looping.run(&inbox, args.payload_bytes)
 }
 
@@ -315,10 +345,15 @@ impl Loop {
                         *entry = None;
                     }
                 }
-                Event::Sent { .. } => self.in_flight -= 1,
-                Event::Connected { .. } | Event::Received { .. } => {}
+                // Floor clients say nothing but heartbeats.
+                Event::Received { conn, .. } => self.owed.push(conn),
+                Event::Connected { .. } | Event::Sent { .. } => {}
             }
         }
+        self.owed.retain(|conn| {
+            let pong = Payload::Shared { bytes: Rc::clone(&self.pong), start: 0 };
+            matches!(self.edge.send(*conn, pong), Err(Refused::InFlight(_)))
+        });
         if !turn.more && turn.completions == 0 && !patience.is_zero() {
             wait(&*self.edge, &self.waker, patience);
         }
@@ -342,10 +377,7 @@ impl Loop {
             loop {
                 let payload = Payload::Shared { bytes: frame.bytes().clone(), start };
                 match self.edge.send(conn, payload) {
-                    Ok(()) => {
-                        self.in_flight += 1;
-                        break;
-                    }
+                    Ok(()) => break,
                     // The round before it is still under way there.
                     Err(Refused::InFlight(_)) => self.turn(Duration::from_millis(1))?,
                     Err(_) => break,
@@ -356,9 +388,6 @@ impl Loop {
                 batch = 0;
                 self.turn(Duration::ZERO)?;
             }
-        }
-        while self.in_flight > 0 {
-            self.turn(Duration::from_millis(1))?;
         }
         Ok(())
     }

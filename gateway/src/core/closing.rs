@@ -120,6 +120,27 @@ impl Shard {
         self.send_queued(conn.slot);
     }
 
+    /// Keeps back what is sent to a session, for [`CORK_US`], so that it goes out together.
+    pub(super) fn cork(&mut self, slot: u32) {
+        let Some(session) = self.sessions.get_mut(slot).filter(|session| !session.is(IN_FLIGHT)) else {
+            return;
+        };
+        session.flags |= IN_FLIGHT;
+        self.corked.push_back((self.now.mono_us + CORK_US, session.conn(slot)));
+        self.stats.corks += 1;
+    }
+
+    /// Sends what was kept back for long enough.
+    pub(super) fn turn_corked(&mut self) {
+        while let Some((at, conn)) = self.corked.front().copied() {
+            if at > self.now.mono_us {
+                break;
+            }
+            self.corked.pop_front();
+            self.on_sent(conn);
+        }
+    }
+
     fn send_queued(&mut self, slot: u32) {
         let Some(session) = self.sessions.get_mut(slot) else { return };
         // What waits while a session is being registered goes out behind its LoginAck.

@@ -18,6 +18,20 @@ pub const LOGINS_UNDER_WAY_MAX: u32 = 4_096;
 /// two they would run into their deadline, connect again, and so on.
 pub const UNAUTHENTICATED_HOLD: u32 = 8_192;
 
+/// Requests that a connection may send behind its Login without waiting for the answer, and their bytes. They are done
+/// right after LoginAck; above: LOGIN_REQUIRED.
+pub const EARLY_REQUESTS_MAX: usize = 16;
+
+/// See [`EARLY_REQUESTS_MAX`].
+pub const EARLY_BYTES_MAX: usize = 4 << 10;
+
+/// With more logins than this under way on a shard, what follows a LoginAck within [`CORK_US`] (heads of groups, the
+/// answers to early requests) is sent together with it: a client that comes back in a storm costs one send, not four.
+pub const CORK_LOGINS: u32 = 256;
+
+/// See [`CORK_LOGINS`]. Little beside what a login takes then.
+pub const CORK_US: u64 = 25_000;
+
 /// From GoAway to a hard close, in milliseconds: what a peer has to read why.
 pub const CLOSE_DEADLINE_MS: u64 = 1_000;
 

@@ -55,8 +55,14 @@ impl Shard {
             let ticket = login.resume_ticket.to_vec();
             Credential::Ticket { ticket, device: device.clone(), platform: platform.clone() }
         };
-        session.login =
-            Some(Box::new(Login { request, device, platform, expires_wall_ms: 0, groups: Vec::new() }));
+        session.login = Some(Box::new(Login {
+            request,
+            device,
+            platform,
+            expires_wall_ms: 0,
+            groups: Vec::new(),
+            early: Vec::new(),
+        }));
         let conn = session.conn(slot);
         self.admission.begin_login();
         self.out.push(Action::Verify { conn, credential });
@@ -280,6 +286,7 @@ impl Shard {
     fn logged_in(&mut self, slot: u32, groups: Vec<String>) {
         let Some(session) = self.sessions.get_mut(slot) else { return };
         let Some(login) = session.login.take() else { return };
+        let crowded = self.admission.logging_in() > CORK_LOGINS;
         self.admission.end_login();
         if !self.lease_is_live() {
             self.stats.login_without_lease += 1;
@@ -321,12 +328,21 @@ impl Shard {
             server_time_ms: self.now.wall_ms,
             groups: groups.len() as u32,
         };
+        if crowded {
+            self.cork(slot);
+        }
         self.send_first(
             slot,
             &Response { id: login.request, outcome: Some(response::Outcome::LoginAck(ack)) },
         );
         for group in groups {
             self.attach_group(slot, &group);
+        }
+        for request in login.early {
+            if !self.sessions.get(slot).is_some_and(Session::is_open) {
+                break;
+            }
+            self.on_request(slot, request);
         }
     }
 

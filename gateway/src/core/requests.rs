@@ -90,10 +90,12 @@ impl Shard {
         match input {
             Input::Frame { kind: FrameKind::Request, body } => {
                 self.stats.frames_received += 1;
-                self.on_request(slot, body);
+                // Copied once, off the edge's buffer.
+                self.on_request(slot, Bytes::copy_from_slice(body));
             }
             Input::Frame { kind: FrameKind::Ping, .. } => {
                 self.stats.frames_received += 1;
+                self.stats.pings += 1;
                 self.pong(slot, |websocket| encode(websocket, FrameKind::Pong, &[]));
             }
             Input::Frame { .. } => self.stats.frames_received += 1,
@@ -122,11 +124,10 @@ impl Shard {
         self.send(slot, Payload::Owned(bytes));
     }
 
-    fn on_request(&mut self, slot: u32, body: &[u8]) {
+    /// A request. Payloads are slices of its body.
+    pub(super) fn on_request(&mut self, slot: u32, body: Bytes) {
         let Some(session) = self.sessions.get(slot) else { return };
         let state = session.state;
-        // Copied once, off the edge's buffer; payloads are slices of it.
-        let body = Bytes::copy_from_slice(body);
         let Ok(request) = Request::decode(body.clone()) else {
             self.stats.violations += 1;
             return self.doom(slot, Code::BadBody, "the body is no Request", 0);
@@ -156,6 +157,7 @@ impl Shard {
                 return self.refuse(slot, id, Refuse(Code::AlreadyLoggedIn, "logged in once already", 0));
             }
             (State::Live, op) => op,
+            (State::Verifying | State::Registering, _) if self.hold_early(slot, &body) => return,
             _ => return self.refuse(slot, id, Refuse(Code::LoginRequired, "wait for LoginAck", 0)),
         };
         let bad_name = Refuse(Code::BadRequest, "names are 1-64 of A-Z a-z 0-9 . _ - @ +", 0);
@@ -185,6 +187,20 @@ impl Shard {
             Ok(conversation) => self.pass_on(slot, id, &conversation, body),
             Err(refuse) => self.refuse(slot, id, refuse),
         }
+    }
+
+    /// Keeps a request that came behind a Login for after its answer, within limits.
+    fn hold_early(&mut self, slot: u32, body: &Bytes) -> bool {
+        let login = self.sessions.get_mut(slot).and_then(|session| session.login.as_mut());
+        let Some(login) = login else { return false };
+        let bytes: usize = login.early.iter().map(Bytes::len).sum();
+        if login.early.len() == EARLY_REQUESTS_MAX || bytes + body.len() > EARLY_BYTES_MAX {
+            self.stats.early_refused += 1;
+            return false;
+        }
+        self.stats.early_requests += 1;
+        login.early.push(body.clone());
+        true
     }
 
     fn check_send(&self, slot: u32, send: &Send) -> Result<(), Refuse> {

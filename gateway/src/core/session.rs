@@ -3,6 +3,7 @@
 //! A million idle sessions are held, so whatever only some of them need at some time is elsewhere: names are interned,
 //! queued frames are nodes of a shared pool, what a login carries is boxed until LoginAck.
 
+use millrace_protocol::bytes::Bytes;
 use millrace_protocol::transport::Transport;
 
 use super::event::Conn;
@@ -29,7 +30,7 @@ pub enum State {
     Closed,
 }
 
-/// A send is with the edge.
+/// A send is with the edge, or a LoginAck waits for what follows it (see `limits::CORK_US`).
 pub const IN_FLIGHT: u8 = 1;
 /// Frames travel in WebSocket messages.
 pub const WEBSOCKET: u8 = 2;
@@ -59,6 +60,8 @@ pub struct Login {
     pub expires_wall_ms: u64,
     /// Groups that its user became a member of while it was being registered.
     pub groups: Vec<String>,
+    /// Requests that came behind it, to be done after LoginAck.
+    pub early: Vec<Bytes>,
 }
 
 /// One connection.

@@ -94,6 +94,8 @@ pub struct Shard {
     /// Sessions with a Register to be sent, and those with one unanswered.
     pub(super) registers: VecDeque<Conn>,
     pub(super) registering: VecDeque<(u64, Conn, u64)>,
+    /// Sessions whose sends are kept back, and until when.
+    pub(super) corked: VecDeque<(u64, Conn)>,
     pub(super) reregister_at: Option<u32>,
     pub(super) reregister_rate: Rate,
     pub(super) lease: Lease,
@@ -158,6 +160,7 @@ impl Shard {
             next_serial: 1,
             registers: VecDeque::new(),
             registering: VecDeque::new(),
+            corked: VecDeque::new(),
             reregister_at: None,
             reregister_rate: Rate::new(REREGISTER_PER_S),
             lease: Lease { incarnation: config.incarnation, until_us: 0 },
@@ -201,6 +204,7 @@ impl Shard {
         self.turn_requests();
         self.turn_fetches();
         self.turn_registers();
+        self.turn_corked();
         self.turn_parked();
         self.turn_nodes();
         more |= self.turn_subscribes();
@@ -291,6 +295,12 @@ impl Shard {
             partitions_owned: self.uplink.owned() as u64,
             ..self.stats.clone()
         }
+    }
+
+    /// Heartbeats heard so far, and everything else that concerns sessions: requests, comings and goings.
+    pub fn heard(&self) -> (u64, u64) {
+        let Stats { pings, frames_received, accepted, closed, .. } = self.stats;
+        (pings, frames_received - pings + accepted + closed)
     }
 
     /// Whether the gateway's lease allows logins now.
@@ -423,6 +433,7 @@ impl Shard {
             self.joins.front().map(|join| join.deadline_us),
             self.fetches.front().map(|(at, ..)| *at),
             self.registering.front().map(|(at, ..)| *at),
+            self.corked.front().map(|(at, _)| *at),
             soon(!self.registers.is_empty() || self.reregister_at.is_some()),
             soon(self.uplink.parked().0 > 0 || !self.wanting.is_empty()),
             renews.then_some(self.renewal.next_us),

@@ -82,12 +82,20 @@ stats! {
     bytes_received: counter,
     /// Frames received from clients.
     frames_received: counter,
+    /// Of these, heartbeats.
+    pings: counter,
     /// Sends to clients.
     sends: counter,
     /// Bytes of them.
     bytes_sent: counter,
     /// Pongs not sent because the client doesn't read.
     pongs_skipped: counter,
+    /// Requests that came behind a Login and waited for its answer.
+    early_requests: counter,
+    /// Of these, refused: too many, or too large.
+    early_refused: counter,
+    /// LoginAcks that waited for what follows them, to be sent together.
+    corks: counter,
     /// Requests passed on to a dispatcher.
     requests: counter,
     /// Requests refused for what they say.

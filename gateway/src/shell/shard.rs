@@ -27,6 +27,7 @@ use super::config::{Policy, Settings};
 use super::lease::LeaseAnswer;
 use super::link::{LinkEvent, Links, LocalConnect, Resolver};
 use super::logins::{CHECKS_PER_TURN, Logins};
+use super::nap::{Found, NAP_US, Naps};
 use super::readable::{Pause, Readable, Wake, wait};
 use super::talk::{Report, ToControl, ToShard};
 use super::ticket::{Claims, Tickets};
@@ -41,8 +42,8 @@ const COMPLETIONS_PER_TURN: u32 = 512;
 /// And at least, when completions cost too much: a receive buffer may hold a thousand frames.
 const COMPLETIONS_PER_TURN_MIN: u32 = 16;
 /// Microseconds for the edge's events of a turn; above, the next turn takes half as many, so that a few clients who
-/// send as fast as they can don't make everybody wait.
-const EVENTS_US_MAX: u64 = 4_000;
+/// send as fast as they can don't make everybody wait, nor heartbeats whose sockets are all out of the cache.
+const EVENTS_US_MAX: u64 = 1_500;
 /// Messages from other threads in one turn.
 const MESSAGES_PER_TURN: usize = 64;
 /// Chunks of link bytes in one turn (64 KiB each at most, from the network).
@@ -229,6 +230,8 @@ struct Pump {
     completions: u32,
     /// `Some(false)` while draining, `Some(true)` when that was reported.
     drained: Option<bool>,
+    naps: Naps,
+    naps_taken: u64,
     turns: u64,
     busy_us: u64,
     turn_us_max: u64,
@@ -280,6 +283,8 @@ impl Pump {
             actions: Vec::new(),
             completions: COMPLETIONS_PER_TURN,
             drained: None,
+            naps: Naps::default(),
+            naps_taken: 0,
             turns: 0,
             busy_us: 0,
             turn_us_max: 0,
@@ -290,6 +295,9 @@ impl Pump {
     fn turn(&mut self) -> io::Result<Next> {
         self.waker.drain();
         let begun = now();
+        let (beats, requests) = self.core.heard();
+        // Whether there was anything but heartbeats.
+        let mut other = false;
         let mut events = self.edge_events(begun, self.completions)?;
         self.completions = next_budget(self.completions, clock::boot_us().saturating_sub(begun.mono_us));
         // Answers (to heartbeats above all) mostly complete as they are submitted: taken in with what is left of the
@@ -302,6 +310,7 @@ impl Pump {
         for _ in 0..MESSAGES_PER_TURN {
             let Some(message) = self.inbox.recv() else { break };
             self.message(message, now());
+            other = true;
         }
         for _ in 0..LINK_CHUNKS_PER_TURN {
             let Some((node, event)) = self.links.next(begun.mono_us) else { break };
@@ -311,6 +320,7 @@ impl Pump {
                 LinkEvent::Lost => Event::LinkLost { node },
             };
             self.step(now(), event);
+            other = true;
         }
         for _ in 0..CHECKS_PER_TURN {
             let Some((conn, verdict)) = self.logins.check_next() else { break };
@@ -335,8 +345,18 @@ impl Pump {
         if completions {
             return Ok(Next::Completions);
         }
+        let (beats_now, requests_now) = self.core.heard();
+        other |= requests_now != requests;
+        let found = Found { begun_us: begun.mono_us, ended_us, beats: beats_now - beats, other };
+        let nap = self.naps.after(found) && self.edge.mute();
+        if nap {
+            // What the edge has told before it fell silent; whatever else there was waits for the end of the nap.
+            self.waker.drain();
+            self.naps_taken += 1;
+        }
         let deadline_us = [wait.deadline_us, self.links.deadline_us()].into_iter().flatten().min();
         let sleep_us = deadline_us.map_or(SLEEP_US_MAX, |deadline_us| deadline_us.saturating_sub(ended_us));
+        let sleep_us = if nap { sleep_us.min(NAP_US) } else { sleep_us };
         // A deadline that is over already is work left.
         Ok(if sleep_us > 0 { Next::Sleep(sleep_us.min(SLEEP_US_MAX)) } else { Next::Work })
     }
@@ -465,6 +485,7 @@ impl Pump {
             logins_waiting: self.logins.waiting() as u64,
             links: self.links.reports(),
             turns: self.turns,
+            naps: self.naps_taken,
             busy_us: self.busy_us,
             turn_us_max: self.turn_us_max,
             ready: self.core.is_ready(),

@@ -4,6 +4,7 @@ use millrace_edge::Conn;
 use millrace_protocol::client_session::ClientSession;
 
 use crate::ledger::Track;
+use crate::world::{Kind, World};
 
 /// Where a client stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,6 +67,8 @@ pub(super) struct Client {
     pub(super) tries: u16,
     /// Place in the list of what it joins.
     pub(super) nth_join: u16,
+    /// The first request to join went behind the login, without waiting for its answer.
+    pub(super) asked_early: bool,
 }
 
 impl Client {
@@ -85,6 +88,15 @@ impl Client {
             is_member: false,
             tries: 0,
             nth_join: 0,
+            asked_early: false,
+        }
+    }
+
+    /// Membership is durable: a client that comes back is in its groups without asking.
+    pub(super) fn skip_groups(&mut self, world: &World, global: u32) {
+        let group = |nth: u16| world.joins(global, nth.into()).is_some_and(|c| world.kind(c) == Kind::Group);
+        while group(self.nth_join) {
+            self.nth_join += 1;
         }
     }
 
@@ -94,5 +106,6 @@ impl Client {
         self.in_flight = false;
         self.heads = 0;
         self.nth_join = 0;
+        self.asked_early = false;
     }
 }

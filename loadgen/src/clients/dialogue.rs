@@ -43,11 +43,15 @@ enum Heard {
 impl Worker {
     /// The connection is up.
     pub(super) fn greet(&mut self, local: u32) {
-        if self.setup.manner == Manner::Listener {
+        if let Manner::Listener { heartbeat_ms } = self.setup.manner {
             self.clients[local as usize].session = ClientSession::tcp();
             self.enter(local);
             self.clients[local as usize].state = State::Ready;
             self.board.ready.add(1);
+            if heartbeat_ms > 0 {
+                self.heartbeat_us = heartbeat_ms * 1_000;
+                self.start_beating(local);
+            }
             return;
         }
         match self.setup.transport {
@@ -86,6 +90,15 @@ impl Worker {
             None => op::login(token, DEVICE, PLATFORM),
         };
         client.session.request(LOGIN_ID, login, &mut client.out);
+        if self.is_returning && client.is_member {
+            let world = &self.setup.world;
+            client.skip_groups(world, global as u32);
+            if let Some(room) = world.joins(global as u32, client.nth_join.into()) {
+                let request = op::room_join(world.short_name(room));
+                client.session.request(JOIN_ID + u64::from(client.nth_join), request, &mut client.out);
+                client.asked_early = true;
+            }
+        }
         self.push(local);
     }
 
@@ -99,6 +112,17 @@ impl Worker {
         self.arriving -= 1;
         self.board.logins.add(1);
         self.board.inside.add(1);
+    }
+
+    /// Starts the heartbeat of a client, unless it runs already.
+    fn start_beating(&mut self, local: u32) {
+        let client = &mut self.clients[local as usize];
+        if !client.beats {
+            client.beats = true;
+            // Spread: ten thousand that logged in together must not beat together.
+            let at = boot_us() + self.rng.below(self.heartbeat_us);
+            self.timers.push(Reverse((at, local, Timer::Beat)));
+        }
     }
 
     /// Takes in received bytes.
@@ -212,12 +236,7 @@ impl Worker {
                 if self.setup.tickets && !ack.resume_ticket.is_empty() {
                     client.ticket = Some(ack.resume_ticket.to_vec().into_boxed_slice());
                 }
-                if !client.beats {
-                    client.beats = true;
-                    // Spread: ten thousand that logged in together must not beat together.
-                    let at = boot_us() + self.rng.below(self.heartbeat_us);
-                    self.timers.push(Reverse((at, local, Timer::Beat)));
-                }
+                self.start_beating(local);
                 if self.is_returning {
                     self.start_joining(local);
                 }
@@ -243,10 +262,12 @@ impl Worker {
     pub(super) fn start_joining(&mut self, local: u32) {
         let client = &mut self.clients[local as usize];
         client.state = State::Joining;
-        client.nth_join = 0;
         client.tries = 0;
         self.joining += 1;
-        self.ask_to_join(local);
+        if !client.asked_early {
+            client.nth_join = 0;
+            self.ask_to_join(local);
+        }
     }
 
     /// Asks for the next conversation; after the last, and when all heads of its groups are here, it is ready.
@@ -254,11 +275,8 @@ impl Worker {
         let global = self.global(local);
         let world = self.setup.world.clone();
         let client = &mut self.clients[local as usize];
-        // Membership is durable: a client that comes back is in its groups without asking.
-        while client.is_member
-            && world.joins(global, client.nth_join.into()).is_some_and(|c| world.kind(c) == Kind::Group)
-        {
-            client.nth_join += 1;
+        if client.is_member {
+            client.skip_groups(&world, global);
         }
         let Some(conversation) = world.joins(global, client.nth_join.into()) else {
             if client.heads == 0 {

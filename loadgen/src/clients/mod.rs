@@ -46,7 +46,10 @@ pub enum Manner {
     /// Log in and talk.
     Session,
     /// Only read what comes (the floor has no logins). Every message of the schedule counts as acknowledged.
-    Listener,
+    Listener {
+        /// It sends a heartbeat so often, in milliseconds; 0: never.
+        heartbeat_ms: u64,
+    },
 }
 
 /// What all load threads are told at their start.

@@ -206,7 +206,7 @@ impl Worker {
                 let numbers = std::mem::take(&mut self.numbers);
                 let is_own = |sender| sender % threads == index;
                 let mut sending = Sending::new(&self.setup.world, schedule, start_us, numbers, is_own);
-                if self.setup.manner == Manner::Listener {
+                if matches!(self.setup.manner, Manner::Listener { .. }) {
                     let all: Vec<u32> = (0..sending.schedule.messages.len() as u32).collect();
                     all.into_iter().for_each(|number| sending.ledger.answered(number, Fate::Acked));
                     sending.stop();

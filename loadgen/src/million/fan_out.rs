@@ -12,14 +12,18 @@ use crate::rng::Rng;
 use crate::schedule::{Due, Schedule};
 use crate::world::{Class, World};
 
-/// Deliveries a second that the pauses are made for: two cores hold it with half of their time to spare.
+/// Deliveries a second that the pauses are made for, when nobody beats: two cores hold it with half of their time to
+/// spare. Heartbeats take their part of it: half at [`HALF_AT_SESSIONS`].
 const DELIVERIES_PER_S: f64 = 40_000.0;
+
+/// See [`DELIVERIES_PER_S`].
+const HALF_AT_SESSIONS: f64 = 400_000.0;
 
 /// Shortest pause between two messages, in s.
 const GAP_MIN_S: f64 = 0.1;
 
 /// Messages that are sent to a size at least and at most, whatever the time.
-const MESSAGES: (f64, f64) = (3.0, 100.0);
+const MESSAGES: (f64, f64) = (2.0, 100.0);
 
 /// What messages to groups of one size showed.
 #[derive(Clone, Debug, Serialize)]
@@ -44,7 +48,7 @@ pub struct FanOut {
     pub last_us: Percentiles,
     /// CPU of the gateway for one delivery, in microseconds, heartbeats of the same time and all else included.
     pub gateway_gross_cpu_us_per_delivery: Option<f64>,
-    /// The same less what the time took without the fan-out. Flatters: the wakes of beats are saved while much is sent.
+    /// The same less what the time took without the fan-out; compared with a floor that subtracts the same.
     pub gateway_cpu_us_per_delivery: Option<f64>,
     /// The same of the dispatcher, for one message.
     pub dispatcher_cpu_us_per_message: Option<f64>,
@@ -59,7 +63,8 @@ pub struct FanOut {
 
 /// When messages to this class are due over some `length_s`, and how long it really takes, in s.
 pub(super) fn plan(world: &World, class: Class, nth: u32, length_s: f64) -> (Arc<Schedule>, f64) {
-    let gap_s = (f64::from(class.members) / DELIVERIES_PER_S).max(GAP_MIN_S);
+    let per_s = DELIVERIES_PER_S / (1.0 + f64::from(world.clients()) / HALF_AT_SESSIONS);
+    let gap_s = (f64::from(class.members) / per_s).max(GAP_MIN_S);
     let count = (length_s / gap_s).clamp(MESSAGES.0, MESSAGES.1) as u32;
     let mut rng = Rng::from_system();
     let messages = (0..count).map(|number| {

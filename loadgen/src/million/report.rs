@@ -325,15 +325,15 @@ impl MillionReport {
         targets
     }
 
-    /// CPU of a delivery to everyone over that of the bare send loop, with nothing subtracted; `None` where not
-    /// everything arrived.
+    /// CPU of a delivery to everyone over that of the bare send loop, both less what heartbeats alone take; `None` where
+    /// not everything arrived.
     pub fn ratio_to_floor(&self) -> Option<f64> {
         let everyone = self.fan_outs.iter().find(|fan_out| fan_out.members == self.sessions)?;
         if everyone.incomplete > 0 {
             return None;
         }
         let floor = self.floor?.cpu_us_per_delivery()?;
-        Some(everyone.gateway_gross_cpu_us_per_delivery? / floor)
+        Some(everyone.gateway_cpu_us_per_delivery? / floor)
     }
 
     /// What was wrong with the run, in words; empty: nothing, and the exit status is 0. Targets are told apart.
@@ -466,9 +466,13 @@ impl MillionReport {
             );
         }
         if let Some(floor) = &self.floor {
-            let cpu = floor.cpu_us_per_delivery().map(micros).unwrap_or_default();
             let last = time(floor.last_receiver_us.p50);
-            row("a bare batched send loop to all", format!("{cpu} per delivery, last receiver {last} (p50)"));
+            row("a bare batched send loop to all", format!("last receiver {last} (p50)"));
+            if let Some(net) = floor.cpu_us_per_delivery() {
+                let gross = floor.gross_cpu_us as f64 / floor.deliveries as f64;
+                let (gross, net) = (micros(gross), micros(net));
+                row("  CPU per delivery", format!("{gross}; {net} less what calm takes"));
+            }
         }
         if let Some(ratio) = self.ratio_to_floor() {
             row("  ratio of the fan-out to all", format!("{ratio:.2}"));

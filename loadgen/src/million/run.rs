@@ -101,6 +101,7 @@ fn measure_floor(settings: &Settings, watch: &mut Watch) -> Result<floor::Floor,
         threads: settings.threads,
         connect_rate: 0.0,
         patience_us: STRAGGLERS_US + u64::from(settings.sessions) * PATIENCE_US,
+        heartbeat_ms: settings.heartbeat_ms,
     };
     let gap_us = (u64::from(settings.sessions) * FLOOR_GAP_US).max(100_000);
     let rounds = if settings.sessions > 100_000 { FLOOR_ROUNDS } else { 15 * FLOOR_ROUNDS };
