@@ -31,6 +31,7 @@ pub mod memory;
 mod open;
 pub mod pool;
 #[doc(hidden)]
+pub mod priority;
 pub mod process;
 pub mod rlimit;
 pub mod sim;

@@ -89,6 +89,8 @@ pub struct Plan {
     pub patience_us: u64,
     /// Each client sends a heartbeat so often, in milliseconds, and gets its answer; 0: none does.
     pub heartbeat_ms: u64,
+    /// Of the load threads.
+    pub niceness: u8,
 }
 
 impl Plan {
@@ -104,6 +106,7 @@ impl Plan {
             connect_rate: settings.common.connect_rate,
             patience_us: STRAGGLERS_US,
             heartbeat_ms: 0,
+            niceness: 0,
         }
     }
 }
@@ -135,6 +138,7 @@ pub fn measure(
         payload_bytes: plan.payload_bytes,
         tickets: false,
         founded: true,
+        niceness: plan.niceness,
     })?;
     progress.phase("floor: connecting", connections.into());
     crew.order(|| Order::Up { to: connections, per_s: plan.connect_rate })?;

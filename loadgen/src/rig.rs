@@ -171,6 +171,7 @@ impl Rig {
             payload_bytes: common.payload_bytes,
             tickets,
             founded,
+            niceness: 0,
         };
         let (child, targets) = match jwks {
             Some(jwks) => {

@@ -79,6 +79,8 @@ pub struct Setup {
     pub tickets: bool,
     /// The groups exist: nobody makes them.
     pub founded: bool,
+    /// Niceness of the load threads: above 0, servers on the same cores go before them.
+    pub niceness: u8,
 }
 
 /// What a scenario asks of the clients.

@@ -15,7 +15,7 @@ use millrace_edge::clock::boot_us;
 use millrace_edge::mailbox::Receiver;
 use millrace_edge::wait::wait;
 use millrace_edge::wake::Waker;
-use millrace_edge::{Budget, Config, Conn, Edge, Event, Payload, Refused, Why};
+use millrace_edge::{Budget, Config, Conn, Edge, Event, Payload, Refused, Why, priority};
 use millrace_protocol::received::Limits;
 
 use super::board::Board;
@@ -91,6 +91,9 @@ impl Worker {
     ) -> io::Result<(Self, &'static str, String)> {
         if let Some(&cpu) = setup.cpus.get(index) {
             millrace_edge::affinity::pin_current_thread(cpu)?;
+        }
+        if setup.niceness > 0 {
+            priority::give_way(setup.niceness)?;
         }
         let (index, threads) = (index as u32, setup.threads as u32);
         let own = (setup.clients.saturating_sub(index)).div_ceil(threads);

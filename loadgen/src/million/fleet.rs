@@ -102,6 +102,11 @@ impl Fleet {
         self.scratch.path().join("data")
     }
 
+    /// Where all of them keep their files.
+    pub(super) fn directory(&self) -> &Path {
+        self.scratch.path()
+    }
+
     /// Those that must not end by themselves.
     pub(super) fn servers(&mut self) -> [&mut Child; 3] {
         [&mut self.dispatcher, &mut self.first, &mut self.second]
@@ -199,18 +204,4 @@ fn free_port() -> Result<u16, RunError> {
         }
     }
     Err(RunError::Stuck(format!("no free port from {} to {}", PORTS.start, PORTS.end)))
-}
-
-/// Bytes of all files below a directory.
-pub(super) fn disk_bytes(path: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(path) else { return 0 };
-    entries
-        .flatten()
-        .map(|entry| match entry.metadata() {
-            Ok(meta) if meta.is_dir() => disk_bytes(&entry.path()),
-            // Blocks, not lengths: journals are preallocated.
-            Ok(meta) => std::os::unix::fs::MetadataExt::blocks(&meta) * 512,
-            Err(_) => 0,
-        })
-        .sum()
 }

@@ -4,6 +4,7 @@
 //! to them is in [`run`], what it showed in [`report`]. The rule: a figure that could not be measured is absent, never
 //! guessed, and each target is told as met or missed.
 
+mod disk;
 mod fan_out;
 mod fleet;
 mod kernel;

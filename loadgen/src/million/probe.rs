@@ -105,6 +105,7 @@ impl Probe {
             payload_bytes: settings.payload_bytes,
             tickets: true,
             founded: true,
+            niceness: 0,
         })?;
         crew.order(|| Order::Up { to: world.clients(), per_s: 0.0 })?;
         let all = u64::from(world.clients());

@@ -209,6 +209,9 @@ pub struct MillionReport {
     pub probe_rate: f64,
     /// See `probe_rate`.
     pub probe_pairs: u32,
+    /// Until the disk below the store has a small record safely, in microseconds, before the run: no message is
+    /// acknowledged sooner.
+    pub store_sync_us: Percentiles,
     /// Connects with login by a signed token.
     pub logins: Rate,
     /// From when each was begun, in microseconds.
@@ -268,6 +271,7 @@ impl MillionReport {
             payload_bytes: settings.payload_bytes,
             probe_rate: settings.probe_rate,
             probe_pairs: 0,
+            store_sync_us: Percentiles::default(),
             logins: Rate::default(),
             login_us: Percentiles::default(),
             joins: Rate::default(),
@@ -402,6 +406,7 @@ impl MillionReport {
                 self.gateway_shards, self.client_threads
             ),
         );
+        row("the store's disk, one small synced write", percentiles(&self.store_sync_us));
         row("connects and logins, signed token", self.logins.told());
         row("  one of them", percentiles(&self.login_us));
         row("joins", self.joins.told());

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use millrace_edge::clock::boot_us;
 
-use super::fleet::{Fleet, disk_bytes};
+use super::fleet::Fleet;
 use super::probe::{PAIRS, Probe};
 use super::report::{Cpu, Idle, Memory, MemoryPoint, MillionReport, Rate};
-use super::{MillionArgs, Settings, fan_out, kernel, storm};
+use super::{MillionArgs, Settings, disk, fan_out, kernel, storm};
 use crate::clients::{Crew, Manner, Order, Setup, Totals};
 use crate::floor::{self, Plan as FloorPlan};
 use crate::limits::STRAGGLERS_US;
@@ -37,6 +37,10 @@ const FLOOR_GAP_US: u64 = 25;
 
 /// Share of the time that idle sessions are watched, that is spent on each size of groups.
 const FAN_OUT_SHARE: f64 = 2.0 / 3.0;
+
+/// Of the threads that hold the sessions' other ends: they stand for devices elsewhere, whose work must not keep the
+/// servers waiting. Those that measure direct messages are as urgent as the servers.
+const NICENESS: u8 = 10;
 
 /// A run under way.
 struct Stage {
@@ -83,7 +87,9 @@ pub fn run(args: &MillionArgs, progress: Progress, stop: Arc<AtomicBool>) -> Res
         payload_bytes: settings.payload_bytes,
         tickets: true,
         founded: false,
+        niceness: NICENESS,
     })?;
+    report.store_sync_us = disk::sync_us(fleet.directory()).unwrap_or_default();
     report.client_backend = crew.backend().to_owned();
     let mut stage = Stage { settings, world, watch, fleet, crew };
     stage.phases(&signer, &mut report)?;
@@ -102,6 +108,7 @@ fn measure_floor(settings: &Settings, watch: &mut Watch) -> Result<floor::Floor,
         connect_rate: 0.0,
         patience_us: STRAGGLERS_US + u64::from(settings.sessions) * PATIENCE_US,
         heartbeat_ms: settings.heartbeat_ms,
+        niceness: NICENESS,
     };
     let gap_us = (u64::from(settings.sessions) * FLOOR_GAP_US).max(100_000);
     let rounds = if settings.sessions > 100_000 { FLOOR_ROUNDS } else { 15 * FLOOR_ROUNDS };
@@ -162,7 +169,7 @@ impl Stage {
             client_bytes: pss_bytes(std::process::id())?,
             kernel_bytes: kernel::bytes(),
             tcp_bytes: kernel::tcp_bytes(),
-            disk_bytes: disk_bytes(&self.fleet.store()),
+            disk_bytes: disk::bytes(&self.fleet.store()),
         })
     }
 
