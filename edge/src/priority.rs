@@ -6,7 +6,7 @@ use std::io;
 /// from now on inherit it.
 ///
 /// # Errors
-/// The kernel refused: the calls of this process are filtered, say. Nothing is lost but the order.
+/// The kernel refused: less niceness than before needs CAP_SYS_NICE. Nothing is lost but the order.
 pub fn give_way(niceness: u8) -> io::Result<()> {
     // SAFETY: no memory is passed; 0 is the calling thread.
     if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, niceness.min(19).into()) } != 0 {

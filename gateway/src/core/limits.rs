@@ -27,10 +27,10 @@ pub const EARLY_BYTES_MAX: usize = 4 << 10;
 
 /// With more logins than this under way on a shard, what follows a LoginAck within [`CORK_US`] (heads of groups, the
 /// answers to early requests) is sent together with it: a client that comes back in a storm costs one send, not four.
-pub const CORK_LOGINS: u32 = 256;
+pub const CORK_LOGINS: u32 = 16;
 
 /// See [`CORK_LOGINS`]. Little beside what a login takes then.
-pub const CORK_US: u64 = 25_000;
+pub const CORK_US: u64 = 50_000;
 
 /// From GoAway to a hard close, in milliseconds: what a peer has to read why.
 pub const CLOSE_DEADLINE_MS: u64 = 1_000;

@@ -229,7 +229,12 @@ impl Worker {
                     let _ = sender.send(ledger);
                 }
             }
-            Order::ComeBack => self.is_returning = true,
+            Order::ComeBack => {
+                self.is_returning = true;
+                // A million devices don't wait for each other to come back. Only root may take niceness back; without
+                // it, the storm lasts a little longer.
+                let _ = priority::give_way(0);
+            }
             Order::Drop { back } => self.drop_all(back),
             Order::LoginTimes(sender) => {
                 let times = std::mem::replace(&mut self.logins, histogram());
