@@ -7,4 +7,5 @@ command -v valgrind > /dev/null || {
   echo "benches/instructions.sh: valgrind is missing: install the package valgrind" >&2
   exit 2
 }
-exec cargo run --release --quiet --package millrace-benches --bin millrace-instructions -- "$@"
+# Without --package: built as part of the workspace, as everything else is, so that nothing is built twice.
+exec cargo run --release --quiet --bin millrace-instructions -- "$@"

@@ -2,8 +2,8 @@
 # Brings up a million live sessions on this machine and prints what they cost: builds the load generator, sets what
 # the kernel needs (saying what it changes, and putting it back at the end), and runs `millrace-loadgen million`.
 # Flags are passed on: --sessions N for fewer, --json FILE and --html FILE for the report; --help tells the others.
-# Needs root for the kernel's settings only; without it, it says which ones are too low and goes on. As root, everything
-# runs in a network namespace of its own, because that can have a hash table of connections that is large enough.
+# Needs root for the kernel's settings only; without it, it says which ones are too low and goes on. Where the
+# machine's hash table of connections is too small for both ends, root gets a network namespace with a larger one.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
@@ -30,6 +30,11 @@ if [ -n "$help" ]; then
   sed -n '2,6p' "$0" | cut -c3-
   exec "$loadgen" million --help
 fi
+
+# Which limit is hit first; it may well hold fewer than it estimates, so this is for the reader.
+check() {
+  bash "$here/check.sh" --sessions "$sessions" --role both >&2 || true
+}
 
 # Negative in a namespace that shares the table of the machine.
 have_buckets=$(cat /proc/sys/net/ipv4/tcp_ehash_entries 2> /dev/null || echo 0)
@@ -77,25 +82,30 @@ if [ -z "${MILLRACE_OWN_NETWORK:-}" ]; then
   at_least net/ipv4/tcp_max_orphans "$spare" "sockets of a gateway that was killed"
   # Both ends are on this machine, so each connection is tracked twice.
   at_least net/netfilter/nf_conntrack_max "$((spare * 2))" "connections that the firewall tracks"
-  # Which limit is hit first; it may well hold fewer than it estimates, so this is for the reader.
-  bash "$here/check.sh" --sessions "$sessions" --role both >&2 || true
   # A packet finds its socket by walking a chain of this table; the machine's own was sized at boot.
-  if [ "$(id -u)" -eq 0 ] && [ "${have_buckets#-}" -lt "$((sessions * 2))" ] \
-    && [ -w /proc/sys/net/ipv4/tcp_child_ehash_entries ] && command -v ip > /dev/null \
-    && unshare --net true 2> /dev/null; then
-    at_least net/ipv4/tcp_child_ehash_entries "$((sessions * 2))" "hash table of connections in a new network namespace"
-    echo "million.sh: goes on in a network namespace of its own" >&2
-    status=0
-    MILLRACE_OWN_NETWORK=yes unshare --net bash "$here/million.sh" "$@" || status=$?
-    exit "$status"
+  if [ "${have_buckets#-}" -lt "$((sessions * 2))" ]; then
+    if [ -w /proc/sys/net/ipv4/tcp_child_ehash_entries ] && command -v ip > /dev/null \
+      && unshare --net true 2> /dev/null; then
+      at_least net/ipv4/tcp_child_ehash_entries "$((sessions * 2))" "hash table of connections in a new network namespace"
+      check
+      echo "million.sh: goes on in a network namespace of its own, with the kernel's defaults but for what follows" >&2
+      status=0
+      MILLRACE_OWN_NETWORK=yes unshare --net bash "$here/million.sh" "$@" || status=$?
+      exit "$status"
+    fi
+    echo "million.sh: $have_buckets hash buckets for $((sessions * 2)) sockets: heartbeats cost some 10 % more CPU (a network namespace with more needs root, unshare and ip, Linux 6.1)" >&2
   fi
 else
   ip link set lo up
+  case "$have_buckets" in
+    -*) echo "million.sh: the kernel had no memory for a larger hash table: heartbeats cost some 10 % more CPU" >&2 ;;
+  esac
 fi
 at_least net/ipv4/tcp_max_tw_buckets "$spare" "connections that wait after their end"
 # In the storm all of them come at once. A SYN that finds no room is sent again after 1, 2, 4, ... seconds.
 at_least net/core/somaxconn "$spare" "connects that wait to be accepted"
 at_least net/ipv4/tcp_max_syn_backlog 8192 "connects on their way"
+[ -n "${MILLRACE_OWN_NETWORK:-}" ] || check
 
 # What is promised holds under this limit; a lower one makes more and smaller rings.
 hard=$(ulimit -Hn)

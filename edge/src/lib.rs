@@ -30,8 +30,8 @@ pub mod mailbox;
 pub mod memory;
 mod open;
 pub mod pool;
-#[doc(hidden)]
 pub mod priority;
+#[doc(hidden)]
 pub mod process;
 pub mod rlimit;
 pub mod sim;

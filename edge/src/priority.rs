@@ -2,14 +2,19 @@
 
 use std::io;
 
-/// Lets other threads go before the calling one: its niceness becomes `niceness` (19 at most). Threads that it starts
-/// from now on inherit it.
+/// The niceness of the calling thread: the higher, the more others go before it.
+pub fn niceness() -> i32 {
+    // SAFETY: no memory is passed; 0 is the calling thread.
+    unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
+}
+
+/// Sets the niceness of the calling thread (-20 to 19), and of those that it starts from now on.
 ///
 /// # Errors
-/// The kernel refused: less niceness than before needs CAP_SYS_NICE. Nothing is lost but the order.
-pub fn give_way(niceness: u8) -> io::Result<()> {
+/// The kernel refused: less than before needs CAP_SYS_NICE. Nothing is lost but the order.
+pub fn set_niceness(niceness: i32) -> io::Result<()> {
     // SAFETY: no memory is passed; 0 is the calling thread.
-    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, niceness.min(19).into()) } != 0 {
+    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, niceness) } != 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
@@ -21,13 +26,11 @@ mod tests {
 
     #[test]
     fn one_thread_gives_way_and_others_do_not() {
-        // SAFETY: no memory is passed; 0 is the calling thread.
-        let mine = || unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
-        let before = mine();
-        let theirs = std::thread::spawn(move || {
-            give_way(200).expect("an unfiltered thread may give way");
-            mine()
+        let before = niceness();
+        let theirs = std::thread::spawn(|| {
+            set_niceness(19).expect("an unfiltered thread may give way");
+            niceness()
         });
-        assert_eq!((theirs.join().unwrap(), mine()), (19, before));
+        assert_eq!((theirs.join().unwrap(), niceness()), (19, before));
     }
 }

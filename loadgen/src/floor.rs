@@ -66,6 +66,11 @@ impl Floor {
     pub fn cpu_us_per_delivery(&self) -> Option<f64> {
         (self.deliveries > 0).then(|| self.cpu_us as f64 / self.deliveries as f64)
     }
+
+    /// The same with nothing subtracted.
+    pub fn gross_cpu_us_per_delivery(&self) -> Option<f64> {
+        (self.deliveries > 0).then(|| self.gross_cpu_us as f64 / self.deliveries as f64)
+    }
 }
 
 /// Over which sockets.

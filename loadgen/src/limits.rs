@@ -48,10 +48,10 @@ pub const TRIES_MAX: u16 = 200;
 pub const RETRY_US: u64 = 50_000;
 
 /// First and longest pause of a client that comes back after its connection was lost, in us. The pause is drawn
-/// between 0 and the current one, which doubles at each try (full jitter).
-pub const BACKOFF_FIRST_US: u64 = 1_000_000;
+/// between 0 and the current one, which doubles at each try (full jitter): what docs/PROTOCOL.md asks of clients.
+pub const BACKOFF_FIRST_US: u64 = 500_000;
 /// See [`BACKOFF_FIRST_US`].
-pub const BACKOFF_MAX_US: u64 = 16_000_000;
+pub const BACKOFF_MAX_US: u64 = 30_000_000;
 
 /// Orders that may wait for a load thread: scenarios give a handful at a time.
 pub const ORDERS_MAX: usize = 64;

@@ -11,12 +11,12 @@ pub const LOGIN_DEADLINE_MS: u64 = 10_000;
 
 /// Logins of a shard that wait for their check or their route; with so many, nobody is accepted until half of them are
 /// answered. Less than a second's worth, so that all are answered long before their deadline.
-pub const LOGINS_UNDER_WAY_MAX: u32 = 4_096;
+pub const LOGINS_UNDER_WAY_MAX: u32 = 2_048;
 
 /// Connections of a shard that have not logged in; with so many, nobody is accepted until half of them have or are gone. In
 /// a storm clients connect faster than they get to send their logins: beyond what a shard takes in within a second or
 /// two they would run into their deadline, connect again, and so on.
-pub const UNAUTHENTICATED_HOLD: u32 = 8_192;
+pub const UNAUTHENTICATED_HOLD: u32 = 4_096;
 
 /// Requests that a connection may send behind its Login without waiting for the answer, and their bytes. They are done
 /// right after LoginAck; above: LOGIN_REQUIRED.

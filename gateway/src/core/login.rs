@@ -328,7 +328,7 @@ impl Shard {
             server_time_ms: self.now.wall_ms,
             groups: groups.len() as u32,
         };
-        if crowded {
+        if crowded && !(groups.is_empty() && login.early.is_empty()) {
             self.cork(slot);
         }
         self.send_first(

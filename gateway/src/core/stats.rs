@@ -82,7 +82,7 @@ stats! {
     bytes_received: counter,
     /// Frames received from clients.
     frames_received: counter,
-    /// Of these, heartbeats.
+    /// Heartbeats received: Ping frames (which are among the frames), and pings of WebSocket.
     pings: counter,
     /// Sends to clients.
     sends: counter,
@@ -92,7 +92,7 @@ stats! {
     pongs_skipped: counter,
     /// Requests that came behind a Login and waited for its answer.
     early_requests: counter,
-    /// Of these, refused: too many, or too large.
+    /// Requests behind a Login that were refused: too many, or too large.
     early_refused: counter,
     /// LoginAcks that waited for what follows them, to be sent together.
     corks: counter,

@@ -295,7 +295,7 @@ impl Pump {
     fn turn(&mut self) -> io::Result<Next> {
         self.waker.drain();
         let begun = now();
-        let (beats, requests) = self.core.heard();
+        let (beats, others) = self.core.heard();
         // Whether there was anything but heartbeats.
         let mut other = false;
         let mut events = self.edge_events(begun, self.completions)?;
@@ -339,19 +339,23 @@ impl Pump {
         self.turns += 1;
         self.busy_us += took_us;
         self.turn_us_max = self.turn_us_max.max(took_us);
+        let (beats_now, others_now) = self.core.heard();
+        other |= others_now != others;
+        let found = Found { begun_us: begun.mono_us, ended_us, beats: beats_now - beats, other };
+        let sleepy = self.naps.after(found);
         if more {
             return Ok(Next::Work);
         }
         if completions {
             return Ok(Next::Completions);
         }
-        let (beats_now, requests_now) = self.core.heard();
-        other |= requests_now != requests;
-        let found = Found { begun_us: begun.mono_us, ended_us, beats: beats_now - beats, other };
-        let nap = self.naps.after(found) && self.edge.mute();
+        let nap = sleepy && self.edge.mute();
         if nap {
-            // What the edge has told before it fell silent; whatever else there was waits for the end of the nap.
+            // What the edge told before it fell silent must not end the nap at once; other threads must.
             self.waker.drain();
+            if !self.inbox.is_empty() || self.links.has_input() {
+                return Ok(Next::Work);
+            }
             self.naps_taken += 1;
         }
         let deadline_us = [wait.deadline_us, self.links.deadline_us()].into_iter().flatten().min();

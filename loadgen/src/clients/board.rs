@@ -1,5 +1,6 @@
 //! Counters that a load thread writes and scenarios read.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -10,6 +11,7 @@ macro_rules! counters {
         pub(super) struct Board {
             $(pub(super) $name: Counter,)*
             trouble: Mutex<Option<String>>,
+            went_away: Mutex<BTreeMap<&'static str, u64>>,
         }
 
         /// Counters at one moment.
@@ -92,6 +94,16 @@ impl Board {
         if trouble.is_none() {
             *trouble = Some(what());
         }
+    }
+
+    /// Counts a GoAway by its code.
+    pub(super) fn went_away(&self, code: &'static str) {
+        let mut all = self.went_away.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        *all.entry(code).or_default() += 1;
+    }
+
+    pub(super) fn all_went_away(&self) -> BTreeMap<&'static str, u64> {
+        self.went_away.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
     pub(super) fn first_trouble(&self) -> Option<String> {

@@ -356,6 +356,7 @@ impl Worker {
                 let client = &mut self.clients[local as usize];
                 client.retry_after_ms = away.retry_after_ms;
                 let code = Code::try_from(away.code).unwrap_or(Code::None);
+                self.board.went_away(code.as_str_name());
                 self.board.trouble(|| format!("a client was told to go away: {code:?} {}", away.reason));
             }
             Some(Told::Gap(gap)) => {

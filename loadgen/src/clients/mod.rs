@@ -11,6 +11,7 @@ mod dialogue;
 mod sending;
 mod worker;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
@@ -79,7 +80,8 @@ pub struct Setup {
     pub tickets: bool,
     /// The groups exist: nobody makes them.
     pub founded: bool,
-    /// Niceness of the load threads: above 0, servers on the same cores go before them.
+    /// What the load threads add to their niceness, so that servers on the same cores go before them, until everyone
+    /// is to come back.
     pub niceness: u8,
 }
 
@@ -214,6 +216,15 @@ impl Crew {
     /// Counters over all threads.
     pub fn totals(&self) -> Totals {
         self.hands.iter().map(|hand| hand.board.totals()).fold(Totals::default(), Totals::plus)
+    }
+
+    /// GoAways that clients were told, by their code.
+    pub fn went_away(&self) -> BTreeMap<&'static str, u64> {
+        let mut sum = BTreeMap::new();
+        for (code, count) in self.hands.iter().flat_map(|hand| hand.board.all_went_away()) {
+            *sum.entry(code).or_default() += count;
+        }
+        sum
     }
 
     /// The first thing that went wrong, in words.

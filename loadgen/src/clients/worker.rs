@@ -43,6 +43,10 @@ pub(super) enum Timer {
 /// Sleep at most this long, so that the end of all orders is noticed, in us.
 const SLEEP_US: u64 = 50_000;
 
+/// Slots of a bank. A server that dies ends all of its clients' connections at once, and each end cancels a poll that the
+/// kernel finds among those of its bank: with smaller ones, its clients are back sooner.
+const BANK_SLOTS: u32 = 4_096;
+
 /// Nearer than this to a message's time, the thread does not sleep: a sleep is rounded to whole milliseconds.
 const SPIN_US: u64 = 1_000;
 
@@ -74,6 +78,8 @@ pub(super) struct Worker {
     pub(super) joining: u32,
     pub(super) is_returning: bool,
     pub(super) sending: Option<Sending>,
+    /// Of this thread before it gave way to others.
+    niceness: i32,
     /// Of the schedules before.
     numbers: Numbers,
     pub(super) stream: u64,
@@ -92,13 +98,17 @@ impl Worker {
         if let Some(&cpu) = setup.cpus.get(index) {
             millrace_edge::affinity::pin_current_thread(cpu)?;
         }
-        if setup.niceness > 0 {
-            priority::give_way(setup.niceness)?;
+        let niceness = priority::niceness();
+        if setup.niceness > 0
+            && let Err(error) = priority::set_niceness(niceness + i32::from(setup.niceness))
+        {
+            board.trouble(|| format!("load threads can't give way to the servers: {error}"));
         }
         let (index, threads) = (index as u32, setup.threads as u32);
         let own = (setup.clients.saturating_sub(index)).div_ceil(threads);
         // Slots of closing connections are free a moment later than their clients: leave some room.
-        let config = Config::new(own + own / 8 + 64, waker.clone());
+        let mut config = Config::new(own + own / 8 + 64, waker.clone());
+        config.bank_slots = Some(BANK_SLOTS);
         let (edge, why) = millrace_edge::open(setup.io, config)?;
         let backend = edge.shape().backend;
         let mut rng = Rng::from_system();
@@ -123,6 +133,7 @@ impl Worker {
             joining: 0,
             is_returning: false,
             sending: None,
+            niceness,
             numbers: Numbers::default(),
             stream: rng.bits(),
             logins: histogram(),
@@ -231,9 +242,12 @@ impl Worker {
             }
             Order::ComeBack => {
                 self.is_returning = true;
-                // A million devices don't wait for each other to come back. Only root may take niceness back; without
-                // it, the storm lasts a little longer.
-                let _ = priority::give_way(0);
+                // A million devices don't wait for each other to come back.
+                if self.setup.niceness > 0
+                    && let Err(error) = priority::set_niceness(self.niceness)
+                {
+                    self.board.trouble(|| format!("clients come back at a low priority: {error}"));
+                }
             }
             Order::Drop { back } => self.drop_all(back),
             Order::LoginTimes(sender) => {

@@ -48,7 +48,8 @@ pub struct FanOut {
     pub last_us: Percentiles,
     /// CPU of the gateway for one delivery, in microseconds, heartbeats of the same time and all else included.
     pub gateway_gross_cpu_us_per_delivery: Option<f64>,
-    /// The same less what the time took without the fan-out; compared with a floor that subtracts the same.
+    /// The same less what the time took without the fan-out. Flatters, as wakes of heartbeats are saved while much is
+    /// sent; the floor that it is compared with has the same subtracted.
     pub gateway_cpu_us_per_delivery: Option<f64>,
     /// The same of the dispatcher, for one message.
     pub dispatcher_cpu_us_per_message: Option<f64>,
@@ -123,9 +124,10 @@ mod tests {
         for class in world.classes() {
             let (schedule, seconds) = plan(&world, class, 3, 20.0);
             let count = schedule.messages.len();
-            assert!((3..=100).contains(&count), "{count}");
+            assert!((2..=100).contains(&count), "{count}");
             let rate = f64::from(class.members) * count as f64 / seconds;
-            assert!(rate <= DELIVERIES_PER_S * 1.01, "{rate}");
+            let most = DELIVERIES_PER_S / (1.0 + 1e6 / HALF_AT_SESSIONS);
+            assert!(rate <= most * 1.01, "{rate}");
             assert!(schedule.messages.iter().all(|due| world.is_member(due.conversation, due.sender)));
             assert_eq!(class.kind == Kind::Room, class.members == 1_000_000);
         }

@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::Settings;
 use super::fan_out::FanOut;
 use super::probe::Direct;
+use super::run::NICENESS;
 use super::storm::Storm;
 use crate::clients::{Totals, Transport};
 use crate::floor::Floor;
@@ -13,6 +14,9 @@ use crate::measure::{Machine, Percentiles, fit};
 use crate::report::Shown;
 use crate::report::html::{self, Curve, Page};
 use crate::report::table::{bytes, micros, time};
+
+/// Below this share of what was used, a difference to heartbeats alone is mostly their noise.
+const NET_SHARE_MIN: f64 = 0.15;
 
 /// CPU of each process, in microseconds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -211,7 +215,9 @@ pub struct MillionReport {
     pub probe_pairs: u32,
     /// Until the disk below the store has a small record safely, in microseconds, before the run: no message is
     /// acknowledged sooner.
-    pub store_sync_us: Percentiles,
+    pub store_sync_us: Option<Percentiles>,
+    /// What the threads of the clients added to their niceness, until everyone came back.
+    pub client_niceness: u8,
     /// Connects with login by a signed token.
     pub logins: Rate,
     /// From when each was begun, in microseconds.
@@ -271,7 +277,8 @@ impl MillionReport {
             payload_bytes: settings.payload_bytes,
             probe_rate: settings.probe_rate,
             probe_pairs: 0,
-            store_sync_us: Percentiles::default(),
+            store_sync_us: None,
+            client_niceness: NICENESS,
             logins: Rate::default(),
             login_us: Percentiles::default(),
             joins: Rate::default(),
@@ -294,8 +301,11 @@ impl MillionReport {
 
     /// Takes in the last counters, and compares with what was promised.
     pub(super) fn with_totals(&mut self, totals: &Totals, trouble: Option<String>) {
-        // Everyone lost their connection once in the storm.
-        let killed = if self.storm.is_some() { u64::from(self.sessions) } else { 0 };
+        // Everyone lost their connection once in the storm, some twice: they count as long as they are not back.
+        let killed = self
+            .storm
+            .as_ref()
+            .map_or(0, |storm| u64::from(self.sessions) + storm.all_back_s.map_or(0, |_| storm.ended_again));
         self.disconnects = totals.disconnects.saturating_sub(killed);
         self.given_up = totals.given_up + totals.join_failures;
         self.first_trouble = trouble;
@@ -330,14 +340,24 @@ impl MillionReport {
     }
 
     /// CPU of a delivery to everyone over that of the bare send loop, both less what heartbeats alone take; `None` where
-    /// not everything arrived.
+    /// not everything arrived, or where heartbeats are so much of it that the difference means nothing.
     pub fn ratio_to_floor(&self) -> Option<f64> {
         let everyone = self.fan_outs.iter().find(|fan_out| fan_out.members == self.sessions)?;
         if everyone.incomplete > 0 {
             return None;
         }
-        let floor = self.floor?.cpu_us_per_delivery()?;
-        Some(everyone.gateway_cpu_us_per_delivery? / floor)
+        let floor = self.floor?;
+        let ours = (everyone.gateway_cpu_us_per_delivery?, everyone.gateway_gross_cpu_us_per_delivery?);
+        let bare = (floor.cpu_us_per_delivery()?, floor.gross_cpu_us_per_delivery()?);
+        let means_something = |(net, gross): (f64, f64)| net >= NET_SHARE_MIN * gross;
+        (means_something(ours) && means_something(bare)).then(|| ours.0 / bare.0)
+    }
+
+    /// The same with nothing subtracted. Both ends of the measurement have pauses in which only heartbeats are answered.
+    fn gross_ratio_to_floor(&self) -> Option<f64> {
+        let everyone = self.fan_outs.iter().find(|fan_out| fan_out.members == self.sessions)?;
+        let floor = self.floor?.gross_cpu_us_per_delivery()?;
+        (everyone.incomplete == 0).then_some(everyone.gateway_gross_cpu_us_per_delivery? / floor)
     }
 
     /// What was wrong with the run, in words; empty: nothing, and the exit status is 0. Targets are told apart.
@@ -402,11 +422,13 @@ impl MillionReport {
             "processes",
             format!(
                 "gateway with {} shards, dispatcher with 1 and the embedded store, clients on {} threads and \
-                 probes on one, all on the same cores",
-                self.gateway_shards, self.client_threads
+                 probes on one, all on the same cores; clients are nicer by {} (not in the storm)",
+                self.gateway_shards, self.client_threads, self.client_niceness
             ),
         );
-        row("the store's disk, one small synced write", percentiles(&self.store_sync_us));
+        if let Some(sync_us) = &self.store_sync_us {
+            row("the store's disk, one small synced write", percentiles(sync_us));
+        }
         row("connects and logins, signed token", self.logins.told());
         row("  one of them", percentiles(&self.login_us));
         row("joins", self.joins.told());
@@ -473,14 +495,17 @@ impl MillionReport {
         if let Some(floor) = &self.floor {
             let last = time(floor.last_receiver_us.p50);
             row("a bare batched send loop to all", format!("last receiver {last} (p50)"));
-            if let Some(net) = floor.cpu_us_per_delivery() {
-                let gross = floor.gross_cpu_us as f64 / floor.deliveries as f64;
+            if let (Some(gross), Some(net)) = (floor.gross_cpu_us_per_delivery(), floor.cpu_us_per_delivery())
+            {
                 let (gross, net) = (micros(gross), micros(net));
                 row("  CPU per delivery", format!("{gross}; {net} less what calm takes"));
             }
         }
-        if let Some(ratio) = self.ratio_to_floor() {
-            row("  ratio of the fan-out to all", format!("{ratio:.2}"));
+        if let Some(gross) = self.gross_ratio_to_floor() {
+            let net = self
+                .ratio_to_floor()
+                .map_or_else(|| "too small to tell".to_owned(), |net| format!("{net:.2}"));
+            row("  ratio of the fan-out to all", format!("{gross:.2}; {net} less what calm takes"));
         }
         if let Some(storm) = &self.storm {
             let seconds =
@@ -508,6 +533,15 @@ impl MillionReport {
                     storm.login_failures
                 ),
             );
+            let away: Vec<String> =
+                storm.went_away.iter().map(|(code, count)| format!("{code} {count}")).collect();
+            if !away.is_empty() || storm.ended_again > 0 {
+                let again = storm.ended_again;
+                row(
+                    "  told to go away on the way",
+                    format!("{}; {again} sessions came twice", away.join(", ")),
+                );
+            }
             let each = |us: Option<f64>| us.map(micros).unwrap_or_default();
             row(
                 "  CPU each, joins included",

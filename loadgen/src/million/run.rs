@@ -38,9 +38,9 @@ const FLOOR_GAP_US: u64 = 25;
 /// Share of the time that idle sessions are watched, that is spent on each size of groups.
 const FAN_OUT_SHARE: f64 = 2.0 / 3.0;
 
-/// Of the threads that hold the sessions' other ends: they stand for devices elsewhere, whose work must not keep the
-/// servers waiting. Those that measure direct messages are as urgent as the servers.
-const NICENESS: u8 = 10;
+/// What is added to the niceness of threads that hold the sessions' other ends: they stand for devices elsewhere, whose
+/// work must not keep the servers waiting. Those that measure direct messages are as urgent as the servers.
+pub(super) const NICENESS: u8 = 10;
 
 /// A run under way.
 struct Stage {
@@ -89,7 +89,7 @@ pub fn run(args: &MillionArgs, progress: Progress, stop: Arc<AtomicBool>) -> Res
         founded: false,
         niceness: NICENESS,
     })?;
-    report.store_sync_us = disk::sync_us(fleet.directory()).unwrap_or_default();
+    report.store_sync_us = disk::sync_us(fleet.directory()).ok();
     report.client_backend = crew.backend().to_owned();
     let mut stage = Stage { settings, world, watch, fleet, crew };
     stage.phases(&signer, &mut report)?;

@@ -4,6 +4,7 @@
 //! noticed, when all had a connection again, when all were logged in, and when all were in their conversations.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use millrace_edge::clock::boot_us;
@@ -44,6 +45,11 @@ pub struct Storm {
     pub login_failures: u64,
     /// Clients that gave up.
     pub given_up: u64,
+    /// Sessions that ended once more on the way. A login that the gateway gave up may still be registered behind the
+    /// next one of the same client, which is displaced then, and comes again.
+    pub ended_again: u64,
+    /// GoAways that clients were told meanwhile, by their code.
+    pub went_away: BTreeMap<&'static str, u64>,
     /// From when a connect that succeeded was begun, in microseconds.
     pub login_us: Percentiles,
     /// CPU for each login, in microseconds: of the new gateway, the dispatcher, and this process.
@@ -71,7 +77,7 @@ pub(super) fn run(
     let mut storm = Storm::default();
     crew.login_times()?;
     crew.order(|| Order::ComeBack)?;
-    let before = crew.totals();
+    let (before, went_away) = (crew.totals(), crew.went_away());
     let (own_cpu, dispatcher_cpu) = (cpu_us(own).ok(), cpu_us(fleet.dispatcher.pid()).ok());
     let mut flight = through_second.send(limit_s as f64)?;
     // Some calm before it.
@@ -126,6 +132,12 @@ pub(super) fn run(
     storm.connect_failures = after.connect_failures - before.connect_failures;
     storm.login_failures = after.login_failures - before.login_failures;
     storm.given_up = after.given_up - before.given_up;
+    storm.ended_again = (after.disconnects - before.disconnects).saturating_sub(all);
+    storm.went_away = crew.went_away();
+    for (code, count) in went_away {
+        storm.went_away.entry(code).and_modify(|sum| *sum -= count);
+    }
+    storm.went_away.retain(|_, count| *count > 0);
     storm.login_us = Percentiles::of(&crew.login_times()?);
     let logins = (after.logins - before.logins).max(1) as f64;
     let each = |before: Option<u64>, pid| Some((cpu_us(pid).ok()?.saturating_sub(before?)) as f64 / logins);
