@@ -61,6 +61,8 @@ pub(super) struct Client {
     pub(super) in_flight: bool,
     /// A timer for its heartbeat runs.
     pub(super) beats: bool,
+    /// Its first heartbeat on this connection is due then; the timer may be of an earlier one.
+    pub(super) beat_at_us: u64,
     /// It was in its groups once: they come back by themselves.
     pub(super) is_member: bool,
     /// Tries of what it is at.
@@ -85,6 +87,7 @@ impl Client {
             state: State::Away,
             in_flight: false,
             beats: false,
+            beat_at_us: 0,
             is_member: false,
             tries: 0,
             nth_join: 0,

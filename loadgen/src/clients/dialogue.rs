@@ -114,13 +114,19 @@ impl Worker {
         self.board.inside.add(1);
     }
 
-    /// Starts the heartbeat of a client, unless it runs already.
+    /// Starts the heartbeat of a client that has just logged in.
     fn start_beating(&mut self, local: u32) {
+        let (now, interval_us) = (boot_us(), self.heartbeat_us);
+        // Spread: ten thousand that logged in together must not beat together. Those who come back do so over some time,
+        // and beat when they have been silent for an interval, as clients should.
+        let at = match self.is_returning {
+            true => now + interval_us - self.rng.below(interval_us / 8 + 1),
+            false => now + self.rng.below(interval_us),
+        };
         let client = &mut self.clients[local as usize];
+        client.beat_at_us = at;
         if !client.beats {
             client.beats = true;
-            // Spread: ten thousand that logged in together must not beat together.
-            let at = boot_us() + self.rng.below(self.heartbeat_us);
             self.timers.push(Reverse((at, local, Timer::Beat)));
         }
     }

@@ -301,6 +301,10 @@ impl Worker {
                         client.beats = false;
                         continue;
                     }
+                    if now < client.beat_at_us {
+                        self.timers.push(Reverse((client.beat_at_us, local, Timer::Beat)));
+                        continue;
+                    }
                     client.session.ping(&mut client.out);
                     self.push(local);
                     self.timers.push(Reverse((now + self.heartbeat_us, local, Timer::Beat)));
