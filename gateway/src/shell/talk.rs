@@ -67,9 +67,7 @@ pub struct Report {
     pub links: Vec<LinkReport>,
     /// Turns of the pump.
     pub turns: u64,
-    /// Turns after which it napped.
-    pub naps: u64,
-    /// Time spent in turns, in microseconds.
+    /// Time spent in them, in microseconds.
     pub busy_us: u64,
     /// The longest turn, in microseconds.
     pub turn_us_max: u64,
