@@ -103,7 +103,7 @@ pub struct Memory {
     pub dispatcher_bytes_per_user: f64,
     /// Of the dispatcher, where the line meets no sessions.
     pub dispatcher_fixed_bytes: f64,
-    /// Of the store's files.
+    /// Of the store's files, with everyone there: they shrink when they are compacted, so no line fits them.
     pub disk_bytes_per_user: f64,
     /// Of the kernel, for one end of a connection: both ends are held by the same code, and are alike.
     pub kernel_bytes_per_session: f64,
@@ -122,6 +122,9 @@ impl Memory {
                 .collect();
             fit(&line).unwrap_or_default()
         };
+        let of_last = |value: fn(&MemoryPoint) -> u64| {
+            points.last().map_or(0.0, |point| value(point) as f64 / f64::from(point.sessions.max(1)))
+        };
         let (gateway, gateway_fixed) = line(|point| point.gateway_bytes);
         let (dispatcher, dispatcher_fixed) = line(|point| point.dispatcher_bytes);
         let kernel = line(|point| point.kernel_bytes).0 / 2.0;
@@ -130,11 +133,9 @@ impl Memory {
             gateway_fixed_bytes: gateway_fixed,
             dispatcher_bytes_per_user: dispatcher,
             dispatcher_fixed_bytes: dispatcher_fixed,
-            disk_bytes_per_user: line(|point| point.disk_bytes).0,
+            disk_bytes_per_user: of_last(|point| point.disk_bytes),
             kernel_bytes_per_session: kernel,
-            client_bytes_per_session: points
-                .last()
-                .map_or(0.0, |point| point.client_bytes as f64 / f64::from(point.sessions.max(1))),
+            client_bytes_per_session: of_last(|point| point.client_bytes),
             whole_bytes_per_session: gateway + kernel,
             points,
         }
