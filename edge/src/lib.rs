@@ -196,6 +196,11 @@ pub trait Edge {
     fn flush_and_look(&mut self) -> io::Result<bool> {
         self.flush().map(|()| false)
     }
+    /// Keeps sockets from making [`Edge::wait_fd`] readable until the next turn, for a caller that takes a nap on
+    /// purpose: only wakers do then. Returns false, and changes nothing, where the backend can't.
+    fn mute(&mut self) -> bool {
+        false
+    }
     /// Readable when a turn would find work. The caller drains its waker ([`wake::Waker::drain`]) after each wake,
     /// and always runs one turn before sleeping again.
     fn wait_fd(&self) -> BorrowedFd<'_>;

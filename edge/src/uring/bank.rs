@@ -71,7 +71,7 @@ const NONE: u32 = u32::MAX;
 
 /// Muting is sound where the kernel's "completions wait" is visible before it looks whether the eventfd is wanted.
 /// The kernel has an atomic without ordering there: a full barrier on x86, but not everywhere.
-const MUTES: bool = cfg!(target_arch = "x86_64");
+pub const MUTES: bool = cfg!(target_arch = "x86_64");
 
 /// What a bank is made of.
 #[derive(Clone, Copy, Debug)]

@@ -399,6 +399,11 @@ impl Edge for UringEdge {
         result.map(|()| more)
     }
 
+    fn mute(&mut self) -> bool {
+        self.banks.iter_mut().for_each(Bank::mute);
+        bank::MUTES
+    }
+
     fn wait_fd(&self) -> BorrowedFd<'_> {
         self.config.waker.fd()
     }

@@ -72,6 +72,8 @@ pub struct Shard {
     held_accepts: bool,
     pub(super) uplink: Uplink,
     pub(super) stats: Stats,
+    /// Receives that brought anything but heartbeats.
+    pub(super) others_heard: u64,
     pub(super) doomed: Vec<Doom>,
     /// Requests on their way, by token; their deadlines in order.
     pub(super) pending: FxHashMap<u64, Pending>,
@@ -145,6 +147,7 @@ impl Shard {
             held_accepts: false,
             uplink,
             stats: Stats::default(),
+            others_heard: 0,
             doomed: Vec::new(),
             pending: FxHashMap::default(),
             pending_bytes: 0,
@@ -295,6 +298,13 @@ impl Shard {
             partitions_owned: self.uplink.owned() as u64,
             ..self.stats.clone()
         }
+    }
+
+    /// Heartbeats heard so far, and everything else from clients: their coming and going, and bytes that were not only
+    /// heartbeats.
+    pub fn heard(&self) -> (u64, u64) {
+        let Stats { pings, accepted, closed, .. } = self.stats;
+        (pings, self.others_heard + accepted + closed)
     }
 
     /// Whether the gateway's lease allows logins now.

@@ -83,6 +83,7 @@ type OfShard = (&'static str, bool, &'static str, fn(&Report) -> u64);
 
 const OF_SHARD: &[OfShard] = &[
     ("turns_total", true, "Turns of the pump.", |report| report.turns),
+    ("naps_total", true, "Times that it let heartbeats wait for each other.", |report| report.naps),
     ("busy_microseconds_total", true, "Time spent in turns.", |report| report.busy_us),
     ("turn_microseconds_max", false, "The longest turn since the start.", |report| report.turn_us_max),
     ("ready", false, "1 with a live lease and an owner for every partition.", |report| {
@@ -210,6 +211,7 @@ mod tests {
             logins_waiting: 1,
             links: vec![LinkReport { node: "a\"b".to_owned(), up: true, bytes_in: 44, ..Default::default() }],
             turns: 6,
+            naps: 0,
             busy_us: 7,
             turn_us_max: 8,
             ready: true,

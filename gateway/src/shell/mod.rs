@@ -13,6 +13,7 @@ pub mod link;
 pub mod log;
 pub mod logins;
 pub mod metrics;
+mod nap;
 pub mod readable;
 mod run;
 pub mod shard;

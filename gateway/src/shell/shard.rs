@@ -27,6 +27,7 @@ use super::config::{Policy, Settings};
 use super::lease::LeaseAnswer;
 use super::link::{LinkEvent, Links, LocalConnect, Resolver};
 use super::logins::{CHECKS_PER_TURN, Logins};
+use super::nap::{Found, NAP_US, Naps};
 use super::readable::{Pause, Readable, Wake, wait};
 use super::talk::{Report, ToControl, ToShard};
 use super::ticket::{Claims, Tickets};
@@ -229,6 +230,8 @@ struct Pump {
     completions: u32,
     /// `Some(false)` while draining, `Some(true)` when that was reported.
     drained: Option<bool>,
+    naps: Naps,
+    naps_taken: u64,
     turns: u64,
     busy_us: u64,
     turn_us_max: u64,
@@ -280,6 +283,8 @@ impl Pump {
             actions: Vec::new(),
             completions: COMPLETIONS_PER_TURN,
             drained: None,
+            naps: Naps::default(),
+            naps_taken: 0,
             turns: 0,
             busy_us: 0,
             turn_us_max: 0,
@@ -290,6 +295,9 @@ impl Pump {
     fn turn(&mut self) -> io::Result<Next> {
         self.waker.drain();
         let begun = now();
+        let (beats, others) = self.core.heard();
+        // Whether there was anything but heartbeats.
+        let mut other = false;
         let mut events = self.edge_events(begun, self.completions)?;
         self.completions = next_budget(self.completions, clock::boot_us().saturating_sub(begun.mono_us));
         // Answers (to heartbeats above all) mostly complete as they are submitted: taken in with what is left of the
@@ -302,6 +310,7 @@ impl Pump {
         for _ in 0..MESSAGES_PER_TURN {
             let Some(message) = self.inbox.recv() else { break };
             self.message(message, now());
+            other = true;
         }
         for _ in 0..LINK_CHUNKS_PER_TURN {
             let Some((node, event)) = self.links.next(begun.mono_us) else { break };
@@ -311,6 +320,7 @@ impl Pump {
                 LinkEvent::Lost => Event::LinkLost { node },
             };
             self.step(now(), event);
+            other = true;
         }
         for _ in 0..CHECKS_PER_TURN {
             let Some((conn, verdict)) = self.logins.check_next() else { break };
@@ -329,14 +339,28 @@ impl Pump {
         self.turns += 1;
         self.busy_us += took_us;
         self.turn_us_max = self.turn_us_max.max(took_us);
+        let (beats_now, others_now) = self.core.heard();
+        other |= others_now != others;
+        let found = Found { begun_us: begun.mono_us, ended_us, beats: beats_now - beats, other };
+        let sleepy = self.naps.after(found);
         if more {
             return Ok(Next::Work);
         }
         if completions {
             return Ok(Next::Completions);
         }
+        let nap = sleepy && self.edge.mute();
+        if nap {
+            // What the edge told before it fell silent must not end the nap at once; other threads must.
+            self.waker.drain();
+            if !self.inbox.is_empty() || self.links.has_input() {
+                return Ok(Next::Work);
+            }
+            self.naps_taken += 1;
+        }
         let deadline_us = [wait.deadline_us, self.links.deadline_us()].into_iter().flatten().min();
         let sleep_us = deadline_us.map_or(SLEEP_US_MAX, |deadline_us| deadline_us.saturating_sub(ended_us));
+        let sleep_us = if nap { sleep_us.min(NAP_US) } else { sleep_us };
         // A deadline that is over already is work left.
         Ok(if sleep_us > 0 { Next::Sleep(sleep_us.min(SLEEP_US_MAX)) } else { Next::Work })
     }
@@ -465,6 +489,7 @@ impl Pump {
             logins_waiting: self.logins.waiting() as u64,
             links: self.links.reports(),
             turns: self.turns,
+            naps: self.naps_taken,
             busy_us: self.busy_us,
             turn_us_max: self.turn_us_max,
             ready: self.core.is_ready(),

@@ -67,7 +67,9 @@ pub struct Report {
     pub links: Vec<LinkReport>,
     /// Turns of the pump.
     pub turns: u64,
-    /// Time spent in them, in microseconds.
+    /// Turns after which it napped.
+    pub naps: u64,
+    /// Time spent in turns, in microseconds.
     pub busy_us: u64,
     /// The longest turn, in microseconds.
     pub turn_us_max: u64,
