@@ -1,14 +1,20 @@
-//! Naps: with many sessions some heartbeat arrives every few microseconds, and to wake for each costs more than to
-//! answer it. A shard that hears nothing but heartbeats, and those often, looks at its sockets every millisecond or
-//! two instead of at once, and answers what has come together.
+//! Naps: with very many sessions some heartbeat arrives every few dozen microseconds, and to wake for each costs more than
+//! to answer it. A shard that hears nothing but heartbeats, and those as often as that, looks at its sockets every
+//! millisecond or two instead of at once, and answers what has come together.
 //!
 //! The rule: whatever is no heartbeat ends napping for a while, so that a conversation is delayed by one nap at most,
-//! and links and other threads wake a napping shard as any other.
+//! and links and other threads wake a napping shard as any other. With fewer heartbeats naps save nothing and cost
+//! latency, so there are none.
 
 /// How long a nap is, in microseconds. The runtime's timer may add a millisecond.
 pub const NAP_US: u64 = 1_000;
 /// After anything but heartbeats a shard is awake for so long, in microseconds: the next of it is likely to be near.
 const AWAKE_US: u64 = 2_000;
+/// Heartbeats are dense when there were so many after a nap, or one this soon after the turn before, in microseconds:
+/// some 8,000 a second, which is a quarter of a million sessions on one shard.
+const DENSE_AFTER_NAP: u64 = 12;
+/// See [`DENSE_AFTER_NAP`].
+const DENSE_US: u64 = 125;
 
 /// What a turn found.
 #[derive(Clone, Copy, Debug)]
@@ -40,8 +46,7 @@ impl Naps {
         if turn.other {
             self.stirred_us = turn.ended_us;
         }
-        // Several of them would have been several wakes; a single one soon after the last is the next wake of many.
-        let dense = turn.beats > 1 || (turn.beats == 1 && slept < NAP_US);
+        let dense = turn.beats >= DENSE_AFTER_NAP || (turn.beats > 0 && slept < DENSE_US);
         dense && turn.ended_us.saturating_sub(self.stirred_us) >= AWAKE_US
     }
 }
@@ -55,13 +60,14 @@ mod tests {
     }
 
     #[test]
-    fn only_beats_that_come_often_are_worth_a_nap() {
+    fn only_beats_that_come_very_often_are_worth_a_nap() {
         let mut naps = Naps::default();
         assert!(!naps.after(beat(1_000_000, 1)), "the first after a long sleep");
         assert!(naps.after(beat(1_000_100, 1)));
-        assert!(naps.after(beat(1_002_100, 7)), "what a nap collected keeps it napping");
-        assert!(!naps.after(beat(1_004_100, 1)), "one beat after a nap: it saved nothing");
-        assert!(!naps.after(beat(1_004_200, 0)), "nothing at all: a deadline");
+        assert!(naps.after(beat(1_002_100, 20)), "what a nap collected keeps it napping");
+        assert!(!naps.after(beat(1_004_100, 3)), "too few for a nap of two milliseconds");
+        assert!(!naps.after(beat(1_004_500, 1)), "they come one by one again");
+        assert!(!naps.after(beat(1_004_600, 0)), "nothing at all: a deadline");
     }
 
     #[test]

@@ -62,10 +62,17 @@ pub struct FanOut {
     pub latency: Option<Histogram<u64>>,
 }
 
-/// When messages to this class are due over some `length_s`, and how long it really takes, in s.
-pub(super) fn plan(world: &World, class: Class, nth: u32, length_s: f64) -> (Arc<Schedule>, f64) {
+/// When messages to this class are due over some `length_s`, and how long it really takes, in s. `back_to_back_s` is the
+/// time that one takes, if they are to follow each other without a pause.
+pub(super) fn plan(
+    world: &World,
+    class: Class,
+    nth: u32,
+    length_s: f64,
+    back_to_back_s: Option<f64>,
+) -> (Arc<Schedule>, f64) {
     let per_s = DELIVERIES_PER_S / (1.0 + f64::from(world.clients()) / HALF_AT_SESSIONS);
-    let gap_s = (f64::from(class.members) / per_s).max(GAP_MIN_S);
+    let gap_s = back_to_back_s.unwrap_or(f64::from(class.members) / per_s).max(GAP_MIN_S);
     let count = (length_s / gap_s).clamp(MESSAGES.0, MESSAGES.1) as u32;
     let mut rng = Rng::from_system();
     let messages = (0..count).map(|number| {
@@ -122,7 +129,7 @@ mod tests {
     fn pauses_leave_half_of_the_time_and_senders_are_members() {
         let world = World::new(1, 1_000_000, true, &[1_000, 100_000], 0);
         for class in world.classes() {
-            let (schedule, seconds) = plan(&world, class, 3, 20.0);
+            let (schedule, seconds) = plan(&world, class, 3, 20.0, None);
             let count = schedule.messages.len();
             assert!((2..=100).contains(&count), "{count}");
             let rate = f64::from(class.members) * count as f64 / seconds;

@@ -15,9 +15,6 @@ use crate::report::Shown;
 use crate::report::html::{self, Curve, Page};
 use crate::report::table::{bytes, micros, time};
 
-/// Below this share of what was used, a difference to heartbeats alone is mostly their noise.
-const NET_SHARE_MIN: f64 = 0.15;
-
 /// CPU of each process, in microseconds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 #[allow(missing_docs)]
@@ -340,22 +337,9 @@ impl MillionReport {
         targets
     }
 
-    /// CPU of a delivery to everyone over that of the bare send loop, both less what heartbeats alone take; `None` where
-    /// not everything arrived, or where heartbeats are so much of it that the difference means nothing.
+    /// CPU of a delivery to everyone over that of the bare send loop, with nothing subtracted: heartbeats go on in both, and
+    /// both send one message right after the other. `None` where not everything arrived.
     pub fn ratio_to_floor(&self) -> Option<f64> {
-        let everyone = self.fan_outs.iter().find(|fan_out| fan_out.members == self.sessions)?;
-        if everyone.incomplete > 0 {
-            return None;
-        }
-        let floor = self.floor?;
-        let ours = (everyone.gateway_cpu_us_per_delivery?, everyone.gateway_gross_cpu_us_per_delivery?);
-        let bare = (floor.cpu_us_per_delivery()?, floor.gross_cpu_us_per_delivery()?);
-        let means_something = |(net, gross): (f64, f64)| net >= NET_SHARE_MIN * gross;
-        (means_something(ours) && means_something(bare)).then(|| ours.0 / bare.0)
-    }
-
-    /// The same with nothing subtracted. Both ends of the measurement have pauses in which only heartbeats are answered.
-    fn gross_ratio_to_floor(&self) -> Option<f64> {
         let everyone = self.fan_outs.iter().find(|fan_out| fan_out.members == self.sessions)?;
         let floor = self.floor?.gross_cpu_us_per_delivery()?;
         (everyone.incomplete == 0).then_some(everyone.gateway_gross_cpu_us_per_delivery? / floor)
@@ -502,11 +486,8 @@ impl MillionReport {
                 row("  CPU per delivery", format!("{gross}; {net} less what calm takes"));
             }
         }
-        if let Some(gross) = self.gross_ratio_to_floor() {
-            let net = self
-                .ratio_to_floor()
-                .map_or_else(|| "too small to tell".to_owned(), |net| format!("{net:.2}"));
-            row("  ratio of the fan-out to all", format!("{gross:.2}; {net} less what calm takes"));
+        if let Some(ratio) = self.ratio_to_floor() {
+            row("  ratio of the fan-out to all", format!("{ratio:.2}"));
         }
         if let Some(storm) = &self.storm {
             let seconds =

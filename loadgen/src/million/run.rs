@@ -292,8 +292,11 @@ impl Stage {
         report: &mut MillionReport,
     ) -> Result<(), RunError> {
         let nth = report.fan_outs.len() as u32;
-        let (schedule, seconds) =
-            fan_out::plan(&self.world, class, nth, self.settings.seconds * FAN_OUT_SHARE);
+        // To everyone as the floor does it: what it took for one is the pause before the next.
+        let floor = report.floor.filter(|floor| class.kind == Kind::Room && floor.deliveries > 0);
+        let back_to_back_s = floor.map(|floor| floor.last_receiver_us.p50 as f64 / 1e6);
+        let length_s = self.settings.seconds * FAN_OUT_SHARE;
+        let (schedule, seconds) = fan_out::plan(&self.world, class, nth, length_s, back_to_back_s);
         let patience_us = STRAGGLERS_US + u64::from(class.members) * PATIENCE_US;
         let (start, cpu) = (boot_us(), self.cpu()?);
         let mut flight = probe.send(seconds + patience_us as f64 / 1e6)?;
