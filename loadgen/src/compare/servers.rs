@@ -384,7 +384,7 @@ fn command(
         Server::Redis => {
             let text = format!(
                 "bind 127.0.0.1\nport {port}\nsave \"\"\nappendonly no\ndaemonize no\ndir \"{dir}\"\n\
-                 maxclients {clients}\nlogfile \"\"\nloglevel warning\n"
+                 protected-mode no\nmaxclients {clients}\nlogfile \"\"\nloglevel warning\n"
             );
             line.push(config("redis.conf", text)?);
         }
