@@ -82,9 +82,16 @@ fn server(
     // A server asks nothing of its stdin.
     let scratch = args.scratch.clone();
     child::end_with_parent(drop, move |is_orphan| {
-        // One that is still starting ends at once, before the last lines below.
+        // One that is still starting ends at once, before the last lines below, or makes its directory once more: it is
+        // removed until the process is gone.
         if is_orphan {
             let _ = std::fs::remove_dir_all(&scratch);
+            std::thread::spawn(move || {
+                loop {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                    let _ = std::fs::remove_dir_all(&scratch);
+                }
+            });
         }
     });
     let code = run(&mut std::iter::once(program).chain(args.server));
