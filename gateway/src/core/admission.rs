@@ -2,8 +2,8 @@
 //!
 //! A full cap closes new connections at once (there is nothing to say it in yet); a spent rate refuses with BUSY. While
 //! more logins are under way than are soon answered, or more clients have yet to say who they are than can do so before
-//! their deadline, nobody is accepted: who waits in the kernel's backlog costs
-//! nothing, and who was accepted would only wait here until its deadline.
+//! their deadline, nobody is accepted: who waits in the kernel's backlog costs nothing, and who was accepted would only
+//! wait here until its deadline.
 
 use super::limits::{LOGINS_UNDER_WAY_MAX, UNAUTHENTICATED_HOLD};
 

@@ -65,14 +65,10 @@ impl Shard {
         let mut transport = std::mem::take(&mut session.transport);
         let mut input = Received::new(bytes);
         let mut violation = None;
-        let (mut inputs, beats) = (0, self.stats.pings);
         loop {
             match transport.next(&mut input, &limits) {
                 Ok(None) => break,
-                Ok(Some(input)) => {
-                    inputs += 1;
-                    self.on_input(conn.slot, input);
-                }
+                Ok(Some(input)) => self.on_input(conn.slot, input),
                 Err(found) => {
                     violation = Some(found);
                     break;
@@ -82,8 +78,6 @@ impl Shard {
                 break;
             }
         }
-        // A part of something is not a heartbeat: those come whole.
-        self.others_heard += u64::from(inputs == 0 || inputs != self.stats.pings - beats);
         let Some(session) = self.session(conn) else { return };
         session.transport = transport;
         if let Some(found) = violation {

@@ -72,8 +72,6 @@ pub struct Shard {
     held_accepts: bool,
     pub(super) uplink: Uplink,
     pub(super) stats: Stats,
-    /// Receives that brought anything but heartbeats.
-    pub(super) others_heard: u64,
     pub(super) doomed: Vec<Doom>,
     /// Requests on their way, by token; their deadlines in order.
     pub(super) pending: FxHashMap<u64, Pending>,
@@ -147,7 +145,6 @@ impl Shard {
             held_accepts: false,
             uplink,
             stats: Stats::default(),
-            others_heard: 0,
             doomed: Vec::new(),
             pending: FxHashMap::default(),
             pending_bytes: 0,
@@ -300,11 +297,9 @@ impl Shard {
         }
     }
 
-    /// Heartbeats heard so far, and everything else from clients: their coming and going, and bytes that were not only
-    /// heartbeats.
-    pub fn heard(&self) -> (u64, u64) {
-        let Stats { pings, accepted, closed, .. } = self.stats;
-        (pings, self.others_heard + accepted + closed)
+    /// Heartbeats heard so far.
+    pub fn pings(&self) -> u64 {
+        self.stats.pings
     }
 
     /// Whether the gateway's lease allows logins now.

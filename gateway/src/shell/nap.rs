@@ -16,38 +16,39 @@ const DENSE_AFTER_NAP: u64 = 12;
 /// See [`DENSE_AFTER_NAP`].
 const DENSE_US: u64 = 125;
 
-/// What a turn found.
-#[derive(Clone, Copy, Debug)]
-pub struct Found {
-    /// When it began and ended, in microseconds.
-    pub begun_us: u64,
-    /// See `begun_us`.
-    pub ended_us: u64,
-    /// Heartbeats answered.
-    pub beats: u64,
-    /// Whether there was anything else.
-    pub other: bool,
-}
-
-/// When to nap.
+/// When to nap. Told of what a turn does as it does it, and asked after it.
 #[derive(Debug, Default)]
 pub struct Naps {
-    /// The end of the last turn with anything but heartbeats.
+    /// Receives of this turn. A client sends a heartbeat by itself, so one of them brings one.
+    received: u64,
+    /// There was something else in this turn.
+    stirred: bool,
+    /// The end of the last turn with anything but heartbeats, in microseconds.
     stirred_us: u64,
-    /// The end of the last turn.
-    slept_us: u64,
+    /// The end of the last turn, in microseconds.
+    ended_us: u64,
 }
 
 impl Naps {
-    /// Takes a turn in; says whether the sleep after it should be a nap.
-    pub fn after(&mut self, turn: Found) -> bool {
-        let slept = turn.begun_us.saturating_sub(self.slept_us);
-        self.slept_us = turn.ended_us;
-        if turn.other {
-            self.stirred_us = turn.ended_us;
+    /// Bytes came from a client.
+    pub fn received(&mut self) {
+        self.received += 1;
+    }
+
+    /// Anything else came: a client, a message, bytes of a link.
+    pub fn stir(&mut self) {
+        self.stirred = true;
+    }
+
+    /// Ends a turn that answered so many heartbeats; says whether the sleep after it should be a nap.
+    pub fn after(&mut self, begun_us: u64, ended_us: u64, beats: u64) -> bool {
+        let slept = begun_us.saturating_sub(self.ended_us);
+        if self.stirred || self.received != beats {
+            self.stirred_us = ended_us;
         }
-        let dense = turn.beats >= DENSE_AFTER_NAP || (turn.beats > 0 && slept < DENSE_US);
-        dense && turn.ended_us.saturating_sub(self.stirred_us) >= AWAKE_US
+        (self.received, self.stirred, self.ended_us) = (0, false, ended_us);
+        let dense = beats >= DENSE_AFTER_NAP || (beats > 0 && slept < DENSE_US);
+        dense && ended_us.saturating_sub(self.stirred_us) >= AWAKE_US
     }
 }
 
@@ -55,29 +56,35 @@ impl Naps {
 mod tests {
     use super::*;
 
-    fn beat(at_us: u64, beats: u64) -> Found {
-        Found { begun_us: at_us, ended_us: at_us + 20, beats, other: false }
+    /// A turn of 20 us with so many receives, all of them heartbeats.
+    fn beats(naps: &mut Naps, at_us: u64, beats: u64) -> bool {
+        (0..beats).for_each(|_| naps.received());
+        naps.after(at_us, at_us + 20, beats)
     }
 
     #[test]
     fn only_beats_that_come_very_often_are_worth_a_nap() {
         let mut naps = Naps::default();
-        assert!(!naps.after(beat(1_000_000, 1)), "the first after a long sleep");
-        assert!(naps.after(beat(1_000_100, 1)));
-        assert!(naps.after(beat(1_002_100, 20)), "what a nap collected keeps it napping");
-        assert!(!naps.after(beat(1_004_100, 3)), "too few for a nap of two milliseconds");
-        assert!(!naps.after(beat(1_004_500, 1)), "they come one by one again");
-        assert!(!naps.after(beat(1_004_600, 0)), "nothing at all: a deadline");
+        assert!(!beats(&mut naps, 1_000_000, 1), "the first after a long sleep");
+        assert!(beats(&mut naps, 1_000_100, 1));
+        assert!(beats(&mut naps, 1_002_100, 20), "what a nap collected keeps it napping");
+        assert!(!beats(&mut naps, 1_004_100, 3), "too few for a nap of two milliseconds");
+        assert!(!beats(&mut naps, 1_004_500, 1), "they come one by one again");
+        assert!(!beats(&mut naps, 1_004_600, 0), "nothing at all: a deadline");
     }
 
     #[test]
     fn anything_else_keeps_it_awake_for_a_while() {
-        let mut naps = Naps::default();
-        naps.after(beat(1_000_000, 1));
-        assert!(naps.after(beat(1_000_100, 1)));
-        assert!(!naps.after(Found { other: true, ..beat(1_000_200, 3) }));
-        assert!(!naps.after(beat(1_000_300, 1)));
-        assert!(!naps.after(beat(1_002_100, 3)));
-        assert!(naps.after(beat(1_002_220, 1)));
+        let ways: [fn(&mut Naps); 2] = [Naps::stir, Naps::received];
+        for other in ways {
+            let mut naps = Naps::default();
+            beats(&mut naps, 1_000_000, 1);
+            assert!(beats(&mut naps, 1_000_100, 1));
+            other(&mut naps);
+            assert!(!beats(&mut naps, 1_000_200, 20));
+            assert!(!beats(&mut naps, 1_000_300, 20));
+            assert!(!beats(&mut naps, 1_002_100, 20));
+            assert!(beats(&mut naps, 1_002_220, 20));
+        }
     }
 }

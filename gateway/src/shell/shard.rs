@@ -27,7 +27,7 @@ use super::config::{Policy, Settings};
 use super::lease::LeaseAnswer;
 use super::link::{LinkEvent, Links, LocalConnect, Resolver};
 use super::logins::{CHECKS_PER_TURN, Logins};
-use super::nap::{Found, NAP_US, Naps};
+use super::nap::{NAP_US, Naps};
 use super::readable::{Pause, Readable, Wake, wait};
 use super::talk::{Report, ToControl, ToShard};
 use super::ticket::{Claims, Tickets};
@@ -295,9 +295,7 @@ impl Pump {
     fn turn(&mut self) -> io::Result<Next> {
         self.waker.drain();
         let begun = now();
-        let (beats, others) = self.core.heard();
-        // Whether there was anything but heartbeats.
-        let mut other = false;
+        let beats = self.core.pings();
         let mut events = self.edge_events(begun, self.completions)?;
         self.completions = next_budget(self.completions, clock::boot_us().saturating_sub(begun.mono_us));
         // Answers (to heartbeats above all) mostly complete as they are submitted: taken in with what is left of the
@@ -310,7 +308,7 @@ impl Pump {
         for _ in 0..MESSAGES_PER_TURN {
             let Some(message) = self.inbox.recv() else { break };
             self.message(message, now());
-            other = true;
+            self.naps.stir();
         }
         for _ in 0..LINK_CHUNKS_PER_TURN {
             let Some((node, event)) = self.links.next(begun.mono_us) else { break };
@@ -320,7 +318,7 @@ impl Pump {
                 LinkEvent::Lost => Event::LinkLost { node },
             };
             self.step(now(), event);
-            other = true;
+            self.naps.stir();
         }
         for _ in 0..CHECKS_PER_TURN {
             let Some((conn, verdict)) = self.logins.check_next() else { break };
@@ -339,10 +337,7 @@ impl Pump {
         self.turns += 1;
         self.busy_us += took_us;
         self.turn_us_max = self.turn_us_max.max(took_us);
-        let (beats_now, others_now) = self.core.heard();
-        other |= others_now != others;
-        let found = Found { begun_us: begun.mono_us, ended_us, beats: beats_now - beats, other };
-        let sleepy = self.naps.after(found);
+        let sleepy = self.naps.after(begun.mono_us, ended_us, self.core.pings() - beats);
         if more {
             return Ok(Next::Work);
         }
@@ -371,13 +366,18 @@ impl Pump {
         for event in events.drain(..) {
             match event {
                 edge::Event::Accepted { conn, peer } => {
+                    self.naps.stir();
                     self.step(now, Event::Accepted { conn: to_core(conn), peer: peer.ip() });
                 }
                 edge::Event::Received { conn, mut bytes } => {
+                    self.naps.received();
                     self.step(now, Event::Received { conn: to_core(conn), bytes: &mut bytes });
                 }
                 edge::Event::Sent { conn } => self.step(now, Event::Sent { conn: to_core(conn) }),
-                edge::Event::Closed { conn, .. } => self.step(now, Event::Closed { conn: to_core(conn) }),
+                edge::Event::Closed { conn, .. } => {
+                    self.naps.stir();
+                    self.step(now, Event::Closed { conn: to_core(conn) });
+                }
                 // Gateways don't open connections through the edge.
                 edge::Event::Connected { conn } => self.edge.close(conn),
             }
