@@ -12,6 +12,7 @@ mod probe;
 mod report;
 mod run;
 mod storm;
+mod table;
 
 use std::path::PathBuf;
 

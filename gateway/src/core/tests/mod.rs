@@ -1,5 +1,6 @@
 //! Scenarios of a whole shard: clients that speak bytes, and a fake dispatcher behind a real end of each link.
 
+mod early;
 mod fanout;
 mod owners;
 mod random;
@@ -369,7 +370,13 @@ impl World {
 
     /// Answers the one Register that waits at node 0.
     fn registered(&mut self, groups: &[&str], login_number: u64) {
-        let (record, register) = self.take_one::<wire::Register>(0, Kind::Register);
+        let (record, _) = self.take_one::<wire::Register>(0, Kind::Register);
+        self.register(record, groups, login_number);
+    }
+
+    /// Answers this Register of node 0.
+    fn register(&mut self, record: Record, groups: &[&str], login_number: u64) {
+        let register = wire::Register::decode(record.body).unwrap();
         let body = wire::Registered {
             user: register.user,
             device: register.device,
