@@ -142,7 +142,7 @@ impl World {
                 client_seq: self.client_seq,
                 stream: 1,
                 payload: vec![7u8; 128].into(),
-                content_kind: 0,
+                ..Send::default()
             };
             self.token += 1;
             let request = Request { id: 3, op: Some(request::Op::Send(send)) };
@@ -206,7 +206,10 @@ fn carry_out(job: Job) -> Done {
             fence: Fence { epoch: wall_ms, nonce: 5 },
             position: 0,
             last_message_id: MessageId::default(),
+            outstanding: Vec::new(),
         },
+        Work::Answers { .. } => Outcome::Answers(Vec::new()),
+        Work::UserItems(_) => Outcome::UserItemsDone,
         Work::Load { .. } => Outcome::Loaded(Loaded::default()),
         Work::Append(_) => Outcome::Appended,
         Work::Routes { users } => Outcome::Routes((0..).zip(users).map(|(n, _)| vec![route(n)]).collect()),

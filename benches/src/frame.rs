@@ -91,6 +91,8 @@ pub(crate) fn notify_body(payload_bytes: usize) -> Vec<u8> {
         epoch: 1_800_000_000_000,
         payload: vec![7u8; payload_bytes].into(),
         content_kind: 1,
+        action: 0,
+        refers_to: 0,
     };
     Notify { event: Some(Event::Deliver(deliver)) }.encode_to_vec()
 }

@@ -74,6 +74,8 @@ impl Room {
             epoch: EPOCH,
             payload: vec![7; 128].into(),
             content_kind: 0,
+            action: 0,
+            refers_to: 0,
         };
         let mut send = Vec::new();
         let message = op::send("g:engineering", 0x1234_5678_9abc, 42, vec![7u8; 128]);

@@ -442,6 +442,7 @@ impl Driver {
                     let reason = Reason::Server { code: away.code(), reason: away.reason };
                     *farewell = Some(Failed { reason, retry_after });
                 }
+                _ => {}
             },
             Incoming::Closed(reason) => return Some(farewell.take().unwrap_or(reason.into())),
         }
@@ -534,7 +535,8 @@ async fn connect(config: Config, address: String, ticket: Bytes) -> Result<(Wire
         };
         let mut wire = Wire::open(&address, &config).await?;
         let (device, platform) = (config.device.clone(), config.platform.clone());
-        let ack = wire.login(Login { token, device, platform, resume_ticket: ticket }).await?;
+        let ack =
+            wire.login(Login { token, device, platform, resume_ticket: ticket, acknowledges: false }).await?;
         Ok((wire, ack))
     };
     match timeout(config.connect_deadline, all).await {

@@ -159,6 +159,7 @@ impl<T> Outbox<T> {
             stream: lane.stream,
             payload: pending.payload.clone(),
             content_kind: pending.content_kind,
+            ..Send::default()
         }))
     }
 

@@ -415,6 +415,8 @@ pub(crate) fn frame(run: u32, message: u32, due_us: u64, payload_bytes: usize) -
         epoch: due_us,
         payload: header.encode(payload_bytes).into(),
         content_kind: 0,
+        action: 0,
+        refers_to: 0,
     };
     SharedFrame::notify(&Notify { event: Some(notify::Event::Deliver(deliver)) }.encode_to_vec())
 }

@@ -225,6 +225,7 @@ pub mod op {
             device: device.into(),
             platform: platform.into(),
             resume_ticket: Bytes::new(),
+            acknowledges: false,
         })
     }
 
@@ -235,13 +236,18 @@ pub mod op {
             client_seq,
             stream,
             payload: payload.into(),
-            content_kind: 0,
+            ..client::Send::default()
         })
     }
 
     /// A new group of the caller and `members`.
     pub fn group_create(group: &str, members: impl IntoIterator<Item = String>) -> Op {
-        Op::GroupCreate(client::GroupCreate { group: group.into(), members: members.into_iter().collect() })
+        let members = members.into_iter().collect();
+        Op::GroupCreate(client::GroupCreate {
+            group: group.into(),
+            members,
+            ..client::GroupCreate::default()
+        })
     }
 
     /// Becomes a member.

@@ -12,6 +12,7 @@ pub mod link;
 pub mod messages;
 pub mod peek;
 pub mod received;
+pub mod request;
 pub mod transport;
 pub mod ws;
 

@@ -112,6 +112,7 @@ mod tests {
             epoch: 3,
             payload: "hello".into(),
             content_kind: 9,
+            ..Deliver::default()
         };
         let body = Notify { event: Some(Event::Deliver(deliver)) }.encode_to_vec();
         let expected = DeliverRef {

@@ -4,12 +4,13 @@
 
 use millrace_protocol::conversation::Conversation as Id;
 use millrace_protocol::link::{Kind, Record};
-use millrace_protocol::messages::client::{GroupMembers, Request, Send, request};
-use millrace_protocol::messages::link::{ClientRequest, Fetch, Register, Subscribe, Unsubscribe};
+use millrace_protocol::messages::client::Request;
+use millrace_protocol::messages::client::request::Op;
+use millrace_protocol::messages::link::{Acks, ClientRequest, Fetch, Register, Subscribe, Unsubscribe};
 use millrace_protocol::prost::Message;
+use millrace_protocol::request::Key;
 
 use super::event::LinkKey;
-use super::groups::ChangeKind;
 use super::hub::Asker;
 
 /// What a record asks of its partition's owner.
@@ -23,6 +24,8 @@ pub enum Ask {
     Unsubscribe(Unsubscribe),
     /// A shard missed messages.
     Fetch(Fetch),
+    /// Sessions acknowledge what they were sent.
+    Acks(Acks),
     /// A client's request.
     Client(Client),
 }
@@ -32,28 +35,14 @@ pub enum Ask {
 pub struct Client {
     token: u64,
     request_id: u64,
-    conversation: String,
+    /// Whose owner serves it: a conversation or the user.
+    pub key: Key,
     /// Who asks.
     pub user: String,
     /// On which device.
     pub device: String,
     /// What for.
     pub op: Op,
-}
-
-/// What a client wants of a conversation.
-#[derive(Debug)]
-pub enum Op {
-    /// To send.
-    Send(Send),
-    /// To change a group's members.
-    Change(ChangeKind),
-    /// To see who is in.
-    Members(GroupMembers),
-    /// To listen to a room.
-    RoomJoin,
-    /// To listen no more.
-    RoomLeave,
 }
 
 impl Ask {
@@ -65,49 +54,52 @@ impl Ask {
             Kind::Subscribe => Ask::Subscribe(Subscribe::decode(body).ok()?),
             Kind::Unsubscribe => Ask::Unsubscribe(Unsubscribe::decode(body).ok()?),
             Kind::Fetch => Ask::Fetch(Fetch::decode(body).ok()?),
+            Kind::Acks => Ask::Acks(Acks::decode(body).ok()?),
             Kind::ClientRequest => Ask::Client(Client::read(ClientRequest::decode(body).ok()?)?),
             _ => return None,
         };
-        match &ask {
-            Ask::Register(_) => Some(ask),
-            ask_of if Id::parse(ask_of.name()).is_some() => Some(ask),
-            _ => None,
-        }
+        let valid = match &ask {
+            Ask::Register(_) | Ask::Acks(_) => true,
+            Ask::Client(client) => match &client.key {
+                Key::Conversation(id) => Id::parse(id).is_some(),
+                Key::User => true,
+                Key::Many | Key::Gateway => false,
+            },
+            Ask::Subscribe(Subscribe { conversation, .. })
+            | Ask::Unsubscribe(Unsubscribe { conversation, .. })
+            | Ask::Fetch(Fetch { conversation, .. }) => Id::parse(conversation).is_some(),
+        };
+        valid.then_some(ask)
     }
 
-    fn name(&self) -> &str {
+    /// The conversation that it is about; empty: it is about users.
+    pub fn conversation(&self) -> &str {
         match self {
-            Ask::Register(ask) => &ask.user,
+            Ask::Register(_) | Ask::Acks(_) => "",
             Ask::Subscribe(ask) => &ask.conversation,
             Ask::Unsubscribe(ask) => &ask.conversation,
             Ask::Fetch(ask) => &ask.conversation,
-            Ask::Client(ask) => &ask.conversation,
+            Ask::Client(ask) => match &ask.key {
+                Key::Conversation(id) => id,
+                _ => "",
+            },
         }
-    }
-
-    /// The conversation that it is about.
-    pub fn conversation(&self) -> String {
-        self.name().to_owned()
     }
 }
 
 impl Client {
     fn read(envelope: ClientRequest) -> Option<Self> {
         let request = Request::decode(envelope.request).ok()?;
-        let (conversation, op) = match request.op? {
-            request::Op::Send(ask) => (ask.conversation.clone(), Op::Send(ask)),
-            request::Op::GroupCreate(ask) => {
-                (format!("g:{}", ask.group), Op::Change(ChangeKind::Create(ask.members)))
-            }
-            request::Op::GroupJoin(ask) => (format!("g:{}", ask.group), Op::Change(ChangeKind::Join)),
-            request::Op::GroupLeave(ask) => (format!("g:{}", ask.group), Op::Change(ChangeKind::Leave)),
-            request::Op::GroupMembers(ask) => (format!("g:{}", ask.group), Op::Members(ask)),
-            request::Op::RoomJoin(ask) => (format!("r:{}", ask.room), Op::RoomJoin),
-            request::Op::RoomLeave(ask) => (format!("r:{}", ask.room), Op::RoomLeave),
-            request::Op::Login(_) | request::Op::Logout(_) => return None,
-        };
+        let op = request.op?;
         let ClientRequest { token, user, device, .. } = envelope;
-        Some(Client { token, request_id: request.id, conversation, user, device, op })
+        let key = match &op {
+            // Gateways split it: one conversation in each.
+            Op::Peek(ask) => Key::Conversation(ask.items.first()?.conversation.clone()),
+            // Likewise: users of this partition.
+            Op::PresenceSubscribe(_) => Key::User,
+            op => Key::of(op, &user)?,
+        };
+        Some(Client { token, request_id: request.id, key, user, device, op })
     }
 
     /// Who waits for the answer.

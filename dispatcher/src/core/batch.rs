@@ -7,8 +7,9 @@
 use bytes::Bytes;
 use millrace_protocol::ids::MessageId;
 
-use super::hub::{Asker, From};
+use super::hub::From;
 use super::limits::{BATCH_BYTES_MAX, BATCH_WRITES_MAX};
+use super::send::Sent;
 use crate::store::{Batch, Fence, Write};
 
 /// What follows a write.
@@ -18,15 +19,13 @@ pub enum Effect {
     Sent {
         /// Where.
         conversation: String,
-        /// Its number there.
-        seq: u64,
-        /// Its id.
-        message_id: MessageId,
-        /// Who waits for the SendAck.
-        asker: Asker,
+        /// What follows.
+        sent: Sent,
         /// The Notify body.
         notify: Bytes,
     },
+    /// Nobody waits for it.
+    None,
     /// The round of membership changes of this group.
     Round {
         /// Which.
@@ -43,14 +42,15 @@ pub struct Owner {
     pub fence: Fence,
     /// Tells answers for this claim from those for an earlier one.
     pub generation: u64,
-    /// The last message id given.
-    pub last_message_id: MessageId,
+    last_message_id: MessageId,
     position: u64,
     /// Effects and number of writes of the batch at the store.
     in_flight: Option<(Vec<Effect>, u64)>,
     writes: Vec<Write>,
     effects: Vec<Effect>,
     bytes: usize,
+    /// Direct messages of the batch that gathers.
+    outstanding: Vec<(String, u64)>,
 }
 
 impl Owner {
@@ -66,6 +66,7 @@ impl Owner {
             writes: Vec::new(),
             effects: Vec::new(),
             bytes: 0,
+            outstanding: Vec::new(),
         }
     }
 
@@ -77,6 +78,17 @@ impl Owner {
     /// Nothing at the store and nothing to be written.
     pub fn is_quiet(&self) -> bool {
         self.in_flight.is_none() && self.writes.is_empty()
+    }
+
+    /// The next message id: above all earlier ones of the partition, whatever the clock says.
+    pub fn next_message_id(&mut self, wall_ms: u64) -> MessageId {
+        self.last_message_id = self.last_message_id.next(wall_ms, self.from.partition);
+        self.last_message_id
+    }
+
+    /// A message of the next batch must be fanned out by the next owner if this one does not get to it.
+    pub fn outstanding(&mut self, conversation: &str, seq: u64) {
+        self.outstanding.push((conversation.to_owned(), seq));
     }
 
     /// Puts a write into the next batch.
@@ -96,7 +108,14 @@ impl Owner {
         let writes = std::mem::take(&mut self.writes);
         self.in_flight = Some((std::mem::take(&mut self.effects), writes.len() as u64));
         self.bytes = 0;
-        Some(Batch { partition: self.from.partition, fence: self.fence, position: self.position, writes })
+        Some(Batch {
+            partition: self.from.partition,
+            fence: self.fence,
+            position: self.position,
+            writes,
+            outstanding: std::mem::take(&mut self.outstanding),
+            fanned_out: 0,
+        })
     }
 
     /// The batch at the store is durable: what follows.
@@ -110,6 +129,7 @@ impl Owner {
     pub fn stop(&mut self) -> Vec<Effect> {
         let mut effects = self.in_flight.take().map(|(effects, _)| effects).unwrap_or_default();
         self.writes.clear();
+        self.outstanding.clear();
         effects.append(&mut self.effects);
         effects
     }

@@ -4,7 +4,7 @@
 //! next announcement. The rule that keeps it right: `durable` and `members` are what the store has confirmed and all
 //! that anyone is told; `head` runs ahead of them by what is in batches.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use millrace_protocol::link::Record;
@@ -12,11 +12,12 @@ use rustc_hash::FxHashMap;
 
 use super::event::LinkKey;
 use super::groups::Rounds;
+use super::holds::Holds;
 use super::hub::Asker;
-use super::limits::{LOAD_WAITING_MAX, WAITING_BYTES_MAX};
+use super::limits::{LOAD_WAITING_MAX, REFERRED_MAX, WAITING_BYTES_MAX};
 use super::members::Members;
 use super::streams::Streams;
-use crate::store::Loaded;
+use crate::store::{Entry, Loaded};
 
 /// A conversation that was loaded.
 #[derive(Debug, Default)]
@@ -25,12 +26,28 @@ pub struct Conversation {
     pub head: u64,
     /// Highest seq that is durable.
     pub durable: u64,
+    /// Epoch of the entry there.
+    pub durable_epoch: u64,
+    /// Messages up to `head` (not edits, reactions, …).
+    pub messages: u64,
+    /// Bytes of bodies up to `head`.
+    pub bytes: u64,
+    /// Lowest seq that the log holds.
+    pub first_seq: u64,
     /// Groups: who is in it; `None`: there is no such group.
     pub members: Option<Members>,
     /// Links that get every message, with the version of their subscription.
     pub subscribers: FxHashMap<LinkKey, u64>,
     /// For repeats.
     pub streams: Streams,
+    /// Messages that can't be judged yet.
+    pub holds: Holds,
+    /// Direct conversations: both users' lists name it.
+    pub listed: bool,
+    /// Entries that messages referred to lately; `None`: there is no such one.
+    pub referred: VecDeque<(u64, Option<Entry>)>,
+    /// State as the store has it.
+    pub state: BTreeMap<String, Bytes>,
     /// Who asked again for a seq that is not durable yet.
     pub repeats: Vec<(u64, Asker)>,
     /// Changes of membership.
@@ -44,10 +61,33 @@ impl Conversation {
         Conversation {
             head: loaded.head,
             durable: loaded.head,
+            durable_epoch: loaded.head_epoch,
+            messages: loaded.messages,
+            bytes: loaded.bytes,
+            first_seq: loaded.first_seq,
+            listed: loaded.head > 0,
+            state: loaded.state.into_iter().collect(),
             members: loaded.members.map(|(users, version)| Members::new(users, version)),
-            streams: Streams::load(&loaded.recent, loaded.head),
+            streams: Streams::new(loaded.head == 0),
             ..Conversation::default()
         }
+    }
+
+    /// Whether a user is an admin of this group.
+    pub fn is_admin(&self, _user: &str) -> bool {
+        false
+    }
+
+    /// The entry that a message refers to; `None`: it must be read first.
+    pub fn referred(&self, seq: u64) -> Option<Option<&Entry>> {
+        self.referred.iter().find(|(known, _)| *known == seq).map(|(_, entry)| entry.as_ref())
+    }
+
+    /// An entry that messages refer to was read.
+    pub fn refer(&mut self, seq: u64, entry: Option<Entry>) {
+        self.referred.retain(|(known, _)| *known != seq);
+        self.referred.truncate(REFERRED_MAX - 1);
+        self.referred.push_front((seq, entry));
     }
 
     /// Links that get every message, in order of links so that runs repeat.
@@ -62,6 +102,7 @@ impl Conversation {
             && self.head == self.durable
             && self.repeats.is_empty()
             && self.rounds.is_idle()
+            && self.holds.is_empty()
     }
 }
 
@@ -207,7 +248,10 @@ impl Table {
         for slot in self.slots.values_mut() {
             match slot {
                 Slot::Loading(backlog) => waiting.append(&mut backlog.take()),
-                Slot::Ready(conversation) => askers.append(&mut conversation.rounds.stop_waiting()),
+                Slot::Ready(conversation) => {
+                    askers.append(&mut conversation.rounds.stop_waiting());
+                    waiting.append(&mut conversation.holds.drain());
+                }
             }
         }
     }

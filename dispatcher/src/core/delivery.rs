@@ -33,8 +33,15 @@ pub struct Ask {
 /// What sessions get.
 #[derive(Debug)]
 pub enum What {
-    /// A message: the body of a Notify.
-    Message(Bytes),
+    /// A message.
+    Message {
+        /// Where.
+        conversation: String,
+        /// Its number there.
+        seq: u64,
+        /// The body of its Notify.
+        notify: Bytes,
+    },
     /// To be attached to this conversation.
     Attach(String),
 }
@@ -157,7 +164,7 @@ fn deliver(cx: &mut Cx, asks: Vec<Ask>, users: Vec<String>, routes: Vec<Vec<Rout
             for targets in targets.chunks(TARGETS_MAX) {
                 let targets = targets.to_vec();
                 let record = match &ask.what {
-                    What::Message(notify) => {
+                    What::Message { notify, .. } => {
                         let direct = Direct { targets, notify: notify.clone() };
                         ask.from.record(Kind::Direct, SessionId::NONE, &direct)
                     }

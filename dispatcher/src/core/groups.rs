@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use millrace_protocol::conversation::is_name;
 use millrace_protocol::ids::SessionId;
 use millrace_protocol::link::Kind;
@@ -21,7 +22,7 @@ use super::hub::PartitionJob;
 use super::hub::{Asker, Cx, Pending};
 use super::limits::{CHANGES_WAITING_MAX, MEMBERS_PAGE_MAX, ROUND_CHANGES_MAX};
 use super::members::Members;
-use crate::store::{Outcome, StoreError, Work, Write};
+use crate::store::{Change as ItemChange, List, Outcome, StoreError, UserItem, Work, Write};
 
 /// A request to change a group's members.
 #[derive(Debug)]
@@ -143,7 +144,7 @@ fn start(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation, name: 
     if round.add.is_empty() {
         return append(cx, owner, conversation, name, round);
     }
-    let work = Work::UserGroups { users: round.add.clone(), group: name.to_owned(), add: true };
+    let work = listing(&round.add, name, true);
     store(cx, owner, name, work);
     conversation.rounds.round = Some(round);
 }
@@ -202,6 +203,18 @@ fn enter(
     };
     cx.refuse(owner.from, change.asker, refusal.0, refusal.1);
     None
+}
+
+/// Puts a group into lists of these users, or takes it out.
+fn listing(users: &[String], name: &str, add: bool) -> Work {
+    let change = if add { ItemChange::Add(Bytes::new()) } else { ItemChange::Remove };
+    let item = |user: &String| UserItem {
+        user: user.clone(),
+        list: List::Groups,
+        item: name.to_owned(),
+        change: change.clone(),
+    };
+    Work::UserItems(users.iter().map(item).collect())
 }
 
 fn store(cx: &mut Cx, owner: &Owner, name: &str, work: Work) {
@@ -282,7 +295,7 @@ pub fn appended(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation,
     if round.remove.is_empty() {
         return start(cx, owner, conversation, name);
     }
-    let work = Work::UserGroups { users: round.remove.clone(), group: name.to_owned(), add: false };
+    let work = listing(&round.remove, name, false);
     store(cx, owner, name, work);
     round.stage = Stage::Unlisting;
     conversation.rounds.round = Some(round);
@@ -336,6 +349,6 @@ pub fn members(
     let mut after = members.after(&ask.after);
     let page: Vec<String> = after.by_ref().take(limit as usize).map(str::to_owned).collect();
     let more = after.next().is_some();
-    let page = Page { members: page, more, total: members.count() as u32 };
+    let page = Page { members: page, more, total: members.count() as u32, roles: Vec::new() };
     cx.reply(owner.from, asker, response::Outcome::Members(page), Reply::default());
 }

@@ -18,12 +18,13 @@ use rustc_hash::FxHashMap;
 use super::action::Action;
 use super::delivery::Delivery;
 use super::event::{LinkKey, Sibling};
+use super::holds::Need;
 use super::limits::{BACKOFF_MS, BUSY_RETRY_MS};
 use super::links::Links;
 use super::register::{Closes, Login};
 use super::shard::Config;
 use super::stats::Stats;
-use crate::store::{Job, Route, View, Work};
+use crate::store::{Job, Route, StreamKey, View, Work};
 
 /// Shared by all partitions of a shard.
 #[derive(Debug)]
@@ -115,8 +116,10 @@ pub enum PartitionJob {
     Release,
     /// The batch in flight.
     Append,
-    /// Loads this conversation.
-    Load(String),
+    /// Loads this conversation, and this stream's answers with it.
+    Load(String, Option<StreamKey>),
+    /// Reads what messages of this conversation and stream wait for.
+    Held(String, StreamKey, Need),
     /// Reads for this fetch.
     Read(Box<super::subscribe::Fetching>),
     /// Lists of groups of the members of this group's round.

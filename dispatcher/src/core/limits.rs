@@ -8,6 +8,10 @@ use millrace_protocol::link::record::RECORD_BYTES_MAX;
 pub struct Limits {
     /// Bytes of a message's payload; a larger one is refused PAYLOAD_TOO_LARGE.
     pub payload_bytes_max: usize,
+    /// How long after a message its sender may edit it, ms.
+    pub edit_window_ms: u64,
+    /// How long after a message its sender may recall it, ms. A group's admins always may.
+    pub recall_window_ms: u64,
     /// Members of one group; a further one is refused LIMIT_REACHED. Each costs its name and 2 B in memory while the
     /// group is in use, and a load of the group reads them all.
     pub group_members_max: usize,
@@ -24,6 +28,8 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             payload_bytes_max: PAYLOAD_BYTES_MAX,
+            edit_window_ms: 24 * 3_600_000,
+            recall_window_ms: 3_600_000,
             group_members_max: 100_000,
             conversations_per_partition_max: 8_192,
             link_waiting_bytes_max: 8 << 20,
@@ -57,15 +63,18 @@ pub const CLAIM_WAITING_MAX: usize = 1_024;
 /// Records that wait while one conversation is being loaded; further ones come back to the gateway.
 pub const LOAD_WAITING_MAX: usize = 512;
 
+/// Streams of one conversation that wait for something to be read; messages of a further one are answered BUSY.
+pub const HELD_STREAMS_MAX: usize = 1_024;
+
 /// Bytes of one such waiting list.
 pub const WAITING_BYTES_MAX: usize = 1 << 20;
 
-/// Answers of one stream that are kept for repeats: what a client may have in flight, and more.
-pub const ANSWERS_MAX: usize = 64;
+/// Streams of one conversation that are in memory. Above, the one that came first is forgotten: its answers are read
+/// again with its next message.
+pub const STREAMS_MAX: usize = 1_024;
 
-/// Streams remembered per conversation. Above, the one that came first is forgotten: its next message is taken with
-/// whatever client_seq it carries.
-pub const STREAMS_MAX: usize = 4_096;
+/// Entries of one conversation that are kept because messages referred to them (edits, reactions, …).
+pub const REFERRED_MAX: usize = 8;
 
 /// Askers that wait for the answer to repeats in one conversation; further repeats are answered BUSY.
 pub const REPEATS_MAX: usize = 256;

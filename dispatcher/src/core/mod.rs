@@ -8,6 +8,7 @@
 //! | [`links`], [`credit`] | links at home here, and what waits for their credit |
 //! | [`partition`], [`batch`] | one partition's life; its writes and what follows them |
 //! | [`ask`], [`conversation`], [`streams`], [`members`] | records read; a conversation in memory; repeats; who is in |
+//! | [`holds`] | messages that wait for something to be read |
 //! | [`send`], [`groups`], [`subscribe`] | what can be asked of a conversation |
 //! | [`register`], [`delivery`] | users' sessions; messages for single sessions |
 
@@ -19,14 +20,17 @@ pub mod credit;
 pub mod delivery;
 pub mod event;
 pub mod groups;
+pub mod holds;
 pub mod hub;
 pub mod limits;
 pub mod links;
 pub mod members;
 pub mod ownership;
 pub mod partition;
+mod refer;
 pub mod register;
 pub mod send;
+mod serve;
 pub mod shard;
 pub mod stats;
 pub mod streams;

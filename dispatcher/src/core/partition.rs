@@ -12,40 +12,34 @@
 
 use std::cmp::Reverse;
 
-use millrace_protocol::ids::{Partition as PartitionId, partition_of};
-use millrace_protocol::link::{Kind, Record};
-use millrace_protocol::messages::client::Code;
-use millrace_protocol::messages::link as wire;
-use millrace_protocol::prost::Message;
+use millrace_protocol::ids::Partition as PartitionId;
 
 use super::action::Action;
-use super::ask::{Ask, Client, Op, asker_of};
 use super::batch::{Effect, Owner};
-use super::conversation::{Backlog, Slot, Table, Wait};
+use super::conversation::{Backlog, Slot, Table};
 use super::event::{LinkKey, Sibling};
-use super::groups::{self, Change};
+use super::groups;
 use super::hub::{Cx, From, PartitionJob, Pending};
-use super::limits::{CLAIM_WAITING_MAX, REANNOUNCE_US};
-use super::{register, send, subscribe};
-use crate::store::{Outcome, StoreError, Work};
+use super::{send, subscribe};
+use crate::store::{Outcome, StoreError, StreamKey, Work};
 
 /// One partition of this shard.
 #[derive(Debug)]
 pub struct Partition {
-    id: PartitionId,
+    pub(super) id: PartitionId,
     /// Of the last claim that held; 0: none did.
     epoch: u64,
     /// Grows whenever the phase begins anew: answers to older jobs are void.
     generation: u64,
-    phase: Phase,
+    pub(super) phase: Phase,
     /// Records that wait for a claim.
-    waiting: Backlog,
+    pub(super) waiting: Backlog,
     /// Claims or releases that failed in a row.
     tries: u32,
 }
 
 #[derive(Debug)]
-enum Phase {
+pub(super) enum Phase {
     Unowned,
     Claiming {
         /// When to ask again; `None`: the job is at the store.
@@ -62,10 +56,11 @@ enum Phase {
     },
 }
 
+/// What a partition that is served has in memory.
 #[derive(Debug)]
-struct Serving {
-    owner: Owner,
-    table: Table,
+pub(super) struct Serving {
+    pub(super) owner: Owner,
+    pub(super) table: Table,
 }
 
 impl Partition {
@@ -108,7 +103,7 @@ impl Partition {
         }
     }
 
-    fn from(&self) -> From {
+    pub(super) fn from(&self) -> From {
         From { partition: self.id, epoch: self.epoch }
     }
 
@@ -138,7 +133,7 @@ impl Partition {
         self.store(cx, work, PartitionJob::Claim);
     }
 
-    fn store(&self, cx: &mut Cx, work: Work, job: PartitionJob) {
+    pub(super) fn store(&self, cx: &mut Cx, work: Work, job: PartitionJob) {
         cx.store(work, Pending::Partition { partition: self.id, generation: self.generation, job });
     }
 
@@ -198,7 +193,7 @@ impl Partition {
     fn claimed(&mut self, cx: &mut Cx, outcome: Result<Outcome, StoreError>) {
         let Phase::Claiming { release, .. } = self.phase else { return };
         match outcome {
-            Ok(Outcome::Claimed { fence, position, last_message_id }) => {
+            Ok(Outcome::Claimed { fence, position, last_message_id, outstanding: _ }) => {
                 self.tries = 0;
                 cx.hub.stats.claims += 1;
                 self.epoch = fence.epoch;
@@ -291,20 +286,21 @@ impl Partition {
         cx.hub.stats.stopped += 1;
         let mut waiting = Vec::new();
         for effect in serving.owner.stop() {
-            if let Effect::Sent { asker, .. } = effect {
-                cx.busy(from, asker, reason);
+            if let Effect::Sent { sent, .. } = effect {
+                cx.busy(from, sent.asker, reason);
             }
         }
         for (_, slot) in serving.table.drain() {
             match slot {
                 Slot::Loading(mut backlog) => waiting.append(&mut backlog.take()),
-                Slot::Ready(conversation) => {
+                Slot::Ready(mut conversation) => {
                     for (_, asker) in conversation.repeats {
                         cx.busy(from, asker, reason);
                     }
                     for asker in conversation.rounds.stop() {
                         cx.busy(from, asker, reason);
                     }
+                    waiting.append(&mut conversation.holds.drain());
                 }
             }
         }
@@ -349,7 +345,8 @@ impl Partition {
             PartitionJob::Claim => self.claimed(cx, outcome),
             PartitionJob::Release => self.released(cx, outcome),
             PartitionJob::Append => self.appended(cx, outcome),
-            PartitionJob::Load(name) => self.loaded(cx, name, outcome),
+            PartitionJob::Load(name, stream) => self.loaded(cx, name, stream, outcome),
+            PartitionJob::Held(name, stream, need) => self.read_for(cx, &name, &stream, need, outcome),
             PartitionJob::Listing(name) => self.listed(cx, &name, outcome),
             PartitionJob::Read(_) => {}
         }
@@ -372,9 +369,10 @@ impl Partition {
         let Serving { owner, table } = &mut **serving;
         for effect in owner.appended() {
             match effect {
-                Effect::Sent { conversation: name, seq, message_id, asker, notify } => {
+                Effect::None => {}
+                Effect::Sent { conversation: name, sent, notify } => {
                     let conversation = table.ready(&name).expect("not evicted with writes under way");
-                    send::sent(cx, owner, conversation, name, (seq, message_id), asker, notify);
+                    send::sent(cx, owner, conversation, name, sent, notify);
                 }
                 Effect::Round { conversation: name } => {
                     let conversation = table.ready(&name).expect("not evicted with a round under way");
@@ -386,15 +384,28 @@ impl Partition {
         self.release_if_quiet(cx);
     }
 
-    fn loaded(&mut self, cx: &mut Cx, name: String, outcome: Result<Outcome, StoreError>) {
+    fn loaded(
+        &mut self,
+        cx: &mut Cx,
+        name: String,
+        stream: Option<StreamKey>,
+        outcome: Result<Outcome, StoreError>,
+    ) {
         let Phase::Serving(serving) = &mut self.phase else { return };
+        let mut answers = Vec::new();
         let loaded = match outcome {
-            Ok(Outcome::Loaded(loaded)) => Some(loaded),
+            Ok(Outcome::Loaded(mut loaded)) => {
+                answers = std::mem::take(&mut loaded.answers);
+                Some(loaded)
+            }
             Err(error @ StoreError::Fenced { .. }) => return self.stop(cx, &error.to_string()),
             _ => None,
         };
         let failed = loaded.is_none();
-        let waited = serving.table.loaded(name, loaded);
+        let waited = serving.table.loaded(name.clone(), loaded);
+        if let Some((conversation, stream)) = serving.table.ready(&name).zip(stream) {
+            conversation.streams.loaded(stream, answers, conversation.durable);
+        }
         for (link, record) in waited {
             match failed {
                 true => self.give_back(cx, link, record),
@@ -414,140 +425,6 @@ impl Partition {
         if let Some(conversation) = table.ready(name) {
             groups::listed(cx, owner, conversation, name, outcome);
         }
-    }
-
-    // ---- records ----
-
-    /// A record for this partition.
-    pub fn handle(&mut self, cx: &mut Cx, link: LinkKey, record: Record) {
-        match &mut self.phase {
-            Phase::Serving(_) if cx.now.mono_us >= cx.hub.cluster.lease_until_us => {
-                cx.hub.stats.lease_lapsed += 1;
-                self.give_back(cx, link, record);
-            }
-            Phase::Serving(_) => self.serve(cx, link, record),
-            Phase::Claiming { .. } => {
-                if let Err(record) = self.waiting.push(link, record, CLAIM_WAITING_MAX) {
-                    self.not_owner(cx, link, record);
-                }
-            }
-            Phase::Unowned | Phase::Releasing { .. } => self.not_owner(cx, link, record),
-        }
-    }
-
-    fn serve(&mut self, cx: &mut Cx, link: LinkKey, record: Record) {
-        let from = self.from();
-        let partitions = cx.hub.config.partitions;
-        let Some(ask) = Ask::read(&record) else {
-            cx.hub.stats.malformed += 1;
-            return self.refuse_malformed(cx, link, &record);
-        };
-        let name = match &ask {
-            Ask::Register(ask) => {
-                if !register::belongs(&ask.user, from, partitions) {
-                    cx.hub.stats.malformed += 1;
-                    return;
-                }
-                return register::register(cx, link, from, record.session, ask.clone());
-            }
-            ask => ask.conversation(),
-        };
-        if partition_of(&name, partitions) != self.id {
-            cx.hub.stats.malformed += 1;
-            return self.refuse_malformed(cx, link, &record);
-        }
-        let Phase::Serving(serving) = &mut self.phase else { return };
-        let Serving { owner, table } = &mut **serving;
-        let Some(conversation) = table.ready(&name) else {
-            if let Ask::Unsubscribe(_) = ask {
-                return;
-            }
-            let count_max = cx.hub.config.limits.conversations_per_partition_max;
-            match table.wait(&name, link, record, count_max) {
-                Wait::Waits => {}
-                Wait::Load => {
-                    let fence = owner.fence;
-                    let work = Work::Load { partition: self.id, fence, conversation: name.clone() };
-                    self.store(cx, work, PartitionJob::Load(name));
-                }
-                Wait::Full(record) => {
-                    cx.hub.stats.evicted += table.evict(count_max / 2);
-                    self.give_back(cx, link, record);
-                }
-            }
-            return;
-        };
-        match ask {
-            Ask::Subscribe(ask) => subscribe::subscribe(cx, owner, conversation, link, &record, ask),
-            Ask::Unsubscribe(ask) => subscribe::unsubscribe(conversation, link, &ask),
-            Ask::Fetch(ask) => {
-                if let Err(record) = subscribe::fetch(cx, owner, conversation, link, record, ask) {
-                    self.give_back(cx, link, record);
-                }
-            }
-            Ask::Client(ask) => {
-                let asker = ask.asker(link, &record);
-                let Client { user, device, op, .. } = ask;
-                match op {
-                    Op::Send(ask) => send::send(cx, owner, conversation, asker, (user, device), ask),
-                    Op::Change(kind) => {
-                        groups::change(cx, owner, conversation, &name, Change { asker, user, kind });
-                    }
-                    Op::Members(ask) => groups::members(cx, owner, conversation, asker, &user, &ask),
-                    Op::RoomJoin => groups::joined(cx, owner, conversation, &name, asker),
-                    Op::RoomLeave => subscribe::room_leave(cx, owner, &name, asker, user),
-                }
-            }
-            Ask::Register(_) => {}
-        }
-    }
-
-    /// A record that can't be read, or has no business here.
-    fn refuse_malformed(&self, cx: &mut Cx, link: LinkKey, record: &Record) {
-        if let Some(asker) = asker_of(link, record) {
-            cx.refuse(self.from(), asker, Code::BadRequest, "this request can't be served");
-        }
-    }
-
-    /// Not now, but soon and here: clients and logins are told when to come again, gateways ask again.
-    fn give_back(&self, cx: &mut Cx, link: LinkKey, record: Record) {
-        match record.kind {
-            Kind::ClientRequest => {
-                if let Some(asker) = asker_of(link, &record) {
-                    cx.busy(self.from(), asker, "the partition is not ready");
-                }
-            }
-            Kind::Register => {
-                if let Ok(ask) = wire::Register::decode(record.body) {
-                    register::refuse_busy(cx, link, self.from(), record.session, ask);
-                }
-            }
-            _ => self.not_owner(cx, link, record),
-        }
-    }
-
-    /// The record goes back whole, with what is known of the owner.
-    fn not_owner(&self, cx: &mut Cx, link: LinkKey, record: Record) {
-        // Nothing is lost with it: subscriptions end with their owner's memory.
-        if record.kind == Kind::Unsubscribe {
-            return;
-        }
-        cx.hub.stats.not_owner += 1;
-        if self.is_serving() {
-            if cx.hub.denied.is_empty() {
-                cx.hub.denied_due_us = cx.now.mono_us + REANNOUNCE_US;
-            }
-            cx.hub.denied.insert((link, self.id));
-        }
-        let (hint, epoch) = cx.hub.cluster.owner(self.id, &cx.hub.config.node);
-        let answer = wire::NotOwner {
-            partition: u32::from(self.id),
-            epoch,
-            hint,
-            kind: record.kind as u32,
-            body: record.body,
-        };
-        cx.send(link, From { partition: self.id, epoch: 0 }.record(Kind::NotOwner, record.session, &answer));
     }
 
     /// A link's state is gone.

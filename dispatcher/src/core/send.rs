@@ -7,19 +7,29 @@ use bytes::Bytes;
 use millrace_protocol::conversation::Conversation as Id;
 use millrace_protocol::ids::{MessageId, SessionId};
 use millrace_protocol::link::{Kind, Record};
-use millrace_protocol::messages::client::{Code, Deliver, Notify, Refused, Send, SendAck, notify, response};
+use millrace_protocol::messages::client::{
+    Action, Code, Deliver, Notify, Refused, Send, SendAck, notify, response,
+};
 use millrace_protocol::messages::link::{FanOut, Reply};
 use millrace_protocol::prost::Message;
 
 use super::batch::{Effect, Owner};
 use super::conversation::Conversation;
 use super::delivery::{Ask, What};
+use super::holds::Need;
 use super::hub::{Asker, Cx};
 use super::limits::REPEATS_MAX;
-use super::streams::{Answer, Check, StreamKey};
-use crate::store::{Entry, Write};
+use super::refer::{self, Judged};
+use super::streams::Check;
+use crate::store::{Answer, Change, Entry, List, StreamKey, UserItem, Work, Write};
+
+/// What a message waits for, by its stream; `None`: behind another message of its stream.
+pub type Held = (StreamKey, Option<Need>);
 
 /// A Send of `user` on `device`.
+///
+/// # Errors
+/// When something must be read before it can be judged: it comes again then.
 pub fn send(
     cx: &mut Cx,
     owner: &mut Owner,
@@ -27,39 +37,84 @@ pub fn send(
     asker: Asker,
     (user, device): (String, String),
     ask: Send,
-) {
+) -> Result<(), Held> {
     let from = owner.from;
     let id = Id::parse(&ask.conversation);
     if let Some((code, reason)) = forbidden(id, conversation, &user) {
-        return cx.refuse(from, asker, code, reason);
+        cx.refuse(from, asker, code, reason);
+        return Ok(());
     }
     if ask.payload.len() > cx.hub.config.limits.payload_bytes_max {
-        return cx.refuse(from, asker, Code::PayloadTooLarge, "the payload is too large");
+        let reason = format!("the payload is above {} bytes", cx.hub.config.limits.payload_bytes_max);
+        cx.refuse(from, asker, Code::PayloadTooLarge, &reason);
+        return Ok(());
     }
     let key = StreamKey { user, device, stream: ask.stream };
-    let payload_hash = payload_hash(&ask.payload);
+    if conversation.holds.holds(&key) {
+        return Err((key, None));
+    }
+    let payload_hash = payload_hash(&ask);
     match conversation.streams.check(&key, ask.client_seq, payload_hash) {
         Check::New => {}
-        Check::Repeat(answer) => return repeat(cx, owner, conversation, asker, answer),
+        Check::Unknown => return Err((key, Some(Need::Answers))),
+        Check::Repeat(answer) => {
+            repeat(cx, owner, conversation, asker, answer);
+            return Ok(());
+        }
         Check::Conflict => {
             cx.hub.stats.conflicts += 1;
             let reason = "this client_seq was sent before with another payload";
-            return cx.refuse(from, asker, Code::Conflict, reason);
+            cx.refuse(from, asker, Code::Conflict, reason);
+            return Ok(());
         }
         Check::OutOfOrder { expected } => {
             cx.hub.stats.out_of_order += 1;
             let reason = format!("client_seq {} where {expected} is due", ask.client_seq);
             let code = Code::OutOfOrder as i32;
-            return cx.refuse_with(from, asker, Refused { code, reason, retry_after_ms: 0, expected });
+            cx.refuse_with(from, asker, Refused { code, reason, retry_after_ms: 0, expected });
+            return Ok(());
         }
     }
+    let refers = match refer::judge(cx, conversation, &key.user, &ask) {
+        Ok(refers) => refers,
+        Err(Judged::Needs(seq)) => return Err((key, Some(Need::Entry(seq)))),
+        Err(Judged::Refused(code, reason)) => {
+            cx.refuse(from, asker, code, reason);
+            return Ok(());
+        }
+    };
     if !owner.has_room() {
-        return cx.busy(from, asker, "too much is waiting for the store");
+        cx.busy(from, asker, "too much is waiting for the store");
+        return Ok(());
     }
-    if matches!(id, Some(Id::Direct(..))) && cx.hub.delivery.is_full() {
-        return cx.busy(from, asker, "too much is waiting for delivery");
+    if matches!(id, Some(Id::Direct(..))) {
+        if cx.hub.delivery.is_full() {
+            cx.busy(from, asker, "too much is waiting for delivery");
+            return Ok(());
+        }
+        if !conversation.listed {
+            return Err((key, Some(Need::Listed)));
+        }
     }
-    append(cx, owner, conversation, asker, key, payload_hash, ask);
+    append(cx, owner, conversation, asker, key, payload_hash, ask, refers);
+    Ok(())
+}
+
+/// Puts a direct conversation into both users' lists: done before its first message, so that a recipient who is away can
+/// find it.
+pub fn list_direct(name: &str) -> Work {
+    let users: Vec<&str> = match Id::parse(name) {
+        Some(Id::Direct(a, b)) if a == b => vec![a],
+        Some(Id::Direct(a, b)) => vec![a, b],
+        _ => Vec::new(),
+    };
+    let item = |user: &str| UserItem {
+        user: user.to_owned(),
+        list: List::Directs,
+        item: name.to_owned(),
+        change: Change::Add(Bytes::new()),
+    };
+    Work::UserItems(users.into_iter().map(item).collect())
 }
 
 /// Why a user may not send there.
@@ -79,6 +134,7 @@ fn forbidden(id: Option<Id<'_>>, conversation: &Conversation, user: &str) -> Opt
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "everything that is fixed when a message enters its batch")]
 fn append(
     cx: &mut Cx,
     owner: &mut Owner,
@@ -87,12 +143,13 @@ fn append(
     key: StreamKey,
     payload_hash: u64,
     ask: Send,
+    refers: Option<Entry>,
 ) {
     let epoch = owner.from.epoch;
-    let message_id = owner.last_message_id.next(cx.now.wall_ms, owner.from.partition);
-    owner.last_message_id = message_id;
+    let message_id = owner.next_message_id(cx.now.wall_ms);
     conversation.head += 1;
     let seq = conversation.head;
+    let direct = matches!(Id::parse(&ask.conversation), Some(Id::Direct(..)));
     let deliver = Deliver {
         conversation: ask.conversation.clone(),
         seq,
@@ -103,13 +160,20 @@ fn append(
         epoch,
         payload: ask.payload,
         content_kind: ask.content_kind,
+        action: ask.action,
+        refers_to: ask.refers_to,
     };
     let notify: Bytes = Notify { event: Some(notify::Event::Deliver(deliver)) }.encode_to_vec().into();
+    conversation.messages += u64::from(ask.action == Action::Message as i32);
+    conversation.bytes += notify.len() as u64;
     let entry = Entry {
         conversation: ask.conversation.clone(),
         seq,
         message_id,
         epoch,
+        action: ask.action as u8,
+        messages: conversation.messages,
+        bytes: conversation.bytes,
         sender: key.user.clone(),
         device: key.device.clone(),
         stream: key.stream,
@@ -117,11 +181,21 @@ fn append(
         payload_hash,
         notify: notify.clone(),
     };
-    let effect = Effect::Sent { conversation: ask.conversation, seq, message_id, asker, notify };
+    if direct {
+        owner.outstanding(&ask.conversation, seq);
+    }
+    let fate_within_ms = if direct { ask.fate_within_ms } else { 0 };
+    let sent =
+        Sent { seq, message_id, messages: entry.messages, asker, user: key.user.clone(), fate_within_ms };
+    let effect = Effect::Sent { conversation: ask.conversation.clone(), sent, notify };
     owner.push(Write::Message(entry), effect);
+    if let Some(entry) = refers {
+        conversation.refer(entry.seq, Some(entry.clone()));
+        owner.push(Write::Replace(entry), Effect::None);
+    }
     cx.hub.ready.push(owner.from.partition);
     let answer = Answer { client_seq: ask.client_seq, payload_hash, seq, message_id, epoch };
-    if conversation.streams.insert(key, answer) {
+    if conversation.streams.insert(key, answer, conversation.durable) {
         cx.hub.stats.streams_forgotten += 1;
     }
 }
@@ -145,46 +219,84 @@ fn acknowledge(cx: &mut Cx, owner: &Owner, asker: Asker, seq: u64, message_id: M
     cx.reply(owner.from, asker, response::Outcome::SendAck(ack), Reply::default());
 }
 
+/// A message of a batch: what is needed once it is durable.
+#[derive(Debug)]
+pub struct Sent {
+    /// Its number in the conversation.
+    pub seq: u64,
+    /// Its id.
+    pub message_id: MessageId,
+    /// Messages of the conversation up to it.
+    pub messages: u64,
+    /// Who waits for the SendAck.
+    pub asker: Asker,
+    /// Who sent it.
+    pub user: String,
+    /// Its sender wants to know what becomes of it within this time; 0: does not.
+    pub fate_within_ms: u32,
+}
+
 /// A message is durable: its sender hears of it, then all others.
 pub fn sent(
     cx: &mut Cx,
     owner: &Owner,
     conversation: &mut Conversation,
     name: String,
-    (seq, message_id): (u64, MessageId),
-    asker: Asker,
+    sent: Sent,
     notify: Bytes,
 ) {
-    debug_assert_eq!(seq, conversation.durable + 1, "{name}: effects out of order");
-    conversation.durable = seq;
+    let Sent { seq, message_id, asker, .. } = sent;
+    became_durable(owner, conversation, &name, seq);
     cx.hub.stats.messages += 1;
     acknowledge(cx, owner, asker, seq, message_id, owner.from.epoch);
     for (_, asker) in conversation.repeats.extract_if(.., |(waits_for, _)| *waits_for == seq) {
         cx.hub.stats.repeats += 1;
         acknowledge(cx, owner, asker, seq, message_id, owner.from.epoch);
     }
+    fan_out(cx, owner, conversation, name, seq, asker.session, notify);
+}
+
+/// The log has one entry more that everyone may hear of.
+pub fn became_durable(owner: &Owner, conversation: &mut Conversation, name: &str, seq: u64) {
+    debug_assert_eq!(seq, conversation.durable + 1, "{name}: effects out of order");
+    conversation.durable = seq;
+    conversation.durable_epoch = owner.from.epoch;
+}
+
+/// Hands an entry to everyone who listens, except one session.
+pub fn fan_out(
+    cx: &mut Cx,
+    owner: &Owner,
+    conversation: &Conversation,
+    name: String,
+    seq: u64,
+    except: SessionId,
+    notify: Bytes,
+) {
     if let Some(Id::Direct(a, b)) = Id::parse(&name) {
         let mut users = vec![a.to_owned()];
         if b != a {
             users.push(b.to_owned());
         }
-        let what = What::Message(notify);
-        cx.hub.delivery.ask(Ask { users, except: vec![asker.session], from: owner.from, what });
+        let what = What::Message { conversation: name, seq, notify };
+        cx.hub.delivery.ask(Ask { users, except: vec![except], from: owner.from, what });
         return;
     }
     if conversation.subscribers.is_empty() {
         return;
     }
-    let fan_out = FanOut { conversation: name, seq, except_session: asker.session.0, notify };
+    let fan_out = FanOut { conversation: name, seq, except_session: except.0, notify };
     let record: Record = owner.from.record(Kind::FanOut, SessionId::NONE, &fan_out);
     for link in conversation.listeners() {
         cx.send(link, record.clone());
     }
 }
 
-/// FNV-1a over the payload: the same on every node and in every release, as it is stored.
-fn payload_hash(payload: &[u8]) -> u64 {
-    payload.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+/// FNV-1a over everything that the sender chose: the same on every node and in every release, as it is stored.
+fn payload_hash(ask: &Send) -> u64 {
+    let numbers = [u64::from(ask.content_kind), ask.action as u64, ask.refers_to];
+    let numbers = numbers.into_iter().filter(|number| *number != 0).flat_map(u64::to_be_bytes);
+    ask.payload.iter().copied().chain(numbers).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
 }

@@ -1,41 +1,15 @@
 //! Repeats: what each sender's streams have sent to one conversation, and the answers they got.
 //!
-//! The rule that keeps it right: a message is new only as the successor of its stream's last one; a repeat gets the
-//! first answer; anything else changes nothing.
+//! The store keeps them with the log; here are those of the streams that are in use. The rule that keeps it right: a
+//! message is new only as the successor of its stream's last one, a repeat gets the first answer, anything else
+//! changes nothing; and nothing is said of a stream before its answers were read.
 
 use std::collections::VecDeque;
 
-use millrace_protocol::ids::MessageId;
 use rustc_hash::FxHashMap;
 
-use super::limits::{ANSWERS_MAX, STREAMS_MAX};
-use crate::store::Entry;
-
-/// Whose counter it is.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct StreamKey {
-    /// The sender.
-    pub user: String,
-    /// From which device.
-    pub device: String,
-    /// Drawn by the client.
-    pub stream: u64,
-}
-
-/// What was answered, or will be once the entry is durable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// The sender's number.
-    pub client_seq: u64,
-    /// Of the payload.
-    pub payload_hash: u64,
-    /// Given to it.
-    pub seq: u64,
-    /// Given to it; its time is the server time of the answer.
-    pub message_id: MessageId,
-    /// Of the owner that gave them.
-    pub epoch: u64,
-}
+use super::limits::STREAMS_MAX;
+use crate::store::{ANSWERS_MAX, Answer, StreamKey};
 
 /// What a number means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +25,8 @@ pub enum Check {
         /// What would be taken.
         expected: u64,
     },
+    /// The stream's answers must be read first.
+    Unknown,
 }
 
 /// The streams of one conversation.
@@ -59,36 +35,28 @@ pub struct Streams {
     map: FxHashMap<StreamKey, VecDeque<Answer>>,
     /// In order of their first message here, for forgetting.
     order: VecDeque<StreamKey>,
-    /// Some streams may have sent before without being known here.
-    incomplete: bool,
+    /// Streams that are not here have sent nothing.
+    complete: bool,
 }
 
 impl Streams {
-    /// From the newest entries of a conversation whose highest seq is `head`.
-    pub fn load(recent: &[Entry], head: u64) -> Self {
-        let mut streams = Streams { incomplete: head > recent.len() as u64, ..Streams::default() };
-        for entry in recent {
-            let key =
-                StreamKey { user: entry.sender.clone(), device: entry.device.clone(), stream: entry.stream };
-            let answer = Answer {
-                client_seq: entry.client_seq,
-                payload_hash: entry.payload_hash,
-                seq: entry.seq,
-                message_id: entry.message_id,
-                epoch: entry.epoch,
-            };
-            streams.insert(key, answer);
-        }
-        streams
+    /// None are here yet. `complete`: because there are none, as nothing was ever written to the conversation.
+    pub fn new(complete: bool) -> Self {
+        Streams { complete, ..Streams::default() }
+    }
+
+    /// Whether a stream's answers are here.
+    pub fn knows(&self, key: &StreamKey) -> bool {
+        self.complete || self.map.contains_key(key)
     }
 
     /// Judges a number.
     pub fn check(&self, key: &StreamKey, client_seq: u64, payload_hash: u64) -> Check {
-        let Some(answers) = self.map.get(key) else {
-            // Durable answers of every stream come with a later feature: until then a stream that may have sent
-            // before the reload is taken at its word.
-            let taken = client_seq == 1 || self.incomplete && client_seq > 0;
-            return if taken { Check::New } else { Check::OutOfOrder { expected: 1 } };
+        let none = VecDeque::new();
+        let answers = match self.map.get(key) {
+            Some(answers) => answers,
+            None if self.complete => &none,
+            None => return Check::Unknown,
         };
         let last = answers.back().map_or(0, |answer| answer.client_seq);
         if client_seq > last {
@@ -104,28 +72,46 @@ impl Streams {
         }
     }
 
-    /// Remembers an answer. `true`: another stream was forgotten for it.
-    pub fn insert(&mut self, key: StreamKey, answer: Answer) -> bool {
-        if let Some(answers) = self.map.get_mut(&key) {
-            if answers.len() == ANSWERS_MAX {
-                answers.pop_front();
-            }
-            answers.push_back(answer);
+    /// A stream's answers were read. What is durable ends at `durable`. Returns whether another stream was forgotten.
+    pub fn loaded(&mut self, key: StreamKey, answers: Vec<Answer>, durable: u64) -> bool {
+        if self.map.contains_key(&key) {
             return false;
         }
-        let full = self.map.len() >= STREAMS_MAX;
-        if full && let Some(oldest) = self.order.pop_front() {
-            self.map.remove(&oldest);
-            self.incomplete = true;
-        }
+        let forgotten = self.make_room(durable);
         self.order.push_back(key.clone());
-        self.map.insert(key, VecDeque::from([answer]));
-        full
+        self.map.insert(key, answers.into());
+        forgotten
+    }
+
+    /// Remembers an answer. `true`: another stream was forgotten for it.
+    pub fn insert(&mut self, key: StreamKey, answer: Answer, durable: u64) -> bool {
+        let forgotten = self.loaded(key.clone(), Vec::new(), durable);
+        let answers = self.map.entry(key).or_default();
+        if answers.len() == ANSWERS_MAX {
+            answers.pop_front();
+        }
+        answers.push_back(answer);
+        forgotten
+    }
+
+    /// Forgets the oldest stream of which the store has everything.
+    fn make_room(&mut self, durable: u64) -> bool {
+        if self.map.len() < STREAMS_MAX {
+            return false;
+        }
+        let is_stored = |key: &StreamKey| self.map[key].back().is_none_or(|answer| answer.seq <= durable);
+        let Some(at) = self.order.iter().position(is_stored) else { return false };
+        let Some(oldest) = self.order.remove(at) else { return false };
+        self.map.remove(&oldest);
+        self.complete = false;
+        true
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use millrace_protocol::ids::MessageId;
+
     use super::*;
 
     fn key(stream: u64) -> StreamKey {
@@ -133,21 +119,16 @@ mod tests {
     }
 
     fn answer(client_seq: u64, payload_hash: u64) -> Answer {
-        Answer {
-            client_seq,
-            payload_hash,
-            seq: client_seq + 100,
-            message_id: MessageId(client_seq),
-            epoch: 1,
-        }
+        let seq = client_seq + 100;
+        Answer { client_seq, payload_hash, seq, message_id: MessageId(client_seq), epoch: 1 }
     }
 
     #[test]
     fn a_number_is_new_a_repeat_a_conflict_or_out_of_order() {
-        let mut streams = Streams::default();
+        let mut streams = Streams::new(true);
         for n in 1..=70 {
             assert_eq!(streams.check(&key(1), n, n), Check::New, "{n}");
-            streams.insert(key(1), answer(n, n));
+            streams.insert(key(1), answer(n, n), 0);
         }
         let cases = [
             (71, 71, Check::New),
@@ -166,39 +147,31 @@ mod tests {
     }
 
     #[test]
-    fn unknown_streams_are_taken_at_their_word_only_when_some_may_be_unknown() {
-        let entry = Entry {
-            conversation: "r:a".into(),
-            seq: 5,
-            message_id: MessageId(8),
-            epoch: 2,
-            sender: "ann".into(),
-            device: "phone".into(),
-            stream: 1,
-            client_seq: 3,
-            payload_hash: 33,
-            notify: Default::default(),
-        };
-        let whole = Streams::load(std::slice::from_ref(&entry), 1);
-        let part = Streams::load(std::slice::from_ref(&entry), 5);
-        for streams in [&whole, &part] {
-            assert_eq!(streams.check(&key(1), 4, 0), Check::New);
-            assert!(matches!(streams.check(&key(1), 3, 33), Check::Repeat(Answer { seq: 5, .. })));
-        }
-        assert_eq!(whole.check(&key(2), 9, 0), Check::OutOfOrder { expected: 1 });
-        assert_eq!(part.check(&key(2), 9, 0), Check::New);
-        assert_eq!(part.check(&key(2), 0, 0), Check::OutOfOrder { expected: 1 });
+    fn nothing_is_said_of_a_stream_before_its_answers_were_read() {
+        let mut streams = Streams::new(false);
+        assert_eq!(streams.check(&key(1), 1, 1), Check::Unknown);
+        streams.loaded(key(1), vec![answer(1, 1), answer(2, 2)], 200);
+        streams.loaded(key(2), Vec::new(), 200);
+        assert_eq!(streams.check(&key(1), 3, 3), Check::New);
+        assert_eq!(streams.check(&key(1), 2, 2), Check::Repeat(answer(2, 2)));
+        assert_eq!(streams.check(&key(1), 9, 9), Check::OutOfOrder { expected: 3 });
+        assert_eq!(streams.check(&key(2), 1, 1), Check::New);
+        // A second reading changes nothing: an answer may have come meanwhile.
+        streams.insert(key(1), answer(3, 3), 200);
+        streams.loaded(key(1), vec![answer(1, 1)], 200);
+        assert_eq!(streams.check(&key(1), 4, 4), Check::New);
     }
 
     #[test]
-    fn streams_are_bounded() {
-        let mut streams = Streams::default();
+    fn streams_are_bounded_and_those_with_answers_on_their_way_stay() {
+        let mut streams = Streams::new(true);
         for n in 0..STREAMS_MAX as u64 {
-            assert!(!streams.insert(key(n), answer(1, 1)));
+            assert!(!streams.insert(key(n), answer(1, 1), 0));
         }
-        assert!(streams.insert(key(u64::MAX), answer(1, 1)));
-        assert_eq!(streams.map.len(), STREAMS_MAX);
-        assert_eq!(streams.check(&key(0), 2, 0), Check::New);
+        // Nothing is durable: nobody is forgotten.
+        assert!(!streams.insert(key(u64::MAX), answer(1, 1), 100));
+        assert!(streams.insert(key(u64::MAX - 1), answer(1, 1), 101));
+        assert_eq!(streams.check(&key(0), 2, 0), Check::Unknown);
         assert_eq!(streams.check(&key(1), 2, 0), Check::New);
     }
 }

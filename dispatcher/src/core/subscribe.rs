@@ -113,6 +113,9 @@ fn read(cx: &mut Cx, generation: u64, fetching: Fetching) {
         after: fetching.after,
         through: fetching.through,
         limit_bytes: PAGE_BYTES_MAX,
+        entries_max: usize::MAX,
+        fence: None,
+        newest_first: false,
     };
     let job = PartitionJob::Read(Box::new(fetching));
     cx.store(work, Pending::Partition { partition, generation, job });
@@ -128,7 +131,7 @@ pub fn entries(
     outcome: Result<Outcome, StoreError>,
 ) -> Option<(LinkKey, Record)> {
     let (entries, first_seq) = match outcome {
-        Ok(Outcome::Entries { entries, first_seq }) if is_current => (entries, first_seq),
+        Ok(Outcome::Entries { entries, first_seq, .. }) if is_current => (entries, first_seq),
         _ => {
             cx.hub.fetches -= 1;
             return Some((fetching.link, fetching.record));

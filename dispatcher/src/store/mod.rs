@@ -12,12 +12,13 @@
 //! 3. A claim's epoch is greater than every earlier one, also over an emptied store (it takes the wall clock).
 //! 4. Jobs of one partition from one shard are carried out in order. Jobs of different partitions are not ordered.
 //!    (A load may be overtaken by later jobs: nothing is written to a conversation before it is loaded, and one whose
-//!    fence was lost meanwhile is answered Fenced. Routes and leases may overtake what is queued for the log; [`Outcome::UserGroupsDone`] is the moment from which
+//!    fence was lost meanwhile is answered Fenced. Routes and leases may overtake what is queued for the log; [`Outcome::UserItemsDone`] is the moment from which
 //!    every registration sees the group.)
 //! 5. A store that can't be reached answers [`StoreError::Unavailable`]; nothing waits without bound.
 
 pub mod embedded;
 mod intake;
+pub mod model;
 mod policy;
 mod record;
 pub mod redis;
@@ -70,7 +71,7 @@ pub enum Work {
     },
     /// One batch of a partition. Answered [`Outcome::Appended`].
     Append(Batch),
-    /// Head, membership and the newest answers of one conversation, read under the fence.
+    /// Head, membership and state of one conversation, read under the fence. Answered [`Outcome::Loaded`].
     Load {
         /// Which partition.
         partition: Partition,
@@ -78,11 +79,38 @@ pub enum Work {
         fence: Fence,
         /// Conversation id.
         conversation: String,
+        /// Also this stream's answers.
+        stream: Option<StreamKey>,
     },
-    /// Entries of a conversation with `after < seq <= through`, at most `limit_bytes` (at least one entry).
+    /// What one stream was answered, read under the fence: [`Outcome::Answers`].
+    Answers {
+        /// Which partition.
+        partition: Partition,
+        /// Must be the current one.
+        fence: Fence,
+        /// Conversation id.
+        conversation: String,
+        /// Whose.
+        stream: StreamKey,
+    },
+    /// Cursors of a conversation, read under the fence: [`Outcome::Cursors`].
+    Cursors {
+        /// Which partition.
+        partition: Partition,
+        /// Must be the current one.
+        fence: Fence,
+        /// Conversation id.
+        conversation: String,
+        /// Whose.
+        of: CursorsOf,
+    },
+    /// Entries of a conversation with `after < seq <= through`, at most `entries_max` of them and `limit_bytes` of bodies
+    /// (at least one entry), with the head: [`Outcome::Entries`].
     Read {
         /// Which partition.
         partition: Partition,
+        /// If given: must be the current one (a paused owner must not answer with an old head).
+        fence: Option<Fence>,
         /// Conversation id.
         conversation: String,
         /// Exclusive.
@@ -91,15 +119,34 @@ pub enum Work {
         through: u64,
         /// Bytes of bodies to stop at.
         limit_bytes: usize,
+        /// Entries to stop at.
+        entries_max: usize,
+        /// From `through` down; the entries come newest first.
+        newest_first: bool,
     },
-    /// Adds or removes a group in users' lists of groups; idempotent, needs no fence. `true` adds.
-    UserGroups {
-        /// (user, add) pairs; each user's list lives in its own partition.
-        users: Vec<String>,
-        /// The group's conversation id.
-        group: String,
-        /// Adds, else removes.
-        add: bool,
+    /// Changes items of users' lists, each in its user's partition; idempotent, needs no fence:
+    /// [`Outcome::UserItemsDone`].
+    UserItems(Vec<UserItem>),
+    /// One page of a user's list, in byte order of the items: [`Outcome::UserList`].
+    UserList {
+        /// Whose.
+        user: String,
+        /// Which.
+        list: List,
+        /// Items after this one.
+        after: String,
+        /// Items at most.
+        limit: usize,
+    },
+    /// Events of a partition after a position, oldest first: [`Outcome::Events`]. The embedded store only; Redis has
+    /// streams, which consumers read themselves.
+    Events {
+        /// Which partition.
+        partition: Partition,
+        /// Exclusive.
+        after: EventId,
+        /// Events at most.
+        limit: usize,
     },
     /// Registers one session on its user's key: see [`Outcome::Registered`].
     Register(Registration),
@@ -147,7 +194,7 @@ pub enum Work {
 }
 
 /// One batch of one partition: checked whole before its first write.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Batch {
     /// Which partition.
     pub partition: Partition,
@@ -157,13 +204,21 @@ pub struct Batch {
     pub position: u64,
     /// In order.
     pub writes: Vec<Write>,
+    /// Messages of this batch, by conversation and seq, that a new owner must fan out again unless a later batch says
+    /// that they were ([`Outcome::Claimed`] names them).
+    pub outstanding: Vec<(String, u64)>,
+    /// What batches before this position named as outstanding was fanned out.
+    pub fanned_out: u64,
 }
 
 /// One write of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// Appends a message to its conversation's log.
+    /// Appends a message to its conversation's log, and its answer to its stream's, if it has one.
     Message(Entry),
+    /// Puts another record in the place of an entry that is there (a recalled message loses its payload). One whose seq
+    /// is not in the log any more changes nothing.
+    Replace(Entry),
     /// Creates a group; the owner has checked that there is none.
     GroupCreate {
         /// Conversation id.
@@ -184,6 +239,148 @@ pub enum Write {
         /// The membership version after this.
         version: u64,
     },
+    /// Sets one item of a conversation's state, or removes it. All of a conversation's state is loaded with it: its
+    /// owner keeps it small.
+    State {
+        /// Conversation id.
+        conversation: String,
+        /// Name of the item.
+        key: String,
+        /// `None`: removes it.
+        value: Option<Bytes>,
+    },
+    /// Moves a cursor forward: one that is not above the stored one (by epoch, then seq) changes nothing.
+    Cursor {
+        /// Conversation id.
+        conversation: String,
+        /// Whose.
+        user: String,
+        /// Which device; empty: what the user has read.
+        device: String,
+        /// To here.
+        cursor: Cursor,
+    },
+    /// Drops entries below a seq: they are past their retention. The newest entry always stays.
+    Trim {
+        /// Conversation id.
+        conversation: String,
+        /// The lowest that stays.
+        first_seq: u64,
+    },
+    /// An event for the business behind, when events are switched on (messages and group changes need none of these:
+    /// their entries are events too).
+    Event {
+        /// What it is: "login", "logout", "receipt".
+        kind: &'static str,
+        /// JSON.
+        body: Bytes,
+    },
+}
+
+/// Whose counter a `client_seq` is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamKey {
+    /// The sender.
+    pub user: String,
+    /// From which device.
+    pub device: String,
+    /// Drawn by the client; never 0.
+    pub stream: u64,
+}
+
+/// What a message was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The sender's number.
+    pub client_seq: u64,
+    /// Of the payload and everything else that the sender chose.
+    pub payload_hash: u64,
+    /// Given to it.
+    pub seq: u64,
+    /// Given to it; its time is the server time of the answer.
+    pub message_id: MessageId,
+    /// Of the owner that gave them.
+    pub epoch: u64,
+}
+
+/// A place in a log. Ordered by epoch, then seq.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cursor {
+    /// Of the entry.
+    pub epoch: u64,
+    /// Of the entry; 0: before the first.
+    pub seq: u64,
+    /// Messages up to there ([`Entry::messages`]).
+    pub messages: u64,
+}
+
+/// Whose cursors are asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CursorsOf {
+    /// One user's, all devices and what was read.
+    User(String),
+    /// Everyone's, in byte order of user and device, after this pair.
+    All {
+        /// Exclusive; two empty names begin.
+        after: (String, String),
+        /// Cursors at most.
+        limit: usize,
+    },
+}
+
+/// What users have lists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum List {
+    /// Conversation ids of groups.
+    Groups,
+    /// Conversation ids of direct conversations.
+    Directs,
+    /// Users.
+    Friends,
+    /// Users who asked to be friends.
+    FriendRequests,
+    /// Users who are blocked.
+    Blocks,
+    /// Named settings, and what is known of devices.
+    Settings,
+}
+
+/// One item of a user's list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserItem {
+    /// Whose.
+    pub user: String,
+    /// Which list.
+    pub list: List,
+    /// Its name there.
+    pub item: String,
+    /// What becomes of it.
+    pub change: Change,
+}
+
+/// What becomes of an item.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It gets this value.
+    Put(Bytes),
+    /// It gets this value unless it is there already.
+    Add(Bytes),
+    /// It goes.
+    Remove,
+}
+
+/// Where an event stands among those of its partition: the position of its write.
+pub type EventId = u64;
+
+/// An event for the business behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Grows within the partition.
+    pub id: EventId,
+    /// "message", or that of [`Write::Event`].
+    pub kind: String,
+    /// "message": the body of a Notify frame. Else JSON.
+    pub body: Bytes,
 }
 
 /// One message as stored. The body is what receivers get, verbatim; the rest is what a new owner must know.
@@ -197,11 +394,17 @@ pub struct Entry {
     pub message_id: MessageId,
     /// Epoch of the owner that appended it.
     pub epoch: u64,
+    /// What it is, as clients are told (`millrace.client.Action`).
+    pub action: u8,
+    /// Entries that are messages (not edits, reactions, …), this one included, since the conversation began.
+    pub messages: u64,
+    /// Bytes of bodies, this one's included, since the conversation began.
+    pub bytes: u64,
     /// Who sent it.
     pub sender: String,
     /// From which device.
     pub device: String,
-    /// The sender's stream and number in it: a repeat is found by them.
+    /// The sender's stream and number in it: a repeat is found by them. 0: it has none (the server made it).
     pub stream: u64,
     /// Dense per stream and conversation.
     pub client_seq: u64,
@@ -300,6 +503,8 @@ pub enum Outcome {
         position: u64,
         /// The highest message id ever stored in the partition.
         last_message_id: MessageId,
+        /// Messages that may not have been fanned out: conversation and seq, oldest first.
+        outstanding: Vec<(String, u64)>,
     },
     /// The partition is given up.
     Released,
@@ -307,15 +512,30 @@ pub enum Outcome {
     Appended,
     /// A conversation.
     Loaded(Loaded),
-    /// Entries, in order, and the lowest seq that the log holds.
+    /// Entries, and where the log begins and ends.
     Entries {
-        /// In order of seq.
+        /// In order of seq, up or down.
         entries: Vec<Entry>,
         /// Lowest seq kept (1 if nothing was trimmed).
         first_seq: u64,
+        /// Highest seq; 0: nothing was ever written.
+        head: u64,
     },
+    /// A stream's answers, oldest first, at most [`ANSWERS_MAX`]; none: it is not known.
+    Answers(Vec<Answer>),
+    /// Cursors: user, device (empty: what was read), cursor; in byte order of user and device.
+    Cursors(Vec<(String, String, Cursor)>),
     /// Users' lists were changed.
-    UserGroupsDone,
+    UserItemsDone,
+    /// A page of a list.
+    UserList {
+        /// Names and values.
+        items: Vec<(String, Bytes)>,
+        /// There are further ones.
+        more: bool,
+    },
+    /// Events, oldest first.
+    Events(Vec<Event>),
     /// The session is registered.
     Registered {
         /// Its number.
@@ -349,14 +569,30 @@ pub enum Outcome {
 pub struct Loaded {
     /// Highest seq; 0 if nothing was ever written.
     pub head: u64,
+    /// Epoch of the entry there.
+    pub head_epoch: u64,
+    /// [`Entry::messages`] of the newest entry.
+    pub messages: u64,
+    /// [`Entry::bytes`] of the newest entry.
+    pub bytes: u64,
+    /// Lowest seq that the log holds (1 if nothing was trimmed).
+    pub first_seq: u64,
     /// Groups: members and membership version; `None` if there is no such group.
     pub members: Option<(Vec<String>, u64)>,
-    /// The newest entries, oldest first, at most [`RECENT_ENTRIES`]: enough to answer repeats.
-    pub recent: Vec<Entry>,
+    /// State, in byte order of the keys.
+    pub state: Vec<(String, Bytes)>,
+    /// Answers of the stream that was asked for, oldest first.
+    pub answers: Vec<Answer>,
 }
 
-/// Entries that [`Work::Load`] returns at most: the window in which a repeat is recognised after a takeover.
-pub const RECENT_ENTRIES: usize = 64;
+/// Answers of one stream in one conversation that are kept: as many messages as a client may have in flight.
+pub const ANSWERS_MAX: usize = 64;
+
+/// How long they are kept at least, after the stream's last message there.
+pub const ANSWERS_DAYS: u64 = 7;
+
+/// Streams of one device in one conversation that are kept: the newest ones.
+pub const STREAMS_PER_DEVICE_MAX: usize = 8;
 
 /// Why a job failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! version u8 | xxh3 u64 | notify bytes u32 | seq u64 | message id u64 | epoch u64 | stream u64 | client_seq u64
-//! | payload hash u64 | sender u16 + text | device u16 + text | notify …            (integers big-endian)
+//! | payload hash u64 | messages u64 | bytes u64 | action u8 | sender u16 + text | device u16 + text | notify …            (integers big-endian)
 //! ```
 //! The length of the notify body stands at a fixed place: the script that reads a range counts it.
 
@@ -17,11 +17,11 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use super::Entry;
 
 /// The layout above.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Version and checksum: what the checksum does not cover.
 const SEAL_BYTES: usize = 9;
 /// Everything before the texts.
-const FIXED_BYTES: usize = SEAL_BYTES + 4 + 6 * 8;
+const FIXED_BYTES: usize = SEAL_BYTES + 4 + 8 * 8 + 1;
 
 /// What is wrong with a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,11 +43,19 @@ pub(super) fn encode(entry: &Entry) -> Vec<u8> {
     out.put_u8(VERSION);
     out.put_u64(0);
     out.put_u32(entry.notify.len() as u32);
-    for number in
-        [entry.seq, entry.message_id.0, entry.epoch, entry.stream, entry.client_seq, entry.payload_hash]
-    {
+    for number in [
+        entry.seq,
+        entry.message_id.0,
+        entry.epoch,
+        entry.stream,
+        entry.client_seq,
+        entry.payload_hash,
+        entry.messages,
+        entry.bytes,
+    ] {
         out.put_u64(number);
     }
+    out.put_u8(entry.action);
     for text in [&entry.sender, &entry.device] {
         debug_assert!(text.len() <= usize::from(u16::MAX), "names are bounded by the protocol");
         out.put_u16(text.len() as u16);
@@ -80,6 +88,9 @@ pub(super) fn decode(conversation: &str, mut record: Bytes) -> Result<Entry, Rec
     let stream = record.get_u64();
     let client_seq = record.get_u64();
     let payload_hash = record.get_u64();
+    let messages = record.get_u64();
+    let bytes = record.get_u64();
+    let action = record.get_u8();
     let sender = text(&mut record)?;
     let device = text(&mut record)?;
     if record.len() != notify_bytes {
@@ -90,6 +101,9 @@ pub(super) fn decode(conversation: &str, mut record: Bytes) -> Result<Entry, Rec
         seq,
         message_id,
         epoch,
+        action,
+        messages,
+        bytes,
         sender,
         device,
         stream,
@@ -121,6 +135,9 @@ mod tests {
             seq: 7,
             message_id: MessageId(0x7766_5544_3322_1100),
             epoch: 1_700_000_000_123,
+            action: 3,
+            messages: 5,
+            bytes: 77,
             sender: "alice".into(),
             device: "phone".into(),
             stream: 9,

@@ -196,6 +196,7 @@ impl Shard {
             gateway: self.config.gateway.into(),
             gateway_incarnation: self.lease.incarnation,
             newest_wins: self.config.newest_wins_platforms.iter().any(|one| one == platform),
+            acknowledges: false,
         };
         let id = session.id(&self.config, conn.slot);
         self.uplink.send(record(Kind::Register, partition, id, &body))?;

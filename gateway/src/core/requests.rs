@@ -183,6 +183,7 @@ impl Shard {
                 return self.doom_after(slot, response, Code::LoggedOut, "logged out", 0);
             }
             request::Op::Login(_) => return,
+            _ => Err(Refuse(Code::Unavailable, "not served yet", 0)),
         };
         match checked {
             Ok(conversation) => self.pass_on(slot, id, &conversation, body),

@@ -86,6 +86,7 @@ impl Worker {
                 device: DEVICE.into(),
                 platform: PLATFORM.into(),
                 resume_ticket: Bytes::copy_from_slice(ticket),
+                acknowledges: false,
             }),
             None => op::login(token, DEVICE, PLATFORM),
         };
@@ -370,7 +371,8 @@ impl Worker {
                     format!("a gap was announced in {}: {} to {}", gap.conversation, gap.from, gap.to)
                 });
             }
-            Some(Told::Removed(_) | Told::Deliver(_)) | None => {}
+            // Removals, deliveries, and what only clients that acknowledge or subscribe are told.
+            _ => {}
         }
     }
 

@@ -39,6 +39,7 @@ pub enum Kind {
     NoSession = 16,
     Closed = 17,
     Lease = 18,
+    Acks = 19,
     // Dispatcher to gateway.
     Registered = 40,
     Subscribed = 41,
@@ -54,10 +55,12 @@ pub enum Kind {
     NotOwner = 51,
     ClusterMap = 52,
     LeaseAnswer = 53,
+    Relay = 54,
+    DirectGap = 55,
 }
 
 impl Kind {
-    const ALL: [Kind; 25] = {
+    const ALL: [Kind; 28] = {
         use Kind::*;
         [
             Hello,
@@ -71,6 +74,7 @@ impl Kind {
             NoSession,
             Closed,
             Lease,
+            Acks,
             Registered,
             Subscribed,
             Reply,
@@ -85,6 +89,8 @@ impl Kind {
             NotOwner,
             ClusterMap,
             LeaseAnswer,
+            Relay,
+            DirectGap,
         ]
     };
 

@@ -5,11 +5,13 @@ use millrace_protocol::link::Kind;
 use millrace_protocol::messages::client::{self, Code, request, response};
 use millrace_protocol::messages::link as wire;
 
+use crate::store::List;
+
 use super::world::{PARTITIONS, World, conversation_partition, session};
 
 fn create(group: &str, members: &[&str]) -> request::Op {
     let members = members.iter().map(|member| (*member).to_owned()).collect();
-    request::Op::GroupCreate(client::GroupCreate { group: group.into(), members })
+    request::Op::GroupCreate(client::GroupCreate { group: group.into(), members, ..Default::default() })
 }
 
 fn join(group: &str) -> request::Op {
@@ -39,7 +41,7 @@ fn a_group_lives_from_its_creation_to_the_last_leave() {
     assert_eq!((joined.members, joined.head), (3, 0));
     assert_eq!((reply.joined.as_str(), reply.joined_head, reply.members_version), ("g:x", 0, 1));
     for user in ["ann", "bob", "cid"] {
-        assert!(world.store.lists[user].contains("g:x"), "{user}");
+        assert!(world.store.lists[&(user.to_owned(), List::Groups)].contains_key("g:x"), "{user}");
     }
     let attached: Vec<wire::Attach> = world.take(0, 2, Kind::Attach);
     assert_eq!(attached[0].targets[0].session, bob.0, "the other members' sessions are attached");
@@ -71,7 +73,7 @@ fn a_group_lives_from_its_creation_to_the_last_leave() {
         let removed: Vec<wire::Remove> = world.take(0, gateway, Kind::Remove);
         assert_eq!((removed[0].users.as_slice(), removed[0].members_version), (&["bob".to_owned()][..], 2));
     }
-    assert!(!world.store.lists["bob"].contains("g:x"));
+    assert!(!world.store.lists[&("bob".to_owned(), List::Groups)].contains_key("g:x"));
     let token = world.send(bob, "bob", "g:x", 2);
     world.run();
     assert_eq!(world.refused(token).code, Code::NotMember as i32);

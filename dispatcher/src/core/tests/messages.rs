@@ -5,8 +5,8 @@ use millrace_protocol::link::Kind;
 use millrace_protocol::messages::client::{self, Code, request};
 use millrace_protocol::messages::link as wire;
 
-use super::fake_store::Fault;
 use super::world::{World, conversation_partition, deliver, session};
+use crate::store::model::Fault;
 
 #[test]
 fn seq_is_dense_and_ids_never_go_back_whatever_the_clock_does() {
@@ -23,7 +23,7 @@ fn seq_is_dense_and_ids_never_go_back_whatever_the_clock_does() {
         last = MessageId(ack.message_id);
         assert_eq!(ack.server_time_ms, last.wall_ms());
     }
-    assert_eq!(world.store.logs["r:a"].len(), 6);
+    assert_eq!(world.store.logs["r:a"].entries.len(), 6);
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn a_repeat_gets_the_first_answer_also_while_the_first_is_in_flight() {
     world.pass(5_000);
     let first = world.ack(tokens[0]);
     assert_eq!((first, first), (world.ack(tokens[1]), world.ack(late)));
-    assert_eq!(world.store.logs["r:a"].len(), 1);
+    assert_eq!(world.store.logs["r:a"].entries.len(), 1);
     assert_eq!(world.take::<wire::FanOut>(0, 1, Kind::FanOut).len(), 1);
     assert_eq!(world.stats(0).repeats, 2);
 }
@@ -114,13 +114,13 @@ fn an_append_that_fails_is_answered_busy_and_sent_again_once() {
         world.run();
         let refused = world.refused(token);
         assert!(refused.code == Code::Busy as i32 && refused.retry_after_ms > 0, "{fault:?}");
-        assert_eq!(world.store.logs["r:a"].len(), log_before);
+        assert_eq!(world.store.logs["r:a"].entries.len(), log_before);
         world.pass(2_000);
         assert!(world.nodes[0].claimed[&conversation_partition("r:a")] > epoch, "claimed again");
         let again = world.send(ann, "ann", "r:a", 2);
         world.run();
         assert_eq!(world.ack(again).seq, 2, "{fault:?}");
-        assert_eq!(world.store.logs["r:a"].len(), 2);
+        assert_eq!(world.store.logs["r:a"].entries.len(), 2);
     }
 }
 

@@ -1,6 +1,5 @@
 //! Scenarios: a shard or several, with gateways on real link ends and a store in memory.
 
-mod fake_store;
 mod groups;
 mod messages;
 mod owners;

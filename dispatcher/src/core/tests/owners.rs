@@ -22,7 +22,8 @@ fn a_takeover_goes_on_where_the_dead_owner_stopped_and_the_fence_keeps_it_out() 
     let mut world = two_nodes();
     let partition = conversation_partition("g:x");
     let members = vec!["bob".to_owned()];
-    let op = request::Op::GroupCreate(client::GroupCreate { group: "x".into(), members });
+    let op =
+        request::Op::GroupCreate(client::GroupCreate { group: "x".into(), members, ..Default::default() });
     world.request(0, session(1, 1), "ann", op);
     world.run();
     for n in 1..=3 {
@@ -58,7 +59,7 @@ fn a_takeover_goes_on_where_the_dead_owner_stopped_and_the_fence_keeps_it_out() 
     let late = world.send(session(1, 1), "ann", "g:x", 4);
     world.run();
     assert_eq!(world.refused(late).code, Code::Busy as i32);
-    assert_eq!(world.store.logs["g:x"].len(), 4);
+    assert_eq!(world.store.logs["g:x"].entries.len(), 4);
     world.pass(500);
     assert!(!world.nodes[0].claimed.contains_key(&partition), "the store names the other");
 }
@@ -167,7 +168,7 @@ fn a_store_that_was_emptied_is_loaded_anew() {
     world.run();
     let epochs = world.nodes[0].claimed.clone();
     let nodes = world.store.nodes.clone();
-    world.store = super::fake_store::FakeStore { nodes, nonce: 99, ..Default::default() };
+    world.store = crate::store::model::ModelStore { nodes, nonce: 99, ..Default::default() };
     world.now.wall_ms += 10;
     let view = std::sync::Arc::new(world.store.view(8, true));
     world.event(0, 0, Event::View(view));

@@ -7,8 +7,8 @@ use millrace_protocol::link::Kind;
 use millrace_protocol::messages::client::{Code, response};
 use millrace_protocol::messages::link as wire;
 
-use super::fake_store::Fault;
 use super::world::{PARTITIONS, World, conversation_partition, deliver, direct, session};
+use crate::store::model::Fault;
 
 struct Random(u64);
 

@@ -13,12 +13,12 @@ use millrace_protocol::messages::client::{self, request, response};
 use millrace_protocol::messages::link as wire;
 use millrace_protocol::prost::Message;
 
-use super::fake_store::FakeStore;
 use crate::core::action::Action;
 use crate::core::event::{Event, LinkKey};
 use crate::core::limits::Limits;
 use crate::core::shard::{Config, Shard};
 use crate::core::stats::Stats;
+use crate::store::model::ModelStore;
 use crate::store::{Done, Job, Node, Work};
 
 pub const PARTITIONS: u16 = 8;
@@ -47,7 +47,7 @@ pub struct NodeSim {
 
 pub struct World {
     pub now: Now,
-    pub store: FakeStore,
+    pub store: ModelStore,
     pub nodes: Vec<NodeSim>,
     pub ends: BTreeMap<(usize, LinkKey), End>,
     pub resets: Vec<String>,
@@ -87,7 +87,7 @@ impl World {
         let now = Now { mono_us: 1_000_000_000, wall_ms: 1_750_000_000_000 };
         let mut world = World {
             now,
-            store: FakeStore::default(),
+            store: ModelStore::default(),
             nodes: Vec::new(),
             ends: BTreeMap::new(),
             resets: Vec::new(),
@@ -446,7 +446,7 @@ impl World {
         let kind = |job: &Job| match job.work {
             Work::Append(_) => "append",
             Work::Routes { .. } => "routes",
-            Work::UserGroups { .. } => "lists",
+            Work::UserItems(_) => "lists",
             Work::Load { .. } => "load",
             Work::Claim { .. } => "claim",
             Work::Release { .. } => "release",

@@ -11,7 +11,7 @@ use millrace_protocol::ids::Partition;
 
 use super::disk::Reading;
 use super::round::Engine;
-use crate::store::{Done, Fence, Loaded, Outcome, RECENT_ENTRIES, Replies, StoreError};
+use crate::store::{Done, Entry, Fence, Loaded, Outcome, Replies, StoreError};
 
 /// Loads under way at most; further ones are answered Unavailable and come again. As many as a queue of jobs holds.
 const LOADS_MAX: usize = super::super::intake::INTAKE_JOBS_MAX;
@@ -89,9 +89,19 @@ fn read(engine: &Engine, load: &mut Load, keys_max: usize) -> Result<usize, Stor
 
 fn finish(engine: &Engine, load: &mut Load) -> Result<Outcome, StoreError> {
     let members = std::mem::take(&mut load.reading).finish(&load.conversation)?;
-    let recent = engine.disk.newest(load.partition, &load.conversation, RECENT_ENTRIES)?;
-    let head = recent.last().map_or(0, |newest| newest.seq);
-    Ok(Outcome::Loaded(Loaded { head, members, recent }))
+    let newest = engine.disk.newest(load.partition, &load.conversation, 1)?.pop();
+    let first_seq = engine.disk.edge_seq(load.partition, &load.conversation, false)?.max(1);
+    let of = |it: fn(&Entry) -> u64| newest.as_ref().map_or(0, it);
+    Ok(Outcome::Loaded(Loaded {
+        head: of(|newest| newest.seq),
+        head_epoch: of(|newest| newest.epoch),
+        messages: of(|newest| newest.messages),
+        bytes: of(|newest| newest.bytes),
+        first_seq,
+        members,
+        state: Vec::new(),
+        answers: Vec::new(),
+    }))
 }
 
 fn answer(mut load: Load, outcome: impl FnOnce(&mut Load) -> Result<Outcome, StoreError>) -> (Replies, Done) {

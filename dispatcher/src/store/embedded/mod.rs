@@ -356,7 +356,7 @@ fn round(
     for Submission { jobs, replies } in submissions {
         let mut done = Vec::with_capacity(jobs.len());
         for Job { ticket, work } in jobs {
-            if let Work::Load { partition, fence, conversation } = work {
+            if let Work::Load { partition, fence, conversation, .. } = work {
                 let (replies, reading) = (replies.clone(), Reading::default());
                 let load = Load { ticket, replies, partition, fence, conversation, reading };
                 if let Some((_, refused)) = loads.push(load) {
@@ -541,7 +541,7 @@ mod tests {
             let some = if name == "g:all" { &members[..] } else { &members[..3] };
             assert_eq!(call(vec![append(position + n, some, name)]).remove(0).outcome, Ok(Outcome::Appended));
         }
-        let load = || Work::Load { partition: 1, fence, conversation: conversation() };
+        let load = || Work::Load { partition: 1, fence, conversation: conversation(), stream: None };
         let mut done = call(vec![load(), append(position + 3, &members[..1], "g:other")]);
         assert_eq!((done[0].ticket, &done[0].outcome), (2, &Ok(Outcome::Appended)), "not after the load");
         let Ok(Outcome::Loaded(loaded)) = done.remove(1).outcome else { panic!() };

@@ -15,7 +15,7 @@ use rustc_hash::FxHashMap;
 
 use super::disk::{Disk, FenceRecord};
 use super::leases::Leases;
-use crate::store::{Batch, Fence, Outcome, StoreError, Work, Write};
+use crate::store::{Batch, Change, Fence, Outcome, StoreError, UserItem, Work, Write};
 
 /// Where a new partition's positions begin.
 pub(crate) const FIRST_POSITION: u64 = 1;
@@ -77,11 +77,11 @@ impl Engine {
             }
             Work::Release { partition, fence } => self.release(partition, fence),
             Work::Append(batch) => self.append(batch),
-            Work::Read { partition, conversation, after, through, limit_bytes } => {
+            Work::Read { partition, conversation, after, through, limit_bytes, .. } => {
                 self.commit()?;
                 self.read(partition, &conversation, after, through, limit_bytes)
             }
-            Work::UserGroups { users, group, add } => self.user_groups(users, &group, add),
+            Work::UserItems(items) => self.user_items(items),
             other => unreachable!("served on the caller's thread, or loaded between rounds: {other:?}"),
         })
     }
@@ -137,7 +137,7 @@ impl Engine {
             FenceRecord { fence, node: node.clone(), incarnation, position, last_message_id },
         );
         self.set_owner(partition, node, fence.epoch);
-        Ok(Outcome::Claimed { fence, position, last_message_id })
+        Ok(Outcome::Claimed { fence, position, last_message_id, outstanding: Vec::new() })
     }
 
     fn release(&mut self, partition: Partition, fence: Fence) -> Result<Outcome, StoreError> {
@@ -180,6 +180,7 @@ impl Engine {
                 Write::Members { conversation, add, remove, version } => {
                     self.disk.put_members(pending, partition, conversation, (add, remove), *version);
                 }
+                _ => {}
             }
         }
         record.position += batch.writes.len() as u64;
@@ -200,19 +201,20 @@ impl Engine {
     ) -> Result<Outcome, StoreError> {
         let entries = self.disk.range(partition, conversation, after, through, limit_bytes)?;
         let first_seq = self.disk.edge_seq(partition, conversation, false)?.max(1);
-        Ok(Outcome::Entries { entries, first_seq })
+        let head = self.disk.head(partition, conversation)?;
+        Ok(Outcome::Entries { entries, first_seq, head })
     }
 
-    fn user_groups(&mut self, users: Vec<String>, group: &str, add: bool) -> Result<Outcome, StoreError> {
-        for user in users {
+    fn user_items(&mut self, items: Vec<UserItem>) -> Result<Outcome, StoreError> {
+        for UserItem { user, item, change, .. } in items {
             let mut groups = match self.pending_groups.get(&user) {
                 Some(groups) => groups.clone(),
                 None => self.disk.user_groups(&user)?,
             };
-            let at = groups.iter().position(|g| g == group);
-            match (at, add) {
-                (None, true) => groups.push(group.to_owned()),
-                (Some(at), false) => {
+            let at = groups.iter().position(|g| *g == item);
+            match (at, change) {
+                (None, Change::Put(_) | Change::Add(_)) => groups.push(item),
+                (Some(at), Change::Remove) => {
                     groups.remove(at);
                 }
                 _ => continue,
@@ -220,7 +222,7 @@ impl Engine {
             self.disk.put_user_groups(&mut self.pending, &user, &groups);
             self.pending_groups.insert(user, groups);
         }
-        Ok(Outcome::UserGroupsDone)
+        Ok(Outcome::UserItemsDone)
     }
 
     fn slot(&self, partition: Partition) -> Result<Option<FenceRecord>, StoreError> {

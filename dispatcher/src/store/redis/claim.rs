@@ -139,5 +139,10 @@ fn taken(nonce: u64, reply: Value) -> Result<Option<Outcome>, StoreError> {
     }
     let mut part = || to_number(parts.next().unwrap_or(Value::Null));
     let (epoch, position, last) = (part()?, part()?, part()?);
-    Ok(Some(Outcome::Claimed { fence: Fence { epoch, nonce }, position, last_message_id: MessageId(last) }))
+    Ok(Some(Outcome::Claimed {
+        fence: Fence { epoch, nonce },
+        position,
+        last_message_id: MessageId(last),
+        outstanding: Vec::new(),
+    }))
 }

@@ -13,7 +13,7 @@ use super::command::{Command, ScriptId, fixed, list, number, pairs, text, to_byt
 use super::keys::Keys;
 use crate::store::policy::ROUTES_PER_USER_MAX;
 use crate::store::{
-    Batch, Entry, Fence, Loaded, Outcome, RECENT_ENTRIES, Registration, Route, StoreError, Write, record,
+    Batch, Change, Entry, Fence, Loaded, Outcome, Registration, Route, StoreError, UserItem, Write, record,
 };
 
 /// How the replies of a job are read.
@@ -23,7 +23,7 @@ pub(super) enum Reading {
     Release { partition: Partition, fence: Fence },
     Load { partition: Partition, fence: Fence, conversation: String },
     Read { conversation: String },
-    UserGroups,
+    UserItems,
     Register,
     Unregister,
     Routes,
@@ -64,6 +64,7 @@ pub(super) fn append(keys: &Keys, batch: &Batch) -> (Vec<Command>, Reading) {
             Write::Members { conversation, add, remove, version } => {
                 members_args(&mut args, key('G', conversation), *version, add, remove);
             }
+            _ => {}
         }
     }
     let reading = Reading::Append { partition, fence: batch.fence, position: batch.position };
@@ -95,7 +96,7 @@ pub(super) fn load(
         keys.log(partition, &conversation),
         keys.members(partition, &conversation),
     ];
-    let args = vec![number(fence.epoch), number(fence.nonce), number(RECENT_ENTRIES as u64)];
+    let args = vec![number(fence.epoch), number(fence.nonce), number(1)];
     let command = Command::script(ScriptId::Load, names, args);
     (vec![command], Reading::Load { partition, fence, conversation })
 }
@@ -113,10 +114,12 @@ pub(super) fn read(
     (vec![command], Reading::Read { conversation })
 }
 
-pub(super) fn user_groups(keys: &Keys, users: &[String], group: &str, add: bool) -> (Vec<Command>, Reading) {
-    let name = if add { "SADD" } else { "SREM" };
-    let command = |user: &String| Command::plain(name, keys.groups(user), vec![text(group)]);
-    (users.iter().map(command).collect(), Reading::UserGroups)
+pub(super) fn user_items(keys: &Keys, items: &[UserItem]) -> (Vec<Command>, Reading) {
+    let command = |it: &UserItem| {
+        let name = if it.change == Change::Remove { "SREM" } else { "SADD" };
+        Command::plain(name, keys.groups(&it.user), vec![text(&it.item)])
+    };
+    (items.iter().map(command).collect(), Reading::UserItems)
 }
 
 pub(super) fn register(keys: &Keys, registration: &Registration) -> (Vec<Command>, Reading) {
@@ -195,9 +198,9 @@ impl Reading {
                     .into_iter()
                     .map(|e| entry(conversation, e))
                     .collect::<Result<Vec<_>, _>>()?;
-                Outcome::Entries { entries, first_seq: seq(&to_text(first)?).unwrap_or(1) }
+                Outcome::Entries { entries, first_seq: seq(&to_text(first)?).unwrap_or(1), head: 0 }
             }
-            Reading::UserGroups => Outcome::UserGroupsDone,
+            Reading::UserItems => Outcome::UserItemsDone,
             Reading::Register => {
                 let [login_number, lost, losers, groups] = fixed(one()?)?;
                 let mut losers = to_routes(losers)?;
@@ -263,8 +266,18 @@ fn loaded(conversation: &str, reply: Vec<Value>) -> Result<Loaded, StoreError> {
     };
     let mut recent =
         list(recent)?.into_iter().map(|e| entry(conversation, e)).collect::<Result<Vec<_>, _>>()?;
-    recent.reverse();
-    Ok(Loaded { head: recent.last().map_or(0, |newest| newest.seq), members, recent })
+    let newest = recent.pop();
+    let of = |it: fn(&Entry) -> u64| newest.as_ref().map_or(0, it);
+    Ok(Loaded {
+        head: of(|newest| newest.seq),
+        head_epoch: of(|newest| newest.epoch),
+        messages: of(|newest| newest.messages),
+        bytes: of(|newest| newest.bytes),
+        first_seq: 1,
+        members,
+        state: Vec::new(),
+        answers: Vec::new(),
+    })
 }
 
 /// One element of a stream: [id, [field, record]].

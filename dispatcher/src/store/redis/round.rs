@@ -166,11 +166,14 @@ impl Rounds {
                 job::append(keys, &batch)
             }
             Work::Release { partition, fence } => job::release(keys, partition, fence),
-            Work::Load { partition, fence, conversation } => job::load(keys, partition, fence, conversation),
-            Work::Read { partition, conversation, after, through, limit_bytes } => {
+            Work::Load { partition, fence, conversation, .. } => {
+                job::load(keys, partition, fence, conversation)
+            }
+            Work::Read { partition, conversation, after, through, limit_bytes, .. } => {
                 job::read(keys, partition, conversation, after, through, limit_bytes)
             }
-            Work::UserGroups { users, group, add } => job::user_groups(keys, &users, &group, add),
+            Work::UserItems(items) => job::user_items(keys, &items),
+
             Work::Register(registration) => job::register(keys, &registration),
             Work::Unregister { user, device, login_number, incarnation } => {
                 job::unregister(keys, &user, &device, login_number, incarnation)
@@ -180,6 +183,7 @@ impl Rounds {
             Work::GatewayLease { gateway, incarnation, replaces, ttl_ms } => {
                 job::gateway_lease(keys, gateway, incarnation, replaces, ttl_ms)
             }
+            other => unreachable!("not built: {other:?}"),
         };
         let count = own.len();
         commands.extend(own);

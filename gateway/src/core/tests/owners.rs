@@ -202,7 +202,7 @@ fn without_credit_busy() {
             client_seq: 1,
             stream: 1,
             payload: vec![1; bytes].into(),
-            content_kind: 0,
+            ..Default::default()
         })
     };
     world.connect(0);

@@ -41,14 +41,16 @@ fn op(dice: &mut Dice) -> request::Op {
         4 => request::Op::RoomLeave(RoomLeave { room: name(dice) }),
         5 => request::Op::GroupJoin(GroupJoin { group: name(dice) }),
         6 => request::Op::GroupLeave(GroupLeave { group: name(dice) }),
-        7 => request::Op::GroupCreate(GroupCreate { group: name(dice), members: vec![] }),
+        7 => {
+            request::Op::GroupCreate(GroupCreate { group: name(dice), members: vec![], ..Default::default() })
+        }
         8 => request::Op::Logout(Logout {}),
         _ => request::Op::Send(Send {
             conversation: dice.pick(&["r:a", "r:b", "g:a", "d:u1:u2", "x"]).to_string(),
             client_seq: dice.roll(3),
             stream: 1,
             payload: vec![0; dice.roll(300) as usize].into(),
-            content_kind: 0,
+            ..Default::default()
         }),
     }
 }

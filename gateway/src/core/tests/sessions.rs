@@ -291,7 +291,7 @@ fn requests_are_checked_here() {
             client_seq,
             stream,
             payload: vec![0; bytes].into(),
-            content_kind: 0,
+            ..Default::default()
         })
     };
     let group = |name: &str| request::Op::GroupJoin(GroupJoin { group: name.into() });

@@ -1,0 +1,280 @@
+//! What becomes of the records for a partition: which are served, which wait, which go back; and which part serves what.
+//!
+//! The partition's life is in [`super::partition`]. The rule that keeps it right: a record is handled whole, or it waits
+//! whole, or it goes back whole.
+
+use millrace_protocol::ids::{partition_of, user_partition};
+use millrace_protocol::link::{Kind, Record};
+use millrace_protocol::messages::client::Code;
+use millrace_protocol::messages::client::request::Op;
+use millrace_protocol::messages::link as wire;
+use millrace_protocol::prost::Message;
+use millrace_protocol::request::Key;
+
+use super::ask::{Ask, Client, asker_of};
+use super::batch::Owner;
+use super::conversation::{Conversation, Wait};
+use super::event::LinkKey;
+use super::groups::{self, Change, ChangeKind};
+use super::holds::Need;
+use super::hub::{Asker, Cx, From, PartitionJob};
+use super::limits::{CLAIM_WAITING_MAX, REANNOUNCE_US};
+use super::partition::{Partition, Phase, Serving};
+use super::{register, send, subscribe};
+use crate::store::{Outcome, StoreError, StreamKey, Work};
+
+impl Partition {
+    /// A record for this partition.
+    pub fn handle(&mut self, cx: &mut Cx, link: LinkKey, record: Record) {
+        match &mut self.phase {
+            Phase::Serving(_) if cx.now.mono_us >= cx.hub.cluster.lease_until_us => {
+                cx.hub.stats.lease_lapsed += 1;
+                self.give_back(cx, link, record);
+            }
+            Phase::Serving(_) => self.serve(cx, link, record),
+            Phase::Claiming { .. } => {
+                if let Err(record) = self.waiting.push(link, record, CLAIM_WAITING_MAX) {
+                    self.not_owner(cx, link, record);
+                }
+            }
+            Phase::Unowned | Phase::Releasing { .. } => self.not_owner(cx, link, record),
+        }
+    }
+
+    fn serve(&mut self, cx: &mut Cx, link: LinkKey, record: Record) {
+        let Some(ask) = Ask::read(&record).filter(|ask| self.belongs(cx, ask)) else {
+            cx.hub.stats.malformed += 1;
+            return self.refuse_malformed(cx, link, &record);
+        };
+        let from = self.from();
+        let Phase::Serving(serving) = &mut self.phase else { return };
+        let Serving { owner, table } = &mut **serving;
+        let name = match ask {
+            Ask::Register(ask) => return register::register(cx, link, from, record.session, ask),
+            Ask::Acks(_) => return,
+            Ask::Client(Client { key: Key::User, .. }) => {
+                return refuse_unbuilt(cx, owner, asker_of(link, &record));
+            }
+            ref ask => ask.conversation().to_owned(),
+        };
+        let Some(conversation) = table.ready(&name) else {
+            if let Ask::Unsubscribe(_) = ask {
+                return;
+            }
+            let count_max = cx.hub.config.limits.conversations_per_partition_max;
+            match table.wait(&name, link, record, count_max) {
+                Wait::Waits => {}
+                Wait::Load => {
+                    let fence = owner.fence;
+                    let stream = stream_of(&ask);
+                    let (conversation, asked) = (name.clone(), stream.clone());
+                    let work = Work::Load { partition: self.id, fence, conversation, stream };
+                    self.store(cx, work, PartitionJob::Load(name, asked));
+                }
+                Wait::Full(record) => {
+                    cx.hub.stats.evicted += table.evict(count_max / 2);
+                    self.give_back(cx, link, record);
+                }
+            }
+            return;
+        };
+        match ask {
+            Ask::Subscribe(ask) => subscribe::subscribe(cx, owner, conversation, link, &record, ask),
+            Ask::Unsubscribe(ask) => subscribe::unsubscribe(conversation, link, &ask),
+            Ask::Fetch(ask) => {
+                if let Err(record) = subscribe::fetch(cx, owner, conversation, link, record, ask) {
+                    self.give_back(cx, link, record);
+                }
+            }
+            Ask::Client(ask) => {
+                if let Err((stream, need)) = client(cx, owner, conversation, &name, link, &record, ask) {
+                    self.hold(cx, &name, stream, need, link, record);
+                }
+            }
+            Ask::Register(_) | Ask::Acks(_) => {}
+        }
+    }
+
+    /// Whether an ask came to its partition.
+    fn belongs(&self, cx: &Cx, ask: &Ask) -> bool {
+        let partitions = cx.hub.config.partitions;
+        match ask {
+            Ask::Register(ask) => user_partition(&ask.user, partitions) == self.id,
+            Ask::Acks(acks) => {
+                acks.acks.iter().all(|ack| partition_of(&ack.conversation, partitions) == self.id)
+            }
+            // Those watched are of this partition, not who watches.
+            Ask::Client(Client { key: Key::User, op: Op::PresenceSubscribe(ask), .. }) => {
+                ask.users.iter().all(|user| user_partition(user, partitions) == self.id)
+            }
+            Ask::Client(Client { key: Key::User, user, .. }) => user_partition(user, partitions) == self.id,
+            ask => partition_of(ask.conversation(), partitions) == self.id,
+        }
+    }
+
+    /// A message that can't be judged yet waits, and its stream behind it.
+    fn hold(
+        &mut self,
+        cx: &mut Cx,
+        name: &str,
+        stream: StreamKey,
+        need: Option<Need>,
+        link: LinkKey,
+        record: Record,
+    ) {
+        let Phase::Serving(serving) = &mut self.phase else { return };
+        let Serving { owner, table } = &mut **serving;
+        let Some(conversation) = table.ready(name) else { return };
+        if let Err(record) = conversation.holds.push(stream.clone(), link, record) {
+            return self.give_back(cx, link, record);
+        }
+        // Without a need of its own it waits behind another message, whose need is being met.
+        let Some(need) = need else { return };
+        let (partition, fence, conversation) = (self.id, owner.fence, name.to_owned());
+        let work = match &need {
+            Need::Answers => Work::Answers { partition, fence, conversation, stream: stream.clone() },
+            Need::Entry(seq) => Work::Read {
+                partition,
+                fence: Some(fence),
+                conversation,
+                after: seq.saturating_sub(1),
+                through: *seq,
+                limit_bytes: usize::MAX,
+                entries_max: 1,
+                newest_first: false,
+            },
+            Need::Listed => send::list_direct(name),
+        };
+        self.store(cx, work, PartitionJob::Held(name.to_owned(), stream, need));
+    }
+
+    /// What a stream's messages waited for was read, or not.
+    pub(super) fn read_for(
+        &mut self,
+        cx: &mut Cx,
+        name: &str,
+        stream: &StreamKey,
+        need: Need,
+        outcome: Result<Outcome, StoreError>,
+    ) {
+        let Phase::Serving(serving) = &mut self.phase else { return };
+        let Some(conversation) = serving.table.ready(name) else { return };
+        let mut failed = false;
+        match (need, outcome) {
+            (Need::Answers, Ok(Outcome::Answers(answers))) => {
+                let forgotten = conversation.streams.loaded(stream.clone(), answers, conversation.durable);
+                cx.hub.stats.streams_forgotten += u64::from(forgotten);
+            }
+            (Need::Entry(seq), Ok(Outcome::Entries { entries, .. })) => {
+                conversation.refer(seq, entries.into_iter().find(|entry| entry.seq == seq));
+            }
+            (Need::Listed, Ok(_)) => conversation.listed = true,
+            (_, Err(error @ StoreError::Fenced { .. })) => return self.stop(cx, &error.to_string()),
+            _ => failed = true,
+        }
+        for (link, record) in conversation.holds.take(stream) {
+            match failed {
+                true => self.give_back(cx, link, record),
+                false => self.handle(cx, link, record),
+            }
+        }
+    }
+
+    /// A record that can't be read, or has no business here.
+    fn refuse_malformed(&self, cx: &mut Cx, link: LinkKey, record: &Record) {
+        if let Some(asker) = asker_of(link, record) {
+            cx.refuse(self.from(), asker, Code::BadRequest, "this request can't be served");
+        }
+    }
+
+    /// Not now, but soon and here: clients and logins are told when to come again, gateways ask again.
+    pub(super) fn give_back(&self, cx: &mut Cx, link: LinkKey, record: Record) {
+        match record.kind {
+            Kind::ClientRequest => {
+                if let Some(asker) = asker_of(link, &record) {
+                    cx.busy(self.from(), asker, "the partition is not ready");
+                }
+            }
+            Kind::Register => {
+                if let Ok(ask) = wire::Register::decode(record.body) {
+                    register::refuse_busy(cx, link, self.from(), record.session, ask);
+                }
+            }
+            _ => self.not_owner(cx, link, record),
+        }
+    }
+
+    /// The record goes back whole, with what is known of the owner.
+    pub(super) fn not_owner(&self, cx: &mut Cx, link: LinkKey, record: Record) {
+        // Nothing is lost with it: subscriptions end with their owner's memory.
+        if record.kind == Kind::Unsubscribe {
+            return;
+        }
+        cx.hub.stats.not_owner += 1;
+        if self.is_serving() {
+            if cx.hub.denied.is_empty() {
+                cx.hub.denied_due_us = cx.now.mono_us + REANNOUNCE_US;
+            }
+            cx.hub.denied.insert((link, self.id));
+        }
+        let (hint, epoch) = cx.hub.cluster.owner(self.id, &cx.hub.config.node);
+        let answer = wire::NotOwner {
+            partition: u32::from(self.id),
+            epoch,
+            hint,
+            kind: record.kind as u32,
+            body: record.body,
+        };
+        cx.send(link, From { partition: self.id, epoch: 0 }.record(Kind::NotOwner, record.session, &answer));
+    }
+}
+
+/// A client's request about a conversation. A message that can't be judged yet comes back with its stream, and what it
+/// needs if that is not on its way.
+fn client(
+    cx: &mut Cx,
+    owner: &mut Owner,
+    conversation: &mut Conversation,
+    name: &str,
+    link: LinkKey,
+    record: &Record,
+    ask: Client,
+) -> Result<(), (StreamKey, Option<Need>)> {
+    let asker = ask.asker(link, record);
+    let Client { user, device, op, .. } = ask;
+    match op {
+        Op::Send(ask) => return send::send(cx, owner, conversation, asker, (user, device), ask),
+        Op::GroupCreate(ask) => {
+            let kind = ChangeKind::Create(ask.members);
+            groups::change(cx, owner, conversation, name, Change { asker, user, kind });
+        }
+        Op::GroupJoin(_) => {
+            groups::change(cx, owner, conversation, name, Change { asker, user, kind: ChangeKind::Join });
+        }
+        Op::GroupLeave(_) => {
+            groups::change(cx, owner, conversation, name, Change { asker, user, kind: ChangeKind::Leave });
+        }
+        Op::GroupMembers(ask) => groups::members(cx, owner, conversation, asker, &user, &ask),
+        Op::RoomJoin(_) => groups::joined(cx, owner, conversation, name, asker),
+        Op::RoomLeave(_) => subscribe::room_leave(cx, owner, name, asker, user),
+        _ => refuse_unbuilt(cx, owner, Some(asker)),
+    }
+    Ok(())
+}
+
+/// Requests that no part serves yet.
+fn refuse_unbuilt(cx: &mut Cx, owner: &Owner, asker: Option<Asker>) {
+    if let Some(asker) = asker {
+        cx.refuse(owner.from, asker, Code::Unavailable, "not served yet");
+    }
+}
+
+/// The stream of a message, so that its answers are loaded with its conversation.
+fn stream_of(ask: &Ask) -> Option<StreamKey> {
+    match ask {
+        Ask::Client(Client { user, device, op: Op::Send(ask), .. }) => {
+            Some(StreamKey { user: user.clone(), device: device.clone(), stream: ask.stream })
+        }
+        _ => None,
+    }
+}
