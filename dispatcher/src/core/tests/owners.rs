@@ -163,7 +163,7 @@ fn past_its_lease_a_node_serves_nothing_until_it_is_renewed() {
 #[test]
 fn a_store_that_was_emptied_is_loaded_anew() {
     let mut world = World::serving(1, &[1]);
-    let op = request::Op::GroupCreate(client::GroupCreate { group: "x".into(), members: Vec::new() });
+    let op = request::Op::GroupCreate(client::GroupCreate { group: "x".into(), ..Default::default() });
     world.request(0, session(1, 1), "ann", op);
     world.run();
     let epochs = world.nodes[0].claimed.clone();
@@ -252,7 +252,7 @@ fn a_short_absence_loses_nothing_and_a_long_one_the_subscriptions() {
     for (away_ms, expected, fresh) in [(5_000, 1, false), (11_000, 0, true)] {
         world.disconnect(0, 2);
         world.pass(10);
-        let client_seq = world.store.logs.get("r:a").map_or(0, Vec::len) as u64 + 1;
+        let client_seq = world.store.logs.get("r:a").map_or(0, |log| log.head()) + 1;
         if away_ms > 10_000 {
             world.pass(away_ms);
         }

@@ -1,11 +1,13 @@
 //! Registering, routes, losers, direct messages, gateways' leases.
 
+use bytes::Bytes;
 use millrace_protocol::ids::{SessionId, user_partition};
 use millrace_protocol::link::Kind;
 use millrace_protocol::messages::client::Code;
 use millrace_protocol::messages::link as wire;
 
 use super::world::{PARTITIONS, World, deliver, direct, session};
+use crate::store::List;
 
 #[test]
 fn a_direct_message_goes_to_all_sessions_of_both_but_the_senders() {
@@ -114,6 +116,7 @@ fn an_older_login_is_refused_and_one_that_registers_again_keeps_its_number() {
         gateway: 1,
         gateway_incarnation: 1,
         newest_wins: false,
+        acknowledges: false,
     };
     for (login_number, refused) in [(0, 0), (1, 0), (0, 0), (1, Code::Displaced as u32)] {
         world.say(0, 1, Kind::Register, partition, session(1, 1), &register(login_number));
@@ -177,7 +180,7 @@ fn a_gateways_lease_is_answered_with_what_it_sent() {
 #[test]
 fn groups_come_with_the_registration() {
     let mut world = World::serving(1, &[1]);
-    world.store.lists.entry("ann".into()).or_default().insert("g:x".into());
+    world.store.lists.entry(("ann".into(), List::Groups)).or_default().insert("g:x".into(), Bytes::new());
     world.register(0, session(1, 1), "ann", "phone", "ios");
     world.run();
     let answer: Vec<wire::Registered> = world.take(0, 1, Kind::Registered);

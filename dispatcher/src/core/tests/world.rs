@@ -360,7 +360,7 @@ impl World {
             client_seq,
             stream: 1,
             payload: Bytes::from(payload.to_owned()),
-            content_kind: 0,
+            ..client::Send::default()
         };
         self.request(node, session, user, request::Op::Send(ask))
     }
@@ -415,6 +415,7 @@ impl World {
             gateway: u32::from(session.gateway()),
             gateway_incarnation: 1,
             newest_wins: true,
+            acknowledges: false,
         };
         let partition = user_partition(user, PARTITIONS);
         self.say(node, session.gateway(), Kind::Register, partition, session, &body);

@@ -534,7 +534,14 @@ mod tests {
                 members: members.to_vec(),
                 version: 1,
             };
-            Work::Append(Batch { partition: 1, fence, position, writes: vec![write] })
+            Work::Append(Batch {
+                partition: 1,
+                fence,
+                position,
+                writes: vec![write],
+                outstanding: Vec::new(),
+                fanned_out: 0,
+            })
         };
         // Its neighbours' names begin like its own.
         for (n, name) in (0..).zip(["g:al", "g:all", "g:allo"]) {
