@@ -41,6 +41,8 @@ pub enum Kept {
     Marked,
     /// It was dropped: the log holds it.
     Dropped,
+    /// It was dropped: nobody needs it later.
+    Forgotten,
     /// There is no room: the link's state must be dropped.
     Overflow,
 }
@@ -64,6 +66,7 @@ impl Waiting {
                 Err(_) => Kept::Dropped,
             },
             Kind::Direct => Kept::Dropped,
+            Kind::Relay => Kept::Forgotten,
             _ => {
                 if let Some(conversation) = changes_listeners(&record) {
                     self.open.remove(&conversation);
@@ -220,6 +223,7 @@ mod tests {
     fn bounded_in_bytes_and_directs_are_dropped() {
         let mut waiting = Waiting::default();
         assert_eq!(waiting.push(record(Kind::Direct, &Reply::default()), 1 << 20), Kept::Dropped);
+        assert_eq!(waiting.push(record(Kind::Relay, &Reply::default()), 1 << 20), Kept::Forgotten);
         let reply = Reply { response: Bytes::from(vec![0; 600]), ..Default::default() };
         assert_eq!(waiting.push(record(Kind::Reply, &reply), 1_000), Kept::Waits);
         assert_eq!(waiting.push(record(Kind::Reply, &reply), 1_000), Kept::Overflow);

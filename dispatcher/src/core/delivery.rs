@@ -9,12 +9,14 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use millrace_protocol::ids::SessionId;
 use millrace_protocol::link::Kind;
-use millrace_protocol::messages::link::{Attach, Direct, Target};
+use millrace_protocol::messages::link::{Attach, Direct, Relay, Target};
 use rustc_hash::FxHashMap;
 
 use super::event::LinkKey;
 use super::hub::{Cx, From, Pending, link_of};
-use super::limits::{ROUTE_ASKS_MAX, ROUTE_LOOKUPS_MAX, ROUTE_TRIES_MAX, ROUTE_USERS_MAX, TARGETS_MAX};
+use super::limits::{
+    ROUTE_ASKS_MAX, ROUTE_LOOKUPS_MAX, ROUTE_SOFT_ASKS_MAX, ROUTE_TRIES_MAX, ROUTE_USERS_MAX, TARGETS_MAX,
+};
 use crate::store::{Outcome, Route, StoreError, Work};
 
 /// Something for all sessions of some users.
@@ -44,6 +46,13 @@ pub enum What {
     },
     /// To be attached to this conversation.
     Attach(String),
+    /// Something that may be lost (a receipt, a friend's request): dropped under pressure, and when routes can't be read.
+    Relay {
+        /// What it is about; may be empty.
+        conversation: String,
+        /// The body of its Notify.
+        notify: Bytes,
+    },
 }
 
 /// The line of asks.
@@ -78,6 +87,15 @@ impl Delivery {
     /// No room for more messages: sends must be refused.
     pub fn is_full(&self) -> bool {
         self.count >= ROUTE_ASKS_MAX
+    }
+
+    /// Queues something soft, unless messages wait in numbers: those come first. Returns whether it was queued.
+    pub fn ask_soft(&mut self, ask: Ask) -> bool {
+        let fits = self.count < ROUTE_SOFT_ASKS_MAX;
+        if fits {
+            self.ask(ask);
+        }
+        fits
     }
 
     /// Queues an ask; it goes to the store at the end of the turn.
@@ -152,7 +170,12 @@ pub fn answered(cx: &mut Cx, number: u64, outcome: Result<Outcome, StoreError>) 
         cx.hub.delivery.count -= lookup.asks.len();
         match lookup.state {
             State::Answered(routes) => deliver(cx, lookup.asks, lookup.users, routes),
-            _ => cx.hub.stats.routes_failed += lookup.asks.len() as u64,
+            _ => {
+                let is_soft = |ask: &&Ask| matches!(ask.what, What::Relay { .. });
+                let soft = lookup.asks.iter().filter(is_soft).count() as u64;
+                cx.hub.stats.relays_dropped += soft;
+                cx.hub.stats.routes_failed += lookup.asks.len() as u64 - soft;
+            }
         }
     }
 }
@@ -171,6 +194,11 @@ fn deliver(cx: &mut Cx, asks: Vec<Ask>, users: Vec<String>, routes: Vec<Vec<Rout
                     What::Attach(conversation) => {
                         let attach = Attach { conversation: conversation.clone(), targets };
                         ask.from.record(Kind::Attach, SessionId::NONE, &attach)
+                    }
+                    What::Relay { conversation, notify } => {
+                        let (conversation, notify) = (conversation.clone(), notify.clone());
+                        let relay = Relay { targets, conversation, notify, ..Relay::default() };
+                        ask.from.record(Kind::Relay, SessionId::NONE, &relay)
                     }
                 };
                 cx.send(link, record);

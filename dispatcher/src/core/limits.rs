@@ -98,6 +98,9 @@ pub const ROUTE_LOOKUPS_MAX: usize = 64;
 /// they are appended.
 pub const ROUTE_ASKS_MAX: usize = 65_536;
 
+/// Above so many, what may be lost (receipts, friends' requests) is dropped instead of waiting among them.
+pub const ROUTE_SOFT_ASKS_MAX: usize = ROUTE_ASKS_MAX / 2;
+
 /// Tries of one lookup of routes. With their pauses some 10 s: a store that was restarted is back by then. After the
 /// last one the messages stay in the log undelivered, and are counted.
 pub const ROUTE_TRIES_MAX: u32 = 14;

@@ -157,6 +157,7 @@ impl Links {
             Kept::Waits => {}
             Kept::Marked => stats.gap_marked += 1,
             Kept::Dropped => stats.directs_dropped += 1,
+            Kept::Forgotten => stats.relays_dropped += 1,
             Kept::Overflow => {
                 link.overflowed = true;
                 stats.links_overflowed += 1;
@@ -272,6 +273,7 @@ fn count(kind: Kind, stats: &mut Stats) {
     match kind {
         Kind::FanOut => stats.fan_outs += 1,
         Kind::Direct => stats.directs += 1,
+        Kind::Relay => stats.relays += 1,
         Kind::Gap => stats.gaps += 1,
         _ => {}
     }

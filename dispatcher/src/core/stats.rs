@@ -35,6 +35,10 @@ pub struct Stats {
     pub directs: u64,
     /// Messages to single sessions dropped for want of credit; the log holds them.
     pub directs_dropped: u64,
+    /// Relay records queued.
+    pub relays: u64,
+    /// Relays dropped for want of credit, room or routes: nobody needs them later.
+    pub relays_dropped: u64,
     /// Messages whose routes could not be read; the log holds them.
     pub routes_failed: u64,
     /// Records for links that are not here.

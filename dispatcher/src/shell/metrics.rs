@@ -36,6 +36,8 @@ fn core_numbers(stats: Stats) -> impl IntoIterator<Item = (&'static str, u64)> {
         gaps,
         directs,
         directs_dropped,
+        relays,
+        relays_dropped,
         routes_failed,
         no_link,
         oversize,
