@@ -10,12 +10,15 @@ use bytes::Bytes;
 use millrace_protocol::link::Record;
 use rustc_hash::FxHashMap;
 
+use super::cursors::Moved;
 use super::event::LinkKey;
+use super::fates::Awaited;
 use super::groups::Rounds;
 use super::holds::Holds;
 use super::hub::Asker;
 use super::limits::{LOAD_WAITING_MAX, REFERRED_MAX, WAITING_BYTES_MAX};
 use super::members::Members;
+use super::receipts::Positions;
 use super::streams::Streams;
 use crate::store::{Entry, Loaded};
 
@@ -46,6 +49,22 @@ pub struct Conversation {
     pub listed: bool,
     /// Entries that messages referred to lately; `None`: there is no such one.
     pub referred: VecDeque<(u64, Option<Entry>)>,
+    /// Cursors that moved and are not written yet, and since when.
+    pub moved: Moved,
+    /// See `moved`.
+    pub moved_since_us: u64,
+    /// Who has what, to be told.
+    pub positions: Positions,
+    /// Messages whose senders want to know what becomes of them.
+    pub fates: Vec<Awaited>,
+    /// The newest message's Notify, once somebody asked for it.
+    pub last: Option<Bytes>,
+    /// Jobs at the store that are about this conversation.
+    pub jobs: u32,
+    /// The oldest entries are being looked at, and the head when that was last done.
+    pub trimming: bool,
+    /// See `trimming`.
+    pub trimmed_at: u64,
     /// State as the store has it.
     pub state: BTreeMap<String, Bytes>,
     /// Who asked again for a seq that is not durable yet.
@@ -103,6 +122,11 @@ impl Conversation {
             && self.repeats.is_empty()
             && self.rounds.is_idle()
             && self.holds.is_empty()
+            && self.moved.is_empty()
+            && self.positions.is_idle()
+            && self.fates.is_empty()
+            && self.jobs == 0
+            && !self.trimming
     }
 }
 
@@ -232,6 +256,14 @@ impl Table {
     /// Conversations here, loading ones included.
     pub fn count(&self) -> usize {
         self.slots.len()
+    }
+
+    /// All conversations that are ready, with their names.
+    pub fn all_ready(&mut self) -> impl Iterator<Item = (&str, &mut Conversation)> {
+        self.slots.iter_mut().filter_map(|(name, slot)| match slot {
+            Slot::Ready(conversation) => Some((name.as_str(), &mut **conversation)),
+            Slot::Loading(_) => None,
+        })
     }
 
     /// Forgets what a link subscribed to.

@@ -65,6 +65,8 @@ pub struct Delivery {
     first: u64,
     /// Asks in `asks` and `line`.
     count: usize,
+    /// Asks ever.
+    asked: u64,
 }
 
 #[derive(Debug)]
@@ -103,7 +105,18 @@ impl Delivery {
         // A round of a group leaves out hundreds.
         ask.except.sort_unstable();
         self.count += 1;
+        self.asked += 1;
         self.asks.push(ask);
+    }
+
+    /// Asks so far.
+    pub fn asked(&self) -> u64 {
+        self.asked
+    }
+
+    /// Of them, those that were answered or given up, and all before them.
+    pub fn answered_through(&self) -> u64 {
+        self.asked - self.count as u64
     }
 
     /// When the next retry is due.

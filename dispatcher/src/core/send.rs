@@ -21,6 +21,7 @@ use super::hub::{Asker, Cx};
 use super::limits::REPEATS_MAX;
 use super::refer::{self, Judged};
 use super::streams::Check;
+use super::{fates, retention};
 use crate::store::{Answer, Change, Entry, List, StreamKey, UserItem, Work, Write};
 
 /// What a message waits for, by its stream; `None`: behind another message of its stream.
@@ -164,7 +165,8 @@ fn append(
         refers_to: ask.refers_to,
     };
     let notify: Bytes = Notify { event: Some(notify::Event::Deliver(deliver)) }.encode_to_vec().into();
-    conversation.messages += u64::from(ask.action == Action::Message as i32);
+    let is_message = ask.action == Action::Message as i32;
+    conversation.messages += u64::from(is_message);
     conversation.bytes += notify.len() as u64;
     let entry = Entry {
         conversation: ask.conversation.clone(),
@@ -185,8 +187,7 @@ fn append(
         owner.outstanding(&ask.conversation, seq);
     }
     let fate_within_ms = if direct { ask.fate_within_ms } else { 0 };
-    let sent =
-        Sent { seq, message_id, messages: entry.messages, asker, user: key.user.clone(), fate_within_ms };
+    let sent = Sent { seq, message_id, is_message, asker, user: key.user.clone(), fate_within_ms };
     let effect = Effect::Sent { conversation: ask.conversation.clone(), sent, notify };
     owner.push(Write::Message(entry), effect);
     if let Some(entry) = refers {
@@ -226,8 +227,8 @@ pub struct Sent {
     pub seq: u64,
     /// Its id.
     pub message_id: MessageId,
-    /// Messages of the conversation up to it.
-    pub messages: u64,
+    /// It is a message, not something about one.
+    pub is_message: bool,
     /// Who waits for the SendAck.
     pub asker: Asker,
     /// Who sent it.
@@ -239,7 +240,7 @@ pub struct Sent {
 /// A message is durable: its sender hears of it, then all others.
 pub fn sent(
     cx: &mut Cx,
-    owner: &Owner,
+    owner: &mut Owner,
     conversation: &mut Conversation,
     name: String,
     sent: Sent,
@@ -249,10 +250,18 @@ pub fn sent(
     became_durable(owner, conversation, &name, seq);
     cx.hub.stats.messages += 1;
     acknowledge(cx, owner, asker, seq, message_id, owner.from.epoch);
+    if sent.is_message {
+        conversation.last = Some(notify.clone());
+        conversation.positions.sent(seq, &sent.user);
+    }
+    if sent.fate_within_ms > 0 {
+        fates::awaits(cx, owner, conversation, &name, (seq, &sent.user), asker, sent.fate_within_ms);
+    }
     for (_, asker) in conversation.repeats.extract_if(.., |(waits_for, _)| *waits_for == seq) {
         cx.hub.stats.repeats += 1;
         acknowledge(cx, owner, asker, seq, message_id, owner.from.epoch);
     }
+    retention::appended(cx, owner, conversation, &name);
     fan_out(cx, owner, conversation, name, seq, asker.session, notify);
 }
 

@@ -18,11 +18,13 @@ use millrace_protocol::prost::Message;
 use super::action::Action;
 use super::delivery::{self, Delivery};
 use super::event::{Event, LinkKey, Sibling};
+use super::fanned::{self, Fanned};
 use super::hub::{Cluster, Cx, From, Hub, Jobs, Pending};
 use super::limits::{Limits, REANNOUNCE_US};
 use super::links::Links;
 use super::partition::Partition;
 use super::register::{self, Closes};
+use super::retention::Clocks;
 use super::stats::Stats;
 use crate::store::{Done, Outcome, StoreError, View, Work};
 
@@ -92,6 +94,9 @@ impl Shard {
                 jobs: Jobs::default(),
                 delivery: Delivery::default(),
                 closes: Closes::default(),
+                clocks: Clocks::default(),
+                fanned: Fanned::default(),
+                touched: BTreeMap::new(),
                 cluster: Cluster::default(),
                 ready: Vec::new(),
                 announce: Vec::new(),
@@ -171,6 +176,11 @@ impl Shard {
         let Hub { links, stats, .. } = &mut *cx.hub;
         links.turn(now, stats);
         drop_overflowed(cx, &mut self.partitions);
+        for reached in fanned::turn(cx) {
+            if let Some(partition) = own(&mut self.partitions, cx, reached.partition) {
+                partition.fanned_out(reached);
+            }
+        }
         let hub = &self.hub;
         let deadlines = [
             hub.timers.peek().map(|Reverse((at_us, _))| *at_us),
@@ -323,6 +333,11 @@ fn sibling(cx: &mut Cx, partitions: &mut [Partition], message: Sibling) {
             links.send(link, record, stats);
         }
         Sibling::LinkGone { link } => forget_link(cx, partitions, link),
+        Sibling::Mark { shard, id } => {
+            let Hub { fanned, links, .. } = &mut *cx.hub;
+            fanned.foreign(shard, id, links);
+        }
+        Sibling::Marked { id } => cx.hub.fanned.answered(id),
         Sibling::LinkUp { link, incarnation } => {
             cx.hub.cluster.links.insert(link, incarnation);
         }

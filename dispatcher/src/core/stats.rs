@@ -15,6 +15,28 @@ pub struct Stats {
     pub batches: u64,
     /// Repeats answered with their first answer.
     pub repeats: u64,
+    /// Acknowledgements taken.
+    pub acks: u64,
+    /// Acknowledgements that were of nothing durable, of no member, or found no room.
+    pub acks_refused: u64,
+    /// Read positions taken.
+    pub reads: u64,
+    /// Pages read for clients.
+    pub pages: u64,
+    /// Clients told that the log ends below their cursor.
+    pub truncated: u64,
+    /// Standings told.
+    pub peeks: u64,
+    /// Senders told what became of a message.
+    pub fates: u64,
+    /// Messages whose fate could not be watched, as too many are.
+    pub fates_unwatched: u64,
+    /// Messages of former owners fanned out again.
+    pub recovered: u64,
+    /// Entries trimmed.
+    pub trimmed: u64,
+    /// Looks at old entries that trimmed nothing by age, as the clocks disagree.
+    pub trims_held: u64,
     /// Sends refused OUT_OF_ORDER.
     pub out_of_order: u64,
     /// Sends refused CONFLICT.
