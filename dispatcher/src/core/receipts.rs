@@ -41,6 +41,8 @@ pub struct Positions {
     loading: bool,
     /// What moved while they were, or since they were last told.
     moved: BTreeMap<String, Position>,
+    /// Direct conversations: what was told of its two users.
+    told: BTreeMap<String, Position>,
     /// Groups: the newest message and its sender, and what that one was told.
     newest: Option<(u64, String, Position)>,
     /// Who waits for the tally.
@@ -101,6 +103,12 @@ pub fn tell(cx: &mut Cx, owner: &Owner, conversation: &mut Conversation, name: &
         Some(Id::Direct(a, b)) => {
             for (user, position) in std::mem::take(&mut conversation.positions.moved) {
                 let other = if a == user { b } else { a };
+                let told = conversation.positions.told.entry(user.clone()).or_default();
+                if position.delivered <= told.delivered && position.read <= told.read {
+                    continue;
+                }
+                told.delivered = told.delivered.max(position.delivered);
+                told.read = told.read.max(position.read);
                 tell_pair(cx, owner, name, &user, other, position);
             }
         }

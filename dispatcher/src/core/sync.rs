@@ -146,7 +146,8 @@ pub fn answered(
         }
         (Want::After(cursor), Outcome::Entries { entries, first_seq, head }) => {
             match after(*cursor, entries, first_seq, head) {
-                Ok((entries, gap)) => {
+                Ok((mut entries, gap)) => {
+                    entries.truncate(paging.limit);
                     let end = entries.last().map_or(head.min(cursor.seq), |last| last.seq);
                     synced(cx, owner, conversation, name, &paging, entries, gap, end);
                     false
