@@ -20,6 +20,7 @@ use super::batch::Owner;
 use super::cursors::Marking;
 use super::delivery::Delivery;
 use super::event::{LinkKey, Sibling};
+use super::events;
 use super::fanned::Fanned;
 use super::holds::Need;
 use super::limits::{BACKOFF_MS, BUSY_RETRY_MS, TELL_WINDOW_US};
@@ -46,6 +47,8 @@ pub struct Hub {
     pub delivery: Delivery,
     /// Sessions told to close.
     pub closes: Closes,
+    /// Events that wait for batches.
+    pub events: Vec<events::Waiting>,
     /// Whether the clocks agree.
     pub clocks: Clocks,
     /// How far fan-out has come.

@@ -19,6 +19,8 @@ pub struct Retention {
 pub struct Limits {
     /// Bytes of a message's payload; a larger one is refused PAYLOAD_TOO_LARGE.
     pub payload_bytes_max: usize,
+    /// Logins, logouts and receipts are written as events.
+    pub events: bool,
     /// Of direct conversations and groups.
     pub retention: Retention,
     /// Of rooms.
@@ -43,6 +45,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             payload_bytes_max: PAYLOAD_BYTES_MAX,
+            events: false,
             retention: Retention::default(),
             retention_rooms: Retention::default(),
             edit_window_ms: 24 * 3_600_000,

@@ -20,6 +20,7 @@ pub mod credit;
 mod cursors;
 pub mod delivery;
 pub mod event;
+mod events;
 mod fanned;
 mod fates;
 pub mod groups;

@@ -519,6 +519,14 @@ impl Partition {
         }
     }
 
+    /// What is written for it goes through this one; `None`: it is not served here.
+    pub fn owner(&mut self) -> Option<&mut Owner> {
+        match &mut self.phase {
+            Phase::Serving(serving) => Some(&mut serving.owner),
+            _ => None,
+        }
+    }
+
     fn conversation(&mut self, name: &str) -> Option<(&mut Owner, &mut Conversation)> {
         let (Phase::Serving(serving) | Phase::Releasing { serving, .. }) = &mut self.phase else {
             return None;

@@ -19,6 +19,7 @@ use super::batch::Owner;
 use super::conversation::Conversation;
 use super::cursors::outsider;
 use super::delivery::{Ask, What};
+use super::events;
 use super::hub::{Asker, Cx, PartitionJob, Pending};
 use super::limits::{MEMBERS_PAGE_MAX, TALLY_PAGE, TALLY_PUSHED_MAX};
 use crate::store::{CursorsOf, Work};
@@ -118,6 +119,7 @@ pub fn tell(cx: &mut Cx, owner: &Owner, conversation: &mut Conversation, name: &
 
 fn tell_pair(cx: &mut Cx, owner: &Owner, name: &str, user: &str, other: &str, position: Position) {
     let Position { delivered, read } = position;
+    events::receipt(cx, owner.from.partition, name, user, delivered, read);
     let receipt = |delivered| {
         let (conversation, user) = (name.to_owned(), user.to_owned());
         notify::Event::Receipt(Receipt { conversation, user, delivered, read })
@@ -149,6 +151,7 @@ fn tell_group(cx: &mut Cx, owner: &Owner, conversation: &mut Conversation, name:
         return load(cx, owner, conversation, name, (String::new(), String::new()));
     }
     for (user, position) in std::mem::take(&mut positions.moved) {
+        events::receipt(cx, owner.from.partition, name, &user, position.delivered, position.read);
         if position.read > 0 {
             let (conversation, own) = (name.to_owned(), user.clone());
             let receipt = Receipt { conversation, user: own, delivered: 0, read: position.read };

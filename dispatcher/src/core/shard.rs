@@ -18,6 +18,7 @@ use millrace_protocol::prost::Message;
 use super::action::Action;
 use super::delivery::{self, Delivery};
 use super::event::{Event, LinkKey, Sibling};
+use super::events;
 use super::fanned::{self, Fanned};
 use super::hub::{Cluster, Cx, From, Hub, Jobs, Pending};
 use super::limits::{Limits, REANNOUNCE_US};
@@ -94,6 +95,7 @@ impl Shard {
                 jobs: Jobs::default(),
                 delivery: Delivery::default(),
                 closes: Closes::default(),
+                events: Vec::new(),
                 clocks: Clocks::default(),
                 fanned: Fanned::default(),
                 touched: BTreeMap::new(),
@@ -158,6 +160,10 @@ impl Shard {
             if let Some(partition) = own(&mut self.partitions, cx, partition) {
                 partition.timer(cx);
             }
+        }
+        for event in std::mem::take(&mut cx.hub.events) {
+            let partition = own(&mut self.partitions, cx, event.partition);
+            events::write(cx, partition.and_then(Partition::owner), event);
         }
         for partition in std::mem::take(&mut cx.hub.ready) {
             if let Some(partition) = own(&mut self.partitions, cx, partition) {

@@ -33,6 +33,8 @@ pub struct Stats {
     pub fates_unwatched: u64,
     /// Messages of former owners fanned out again.
     pub recovered: u64,
+    /// Events that found no room in a batch, or no owner.
+    pub events_dropped: u64,
     /// Entries trimmed.
     pub trimmed: u64,
     /// Looks at old entries that trimmed nothing by age, as the clocks disagree.

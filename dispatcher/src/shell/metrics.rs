@@ -35,6 +35,7 @@ fn core_numbers(stats: Stats) -> impl IntoIterator<Item = (&'static str, u64)> {
         fates,
         fates_unwatched,
         recovered,
+        events_dropped,
         trimmed,
         trims_held,
         out_of_order,

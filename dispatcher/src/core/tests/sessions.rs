@@ -1,12 +1,15 @@
 //! Registering, routes, losers, direct messages, gateways' leases.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use millrace_protocol::ids::{SessionId, user_partition};
 use millrace_protocol::link::Kind;
-use millrace_protocol::messages::client::Code;
+use millrace_protocol::messages::client::{self, Code};
 use millrace_protocol::messages::link as wire;
 
 use super::world::{PARTITIONS, World, deliver, direct, session};
+use crate::core::limits::Limits;
 use crate::store::List;
 
 #[test]
@@ -185,4 +188,30 @@ fn groups_come_with_the_registration() {
     world.run();
     let answer: Vec<wire::Registered> = world.take(0, 1, Kind::Registered);
     assert_eq!(answer[0].groups, ["g:x"]);
+}
+
+#[test]
+fn logins_logouts_and_receipts_are_events_when_they_are_switched_on() {
+    for on in [false, true] {
+        let limits = Limits { events: on, ..Limits::default() };
+        let mut world = World::with_limits(1, 1, limits);
+        world.claim_all(0);
+        world.connect(0, 1, 1);
+        world.run();
+        let ann = session(1, 1);
+        world.register(0, ann, "ann", "phone", "ios");
+        world.run();
+        let unregister = wire::Unregister { user: "ann".into(), device: "phone".into(), login_number: 1 };
+        world.say(0, 1, Kind::Unregister, user_partition("ann", PARTITIONS), ann, &unregister);
+        let name = direct("ann", "bob");
+        world.send(ann, "ann", &name, 1);
+        world.run();
+        let read = client::Read { conversation: name, seq: 1 };
+        world.request(0, session(1, 2), "bob", client::request::Op::Read(read));
+        world.run();
+        world.pass(300);
+        let kinds: BTreeSet<String> = world.store.events.values().map(|event| event.kind.clone()).collect();
+        let expected: &[&str] = if on { &["login", "logout", "message", "receipt"] } else { &["message"] };
+        assert!(kinds.iter().eq(expected), "{kinds:?}");
+    }
 }
