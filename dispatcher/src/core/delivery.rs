@@ -30,6 +30,8 @@ pub struct Ask {
     pub from: From,
     /// What they get.
     pub what: What,
+    /// Its routes could not be read for long, and it went to the end of the line.
+    pub again: bool,
 }
 
 /// What sessions get.
@@ -67,6 +69,11 @@ pub struct Delivery {
     count: usize,
     /// Asks ever.
     asked: u64,
+    /// Asks that went to the end of the line and are not answered: until they are, `asked` less `count` says nothing of
+    /// those before them.
+    again: usize,
+    /// What was answered before the first of them.
+    frozen: u64,
 }
 
 #[derive(Debug)]
@@ -116,7 +123,7 @@ impl Delivery {
 
     /// Of them, those that were answered or given up, and all before them.
     pub fn answered_through(&self) -> u64 {
-        self.asked - self.count as u64
+        if self.again > 0 { self.frozen } else { self.asked - self.count as u64 }
     }
 
     /// When the next retry is due.
@@ -180,16 +187,33 @@ pub fn answered(cx: &mut Cx, number: u64, outcome: Result<Outcome, StoreError>) 
     {
         let lookup = cx.hub.delivery.line.pop_front().expect("looked at");
         cx.hub.delivery.first += 1;
+        let through = cx.hub.delivery.answered_through();
         cx.hub.delivery.count -= lookup.asks.len();
         match lookup.state {
-            State::Answered(routes) => deliver(cx, lookup.asks, lookup.users, routes),
-            _ => {
-                let is_soft = |ask: &&Ask| matches!(ask.what, What::Relay { .. });
-                let soft = lookup.asks.iter().filter(is_soft).count() as u64;
-                cx.hub.stats.relays_dropped += soft;
-                cx.hub.stats.routes_failed += lookup.asks.len() as u64 - soft;
+            State::Answered(routes) => {
+                cx.hub.delivery.again -= lookup.asks.iter().filter(|ask| ask.again).count();
+                deliver(cx, lookup.asks, lookup.users, routes);
             }
+            _ => again(cx, lookup.asks, through),
         }
+    }
+}
+
+/// Routes that could not be read in many tries: what is soft is dropped, messages go to the end of the line. Their order
+/// is lost, which their clients mend; the messages themselves are not.
+fn again(cx: &mut Cx, asks: Vec<Ask>, through: u64) {
+    let (soft, hard): (Vec<Ask>, Vec<Ask>) =
+        asks.into_iter().partition(|ask| matches!(ask.what, What::Relay { .. }));
+    cx.hub.stats.relays_dropped += soft.len() as u64;
+    cx.hub.stats.routes_failed += hard.len() as u64;
+    let delivery = &mut cx.hub.delivery;
+    if delivery.again == 0 {
+        delivery.frozen = through;
+    }
+    for ask in hard {
+        delivery.again += usize::from(!ask.again);
+        delivery.count += 1;
+        delivery.asks.push(Ask { again: true, ..ask });
     }
 }
 

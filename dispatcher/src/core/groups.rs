@@ -290,7 +290,7 @@ pub fn appended(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation,
     if !round.add.is_empty() {
         let what = What::Attach(name.to_owned());
         let users = std::mem::take(&mut round.add);
-        cx.hub.delivery.ask(Ask { users, except: answered, from: owner.from, what });
+        cx.hub.delivery.ask(Ask { users, except: answered, from: owner.from, what, again: false });
     }
     if round.remove.is_empty() {
         return start(cx, owner, conversation, name);

@@ -122,7 +122,7 @@ pub const ROUTE_ASKS_MAX: usize = 65_536;
 pub const ROUTE_SOFT_ASKS_MAX: usize = ROUTE_ASKS_MAX / 2;
 
 /// Tries of one lookup of routes. With their pauses some 10 s: a store that was restarted is back by then. After the
-/// last one the messages stay in the log undelivered, and are counted.
+/// last one the messages go to the end of the line, and are counted, so that others need not wait for them.
 pub const ROUTE_TRIES_MAX: u32 = 14;
 
 /// Targets in one Attach record.

@@ -288,7 +288,7 @@ pub fn fan_out(
             users.push(b.to_owned());
         }
         let what = What::Message { conversation: name, seq, notify };
-        cx.hub.delivery.ask(Ask { users, except: vec![except], from: owner.from, what });
+        cx.hub.delivery.ask(Ask { users, except: vec![except], from: owner.from, what, again: false });
         return;
     }
     if conversation.subscribers.is_empty() {
