@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use millrace_protocol::ids::{Now, Partition, SessionId};
 use millrace_protocol::link::{Kind, Record};
-use millrace_protocol::messages::client::{Code, Refused, Response, response};
+use millrace_protocol::messages::client::{Code, Done, Refused, Response, response};
 use millrace_protocol::messages::link::Reply;
 use millrace_protocol::prost::Message;
 use rustc_hash::FxHashMap;
@@ -224,6 +224,13 @@ impl Cx<'_> {
         let response = Response { id: asker.request_id, outcome: Some(outcome) };
         let reply = Reply { token: asker.token, response: response.encode_to_vec().into(), ..reply };
         self.send(asker.link, from.record(Kind::Reply, asker.session, &reply));
+    }
+
+    /// Answers Done, unless the client wants no answer.
+    pub fn done(&mut self, from: From, asker: Asker) {
+        if asker.request_id != 0 {
+            self.reply(from, asker, response::Outcome::Done(Done {}), Reply::default());
+        }
     }
 
     /// Refuses a client's request for good.

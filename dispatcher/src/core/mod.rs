@@ -9,6 +9,7 @@
 //! | [`partition`], [`batch`] | one partition's life; its writes and what follows them |
 //! | [`ask`], [`conversation`], [`streams`], [`members`] | records read; a conversation in memory; repeats; who is in |
 //! | [`holds`] | messages that wait for something to be read |
+//! | [`entry`] | what goes into a log |
 //! | [`send`], [`groups`], [`subscribe`] | what can be asked of a conversation |
 //! | [`register`], [`delivery`] | users' sessions; messages for single sessions |
 
@@ -18,6 +19,7 @@ pub mod batch;
 pub mod conversation;
 pub mod credit;
 pub mod delivery;
+pub mod entry;
 pub mod event;
 pub mod groups;
 pub mod holds;

@@ -7,15 +7,13 @@ use bytes::Bytes;
 use millrace_protocol::conversation::Conversation as Id;
 use millrace_protocol::ids::{MessageId, SessionId};
 use millrace_protocol::link::{Kind, Record};
-use millrace_protocol::messages::client::{
-    Action, Code, Deliver, Notify, Refused, Send, SendAck, notify, response,
-};
+use millrace_protocol::messages::client::{Action, Code, Refused, Send, SendAck, response};
 use millrace_protocol::messages::link::{FanOut, Reply};
-use millrace_protocol::prost::Message;
 
 use super::batch::{Effect, Owner};
 use super::conversation::Conversation;
 use super::delivery::{Ask, What};
+use super::entry::{self, Draft};
 use super::holds::Need;
 use super::hub::{Asker, Cx};
 use super::limits::REPEATS_MAX;
@@ -145,42 +143,22 @@ fn append(
     ask: Send,
     refers: Option<Entry>,
 ) {
-    let epoch = owner.from.epoch;
-    let message_id = owner.next_message_id(cx.now.wall_ms);
-    conversation.head += 1;
-    let seq = conversation.head;
     let direct = matches!(Id::parse(&ask.conversation), Some(Id::Direct(..)));
-    let deliver = Deliver {
-        conversation: ask.conversation.clone(),
-        seq,
-        message_id: message_id.0,
-        sender: key.user.clone(),
-        sender_device: key.device.clone(),
-        server_time_ms: message_id.wall_ms(),
-        epoch,
-        payload: ask.payload,
-        content_kind: ask.content_kind,
-        action: ask.action,
-        refers_to: ask.refers_to,
-    };
-    let notify: Bytes = Notify { event: Some(notify::Event::Deliver(deliver)) }.encode_to_vec().into();
-    conversation.messages += u64::from(ask.action == Action::Message as i32);
-    conversation.bytes += notify.len() as u64;
-    let entry = Entry {
-        conversation: ask.conversation.clone(),
-        seq,
-        message_id,
-        epoch,
-        action: ask.action as u8,
-        messages: conversation.messages,
-        bytes: conversation.bytes,
+    let draft = Draft {
         sender: key.user.clone(),
         device: key.device.clone(),
         stream: key.stream,
         client_seq: ask.client_seq,
         payload_hash,
-        notify: notify.clone(),
+        payload: ask.payload,
+        content_kind: ask.content_kind,
+        // Judged before: it is one that is known.
+        action: Action::try_from(ask.action).unwrap_or_default(),
+        refers_to: ask.refers_to,
     };
+    let entry = entry::next(owner, conversation, &ask.conversation, cx.now.wall_ms, draft);
+    let Entry { seq, message_id, epoch, .. } = entry;
+    let notify = entry.notify.clone();
     if direct {
         owner.outstanding(&ask.conversation, seq);
     }
