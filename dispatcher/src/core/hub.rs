@@ -16,7 +16,7 @@ use millrace_protocol::prost::Message;
 use rustc_hash::FxHashMap;
 
 use super::action::Action;
-use super::delivery::Delivery;
+use super::delivery::{Ask, Delivery};
 use super::event::{LinkKey, Sibling};
 use super::holds::Need;
 use super::limits::{BACKOFF_MS, BUSY_RETRY_MS};
@@ -208,6 +208,13 @@ impl Cx<'_> {
     pub fn tell_siblings(&mut self, message: impl Fn() -> Sibling) {
         for shard in (0..self.hub.config.shards).filter(|shard| *shard != self.hub.config.shard) {
             self.actions.push(Action::Sibling { shard, message: message() });
+        }
+    }
+
+    /// Tells users' sessions something that may be lost.
+    pub fn tell_softly(&mut self, ask: Ask) {
+        if !self.hub.delivery.ask_soft(ask) {
+            self.hub.stats.relays_dropped += 1;
         }
     }
 

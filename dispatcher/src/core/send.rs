@@ -73,6 +73,10 @@ pub fn send(
             return Ok(());
         }
     }
+    if let Some((code, reason)) = silenced(cx, id, conversation, &key.user) {
+        cx.refuse(from, asker, code, reason);
+        return Ok(());
+    }
     let refers = match refer::judge(cx, conversation, &key.user, &ask) {
         Ok(refers) => refers,
         Err(Judged::Needs(seq)) => return Err((key, Some(Need::Entry(seq)))),
@@ -129,6 +133,21 @@ fn forbidden(id: Option<Id<'_>>, conversation: &Conversation, user: &str) -> Opt
             }
             Some(_) => None,
         },
+    }
+}
+
+/// Why a new message of a user who may send there is refused all the same. Repeats are not: they were taken before.
+fn silenced(
+    cx: &Cx,
+    id: Option<Id<'_>>,
+    conversation: &Conversation,
+    user: &str,
+) -> Option<(Code, &'static str)> {
+    match id? {
+        Id::Group(_) if conversation.info_ahead().is_muted(user, cx.now.wall_ms) => {
+            Some((Code::Muted, "muted in this group"))
+        }
+        _ => None,
     }
 }
 

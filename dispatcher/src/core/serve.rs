@@ -15,12 +15,12 @@ use super::ask::{Ask, Client, asker_of};
 use super::batch::Owner;
 use super::conversation::{Conversation, Wait};
 use super::event::LinkKey;
-use super::groups::{self, Change, ChangeKind};
+use super::groups::{self, Change};
 use super::holds::Need;
 use super::hub::{Asker, Cx, From, PartitionJob};
 use super::limits::{CLAIM_WAITING_MAX, REANNOUNCE_US};
 use super::partition::{Partition, Phase, Serving};
-use super::{register, send, subscribe};
+use super::{admin, group_members, register, send, subscribe};
 use crate::store::{Outcome, StoreError, StreamKey, Work};
 
 impl Partition {
@@ -244,20 +244,14 @@ fn client(
     let Client { user, device, op, .. } = ask;
     match op {
         Op::Send(ask) => return send::send(cx, owner, conversation, asker, (user, device), ask),
-        Op::GroupCreate(ask) => {
-            let kind = ChangeKind::Create(ask.members);
-            groups::change(cx, owner, conversation, name, Change { asker, user, kind });
-        }
-        Op::GroupJoin(_) => {
-            groups::change(cx, owner, conversation, name, Change { asker, user, kind: ChangeKind::Join });
-        }
-        Op::GroupLeave(_) => {
-            groups::change(cx, owner, conversation, name, Change { asker, user, kind: ChangeKind::Leave });
-        }
-        Op::GroupMembers(ask) => groups::members(cx, owner, conversation, asker, &user, &ask),
+        Op::GroupMembers(ask) => group_members::members(cx, owner, conversation, asker, &user, &ask),
+        Op::GroupInfo(_) => group_members::info(cx, owner, conversation, name, asker, &user),
         Op::RoomJoin(_) => groups::joined(cx, owner, conversation, name, asker),
         Op::RoomLeave(_) => subscribe::room_leave(cx, owner, name, asker, user),
-        _ => refuse_unbuilt(cx, owner, Some(asker)),
+        op => match admin::Kind::of(op) {
+            Some(kind) => groups::change(cx, owner, conversation, name, Change { asker, user, kind }),
+            None => refuse_unbuilt(cx, owner, Some(asker)),
+        },
     }
     Ok(())
 }

@@ -5,5 +5,6 @@ mod messages;
 mod owners;
 mod plan;
 mod random;
+mod roles;
 mod sessions;
 mod world;

@@ -12,6 +12,7 @@ use millrace_protocol::link::{Kind, Record};
 use millrace_protocol::messages::client::{self, request, response};
 use millrace_protocol::messages::link as wire;
 use millrace_protocol::prost::Message;
+use millrace_protocol::request::Key;
 
 use crate::core::action::Action;
 use crate::core::event::{Event, LinkKey};
@@ -319,16 +320,14 @@ impl World {
 
     /// A client's request; the token of its answer.
     pub fn request(&mut self, node: usize, session: SessionId, user: &str, op: request::Op) -> u64 {
-        let name = match &op {
-            request::Op::Send(ask) => ask.conversation.clone(),
-            request::Op::GroupCreate(ask) => format!("g:{}", ask.group),
-            request::Op::GroupJoin(ask) => format!("g:{}", ask.group),
-            request::Op::GroupLeave(ask) => format!("g:{}", ask.group),
-            request::Op::GroupMembers(ask) => format!("g:{}", ask.group),
-            request::Op::RoomJoin(ask) => format!("r:{}", ask.room),
-            request::Op::RoomLeave(ask) => format!("r:{}", ask.room),
-            other => panic!("no request for a dispatcher: {other:?}"),
+        // As a gateway routes it; what it would refuse goes anywhere.
+        let partition = match &op {
+            request::Op::PresenceSubscribe(ask) => {
+                ask.users.first().map(|watched| user_partition(watched, PARTITIONS))
+            }
+            op => Key::of(op, user).and_then(|key| key.partition(user, PARTITIONS)),
         };
+        let partition = partition.unwrap_or(0);
         self.token += 1;
         let request = client::Request { id: self.token + 1_000, op: Some(op) };
         let body = wire::ClientRequest {
@@ -337,7 +336,6 @@ impl World {
             device: format!("{user}-{}", session.slot()),
             request: request.encode_to_vec().into(),
         };
-        let partition = conversation_partition(&name);
         self.say(node, session.gateway(), Kind::ClientRequest, partition, session, &body);
         self.token
     }
