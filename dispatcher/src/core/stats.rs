@@ -11,6 +11,8 @@ pub struct Stats {
     pub malformed: u64,
     /// Messages appended.
     pub messages: u64,
+    /// Entries about changes of groups appended.
+    pub notes: u64,
     /// Batches handed to the store.
     pub batches: u64,
     /// Repeats answered with their first answer.
