@@ -334,6 +334,7 @@ pub fn noted(
 ) {
     cx.hub.stats.notes += 1;
     send::became_durable(owner, conversation, &name, seq);
+    conversation.last = Some(notify.clone());
     send::fan_out(cx, owner, conversation, name, seq, SessionId::NONE, notify);
 }
 
