@@ -18,7 +18,7 @@ const _: () = assert!(DELAY_MS <= INTERVAL_MS);
 pub(super) struct Acks {
     due: BTreeSet<(u64, String)>,
     due_of: BTreeMap<String, u64>,
-    /// What the server was told on this connection, and when.
+    /// What the server was told on this connection, and when; 0: it knew.
     told: BTreeMap<String, (Cursor, u64)>,
 }
 
@@ -26,10 +26,13 @@ impl Acks {
     /// The application has taken up to `cursor`: the server is to know it.
     pub(super) fn schedule(&mut self, conversation: &str, cursor: Cursor, now_ms: u64) {
         let last = self.told.get(conversation);
+        if cursor.seq == 0 {
+            return;
+        }
         if self.due_of.contains_key(conversation) || last.is_some_and(|(told, _)| *told == cursor) {
             return;
         }
-        let earliest = last.map_or(0, |(_, at_ms)| at_ms + INTERVAL_MS);
+        let earliest = last.map_or(0, |(_, at_ms)| at_ms + INTERVAL_MS * u64::from(*at_ms > 0));
         let at_ms = earliest.max(now_ms + DELAY_MS);
         self.due.insert((at_ms, conversation.into()));
         self.due_of.insert(conversation.into(), at_ms);
@@ -38,7 +41,7 @@ impl Acks {
     /// The server says that it knows `cursor` already.
     pub(super) fn known(&mut self, conversation: &str, cursor: Cursor) {
         self.unschedule(conversation);
-        self.told.insert(conversation.into(), (cursor, 0));
+        self.told.entry(conversation.into()).or_insert((cursor, 0)).0 = cursor;
     }
 
     /// The next conversation to be acknowledged now. Call [`Acks::sent`] with what was said.

@@ -112,9 +112,9 @@ impl Inbox {
         if !place.begun {
             return self.syncs.want(&conversation);
         }
-        match place.judge(deliver.epoch, deliver.seq) {
+        match place.judge(deliver.epoch, deliver.seq, conversation.starts_with("g:")) {
             Verdict::Repeat => {}
-            Verdict::Hole => self.syncs.want(&conversation),
+            Verdict::Hole => self.want(&conversation),
             Verdict::Next => {
                 self.show(deliver, told);
                 self.settle(&conversation, now_ms);
@@ -166,7 +166,7 @@ impl Inbox {
             return;
         }
         place.heard = place.heard.max(head.seq);
-        self.syncs.want(conversation);
+        self.want(conversation);
     }
 
     /// How a conversation stands, as asked after a login. False: it has to be asked again.
@@ -208,14 +208,15 @@ impl Inbox {
         if place.begun {
             self.acks.schedule(conversation, place.taken(), now_ms);
         }
-        self.syncs.want(conversation);
+        self.want(conversation);
     }
 
-    /// The log ends at `to` after all.
-    pub(super) fn truncated(&mut self, conversation: &str, to: Cursor, told: &mut Told) {
-        self.cut(conversation, to, told);
-        if self.cursor(conversation).is_some() {
-            self.syncs.want(conversation);
+    /// The log ends at `to` after all. How far back it agrees with what is here, reading it tells: an earlier cut may not
+    /// have been heard of.
+    pub(super) fn truncated(&mut self, conversation: &str, to: Cursor) {
+        if let Some(place) = self.places.get_mut(conversation) {
+            place.disown(to.seq);
+            self.want(conversation);
         }
     }
 
@@ -300,7 +301,10 @@ impl Inbox {
         for mut entry in entries {
             entry.conversation.clone_from(&conversation);
             let Some(place) = self.places.get_mut(&conversation) else { return };
-            place.absorb();
+            if entry.seq > place.told().seq + 1 && entry.epoch == place.told().epoch {
+                // A page may leave out own messages. Between two of one epoch they are what they were.
+                place.absorb();
+            }
             let last = place.told();
             if entry.seq > last.seq + 1 && !hopeless {
                 whole = false;
@@ -351,7 +355,9 @@ impl Inbox {
             self.holes.iter().filter(|(_, at_ms)| **at_ms <= now_ms).map(|(name, _)| name.clone()).collect();
         for conversation in due {
             self.holes.remove(&conversation);
-            self.syncs.want(&conversation);
+            if self.places.get(&conversation).is_some_and(Place::is_behind) {
+                self.want(&conversation);
+            }
         }
     }
 
@@ -409,6 +415,7 @@ impl Inbox {
     /// The log was cut above `to`, which is below what is known. Returns whether it is so.
     fn cut(&mut self, conversation: &str, to: Cursor, told: &mut Told) -> bool {
         let Some(place) = self.places.get_mut(conversation).filter(|place| place.begun) else { return false };
+        place.disown(to.seq);
         let known = place.told();
         let below = to.seq < known.seq || (to.seq == known.seq && to.epoch != known.epoch);
         if below {
@@ -426,10 +433,8 @@ impl Inbox {
         let place = self.place(conversation);
         place.checked = true;
         place.absorb();
-        let (heard, last) = (place.heard, place.told().seq);
-        // What was heard of above the head is on its way; if not, the log is read once more.
-        place.heard = last;
-        if heard > last {
+        // What was heard of above the head is on its way; if not, the log is read once more, and no oftener.
+        if place.doubts() {
             self.holes.insert(conversation.into(), now_ms + HOLE_MS);
         }
     }
@@ -440,6 +445,12 @@ impl Inbox {
             told.tell(Event::Removed { conversation: conversation.into() });
         }
         self.forget(conversation);
+    }
+
+    /// The log is to be read. Until then it may be another one than ours.
+    fn want(&mut self, conversation: &str) {
+        self.place(conversation).checked = false;
+        self.syncs.want(conversation);
     }
 
     /// After something was told or passed.

@@ -418,7 +418,7 @@ impl Machine {
             Some(notify::Event::Truncated(truncated)) => {
                 let to = truncated.to.unwrap_or_default();
                 if self.has_cursor(&truncated.conversation) {
-                    self.inbox.truncated(&truncated.conversation, to, &mut self.told);
+                    self.inbox.truncated(&truncated.conversation, to);
                 } else {
                     let conversation = truncated.conversation;
                     self.told.tell(Notice::Truncated { conversation, to });

@@ -5,9 +5,10 @@
 //! 1. `told` moves up by one, over a message that is told or one of this device's own; or over a gap that the log
 //!    really has. It moves down only when the log was cut.
 //! 2. `taken` follows `told` through what the application took. It is what is saved and acknowledged.
-//! 3. The next seq under the same epoch continues what is here: one writer appended both. Under another epoch it does
-//!    so only after the server has found our cursor in the log since the login (`checked`), because a store that lost
-//!    its tail goes on with the same seqs.
+//! 3. The next seq under the same epoch continues what is here: one writer appended both. A store that lost its tail
+//!    goes on with the same seqs under another epoch. So there the next seq continues what is here only in a group
+//!    whose log was found to hold our cursor since the login (`checked`): its sessions are told of a cut before anything
+//!    else. The sessions of a direct conversation are not attached to it, and look into the log.
 
 use std::collections::BTreeMap;
 
@@ -37,6 +38,8 @@ pub(super) struct Place {
     pub(super) checked: bool,
     /// The highest seq that was heard of.
     pub(super) heard: u64,
+    /// The log was read and had less than was heard of.
+    doubted: bool,
     told: Cursor,
     taken: Cursor,
     untaken: u32,
@@ -51,6 +54,7 @@ impl Place {
             begun: false,
             checked: false,
             heard: 0,
+            doubted: false,
             told: Cursor::default(),
             taken: Cursor::default(),
             untaken: 0,
@@ -73,7 +77,7 @@ impl Place {
     }
 
     /// What a live entry is.
-    pub(super) fn judge(&self, epoch: u64, seq: u64) -> Verdict {
+    pub(super) fn judge(&self, epoch: u64, seq: u64, is_group: bool) -> Verdict {
         let Cursor { epoch: known, seq: last } = self.told;
         if seq <= last {
             return if epoch > known { Verdict::Hole } else { Verdict::Repeat };
@@ -81,7 +85,7 @@ impl Place {
         if epoch < known {
             return Verdict::Repeat;
         }
-        let continues = epoch == known || self.checked || last == 0;
+        let continues = epoch == known || last == 0 || (self.checked && is_group);
         if seq == last + 1 && continues { Verdict::Next } else { Verdict::Hole }
     }
 
@@ -100,7 +104,6 @@ impl Place {
 
     /// The log ends at `to` after all.
     pub(super) fn cut(&mut self, to: Cursor) {
-        self.own.clear();
         (self.told, self.heard) = (to, to.seq);
         self.untaken += 1;
     }
@@ -111,6 +114,11 @@ impl Place {
             self.own.insert(at.seq, at.epoch);
         }
         self.heard = self.heard.max(at.seq);
+    }
+
+    /// Own messages above this are not in the log any more.
+    pub(super) fn disown(&mut self, seq: u64) {
+        self.own.retain(|own, _| *own <= seq);
     }
 
     /// Passes over own messages that are next. Of another epoch they are not: rule 3, and the log can be asked.
@@ -129,6 +137,15 @@ impl Place {
     /// Whether own messages, or others that were heard of, lie above what was told.
     pub(super) fn is_behind(&self) -> bool {
         self.heard > self.told.seq
+    }
+
+    /// The log was read to its end: whether to read it again, for what was heard of and is not in it.
+    pub(super) fn doubts(&mut self) -> bool {
+        self.doubted = self.is_behind() && !self.doubted;
+        if !self.doubted {
+            self.heard = self.told.seq;
+        }
+        self.doubted
     }
 
     /// The application took what moved the cursor to `at`.
