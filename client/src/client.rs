@@ -1,5 +1,6 @@
 //! The handle of a client, and the stream of its events.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,9 +14,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::config::Config;
+use crate::core::Outgoing;
 use crate::driver::{Command, Driver};
 use crate::error::{ConnectError, SendError};
 use crate::event::Event;
+use crate::taken::Taken;
 
 /// Commands that wait for the client's task; callers wait for room.
 const COMMANDS_MAX: usize = 256;
@@ -36,21 +39,48 @@ pub struct Client {
     request_deadline: Duration,
 }
 
-/// What happens, in order. Bounded by `events_max`: take events, or the server is not listened to.
+/// What happens, in order. Bounded by `events_max`: take events, or the server is not listened to. When it is dropped,
+/// nothing is received any more, and messages wait at the server.
 #[derive(Debug)]
 pub struct Events {
-    receiver: mpsc::Receiver<Event>,
+    receiver: mpsc::UnboundedReceiver<(u64, Event)>,
+    taken: Arc<Taken>,
+    confirms: bool,
+    /// The number of the last event that was returned.
+    last: u64,
 }
 
 impl Events {
     /// The next event; `None` after [`Event::Ended`].
     pub async fn next(&mut self) -> Option<Event> {
-        self.receiver.recv().await
+        let next = self.receiver.recv().await;
+        self.returned(next)
     }
 
     /// The next event, if one is there already.
     pub fn try_next(&mut self) -> Option<Event> {
-        self.receiver.try_recv().ok()
+        let next = self.receiver.try_recv().ok();
+        self.returned(next)
+    }
+
+    /// Everything that was returned so far is done with. Needed only with [`Config::confirms`].
+    pub fn confirm(&mut self) {
+        self.taken.take(self.last);
+    }
+
+    fn returned(&mut self, next: Option<(u64, Event)>) -> Option<Event> {
+        let (number, event) = next?;
+        self.last = number;
+        if !self.confirms {
+            self.confirm();
+        }
+        Some(event)
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.taken.leave();
     }
 }
 
@@ -61,13 +91,21 @@ impl Client {
     /// See [`ConnectError`].
     pub async fn connect(config: Config) -> Result<(Client, Events), ConnectError> {
         config.check()?;
-        let request_deadline = config.request_deadline;
+        let cursors = match config.acknowledges {
+            true => config.cursors.load().map_err(|error| ConnectError::Config(error.to_string()))?,
+            false => Vec::new(),
+        };
+        let (request_deadline, confirms) = (config.request_deadline, config.confirms);
         let (commands, from_handles) = mpsc::channel(COMMANDS_MAX);
-        let (to_application, receiver) = mpsc::channel(config.events_max);
+        // Bounded by the machine, which reads nothing while `events_max` wait.
+        let (to_application, receiver) = mpsc::unbounded_channel();
         let (first, connected) = oneshot::channel();
-        tokio::spawn(Driver::new(config, from_handles, to_application, first).run());
+        let taken = Arc::new(Taken::default());
+        let driver = Driver::new(config, cursors, from_handles, to_application, Arc::clone(&taken), first);
+        tokio::spawn(driver.run());
+        let events = Events { receiver, taken, confirms, last: 0 };
         match connected.await {
-            Ok(outcome) => outcome.map(|()| (Client { commands, request_deadline }, Events { receiver })),
+            Ok(outcome) => outcome.map(|()| (Client { commands, request_deadline }, events)),
             Err(_) => {
                 Err(ConnectError::Config("the client's task ended: the runtime is shutting down".into()))
             }
@@ -104,8 +142,8 @@ impl Client {
         let (done, acknowledged) = oneshot::channel();
         let deadline = Instant::now() + options.deadline.unwrap_or(self.request_deadline);
         let conversation = conversation.to_string();
-        let content_kind = options.content_kind;
-        self.command(Command::Send { conversation, payload, content_kind, deadline, done }).await?;
+        let message = Outgoing { payload, content_kind: options.content_kind, ..Outgoing::default() };
+        self.command(Command::Send { conversation, message, deadline, done }).await?;
         acknowledged.await.unwrap_or(Err(SendError::Ended))
     }
 

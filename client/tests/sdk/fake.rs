@@ -10,8 +10,8 @@ use millrace_protocol::frame::FrameKind;
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
 use millrace_protocol::messages::client::{
-    Code, Deliver, GoAway, Head, Joined, Left, LoggedOut, Login, LoginAck, Notify, Refused, Request,
-    Response, SendAck, notify,
+    Code, ConversationPage, Deliver, GoAway, Head, Joined, Left, LoggedOut, Login, LoginAck, Notify, Refused,
+    Request, Response, SendAck, SyncPage, notify,
 };
 use millrace_protocol::prost::Message;
 use millrace_protocol::transport::{Input, Limits, Received, Transport};
@@ -255,6 +255,18 @@ fn answer(state: &mut State, op: Op) -> Reply {
             state.asked.push(format!("leave r:{}", leave.room));
             Outcome::Left(Left { conversation: format!("r:{}", leave.room) })
         }
+        Op::Conversations(_) => Outcome::ConversationPage(ConversationPage::default()),
+        Op::Sync(sync) => {
+            state.asked.push(format!("sync {}", sync.conversation));
+            let (epoch, head) = sync.after.map_or((1, 5), |after| (after.epoch, after.seq));
+            Outcome::SyncPage(SyncPage {
+                conversation: sync.conversation,
+                epoch,
+                head,
+                ..SyncPage::default()
+            })
+        }
+        Op::DeliverAck(_) => return Reply::Nothing,
         Op::GroupCreate(_) => Outcome::Refused(refused(Code::GroupExists, 0)),
         Op::Logout(_) => {
             state.asked.push("logout".into());
