@@ -103,6 +103,8 @@ pub enum Pending {
         /// Echoed.
         lease: millrace_protocol::messages::link::Lease,
     },
+    /// Lists of two users, after a change between them.
+    Pair(Box<super::pair::Listing>),
     /// Nobody waits for it.
     Unwatched,
 }

@@ -12,6 +12,8 @@ pub struct Limits {
     pub edit_window_ms: u64,
     /// How long after a message its sender may recall it, ms. A group's admins always may.
     pub recall_window_ms: u64,
+    /// Whether users who are no friends may send to each other; else their messages are refused STRANGER.
+    pub strangers_may_write: bool,
     /// Members of one group; a further one is refused LIMIT_REACHED. Each costs its name and 2 B in memory while the
     /// group is in use, and a load of the group reads them all.
     pub group_members_max: usize,
@@ -30,6 +32,7 @@ impl Default for Limits {
             payload_bytes_max: PAYLOAD_BYTES_MAX,
             edit_window_ms: 24 * 3_600_000,
             recall_window_ms: 3_600_000,
+            strangers_may_write: true,
             group_members_max: 100_000,
             conversations_per_partition_max: 8_192,
             link_waiting_bytes_max: 8 << 20,
@@ -112,6 +115,12 @@ pub const CLEAN_MEMBERS: usize = 512;
 
 /// Names on one page of members, and when the client does not say how many: a page fits in a client frame.
 pub const MEMBERS_PAGE_MAX: u32 = 512;
+
+/// Changes between two users that wait for the one before; further ones are answered BUSY.
+pub const PAIR_CHANGES_MAX: usize = 16;
+
+/// Bytes of a greeting with which a user asks to be friends; more are refused PAYLOAD_TOO_LARGE.
+pub const GREETING_BYTES_MAX: usize = 256;
 
 /// Users whose routes are asked in one job.
 pub const ROUTE_USERS_MAX: usize = 512;

@@ -12,6 +12,7 @@
 //! | [`entry`] | what goes into a log |
 //! | [`send`], [`subscribe`] | what can be asked of a conversation |
 //! | [`admin`], [`groups`], [`group_info`], [`group_members`] | who may change a group; carrying it out; what is known of it; reading it |
+//! | [`pair`] | friends and blocks |
 //! | [`register`], [`delivery`] | users' sessions; messages for single sessions |
 
 pub mod action;
@@ -32,6 +33,7 @@ pub mod limits;
 pub mod links;
 pub mod members;
 pub mod ownership;
+pub mod pair;
 pub mod partition;
 mod refer;
 pub mod register;

@@ -20,7 +20,7 @@ use super::conversation::{Backlog, Slot, Table};
 use super::event::{LinkKey, Sibling};
 use super::groups;
 use super::hub::{Cx, From, PartitionJob, Pending};
-use super::{send, subscribe};
+use super::{pair, send, subscribe};
 use crate::store::{Outcome, StoreError, StreamKey, Work};
 
 /// One partition of this shard.
@@ -297,7 +297,7 @@ impl Partition {
                     for (_, asker) in conversation.repeats {
                         cx.busy(from, asker, reason);
                     }
-                    for asker in conversation.rounds.stop() {
+                    for asker in conversation.rounds.stop().chain(conversation.pair.stop()) {
                         cx.busy(from, asker, reason);
                     }
                     waiting.append(&mut conversation.holds.drain());
@@ -378,6 +378,10 @@ impl Partition {
                     let conversation = table.ready(&name).expect("not evicted with entries under way");
                     groups::noted(cx, owner, conversation, name, seq, notify);
                 }
+                Effect::Pair { conversation: name } => {
+                    let conversation = table.ready(&name).expect("not evicted with a change under way");
+                    pair::appended(cx, conversation);
+                }
                 Effect::Round { conversation: name } => {
                     let conversation = table.ready(&name).expect("not evicted with a round under way");
                     groups::appended(cx, owner, conversation, &name);
@@ -431,6 +435,17 @@ impl Partition {
         let Serving { owner, table } = &mut **serving;
         if let Some(conversation) = table.ready(name) {
             groups::listed(cx, owner, conversation, name, outcome);
+        }
+    }
+
+    /// Users' lists follow a change between the two of a direct conversation: the next change may begin.
+    pub fn paired(&mut self, cx: &mut Cx, listing: &pair::Listing) {
+        let Phase::Serving(serving) = &mut self.phase else { return };
+        let Serving { owner, table } = &mut **serving;
+        if listing.generation == owner.generation
+            && let Some(conversation) = table.ready(&listing.conversation)
+        {
+            pair::go_on(cx, owner, conversation, &listing.conversation);
         }
     }
 

@@ -147,6 +147,7 @@ fn silenced(
         Id::Group(_) if conversation.info_ahead().is_muted(user, cx.now.wall_ms) => {
             Some((Code::Muted, "muted in this group"))
         }
+        Id::Direct(a, b) if a != b => conversation.pair.forbids(cx.hub.config.limits.strangers_may_write),
         _ => None,
     }
 }

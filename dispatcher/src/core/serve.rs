@@ -20,7 +20,7 @@ use super::holds::Need;
 use super::hub::{Asker, Cx, From, PartitionJob};
 use super::limits::{CLAIM_WAITING_MAX, REANNOUNCE_US};
 use super::partition::{Partition, Phase, Serving};
-use super::{admin, group_members, register, send, subscribe};
+use super::{admin, group_members, pair, register, send, subscribe};
 use crate::store::{Outcome, StoreError, StreamKey, Work};
 
 impl Partition {
@@ -248,6 +248,9 @@ fn client(
         Op::GroupInfo(_) => group_members::info(cx, owner, conversation, name, asker, &user),
         Op::RoomJoin(_) => groups::joined(cx, owner, conversation, name, asker),
         Op::RoomLeave(_) => subscribe::room_leave(cx, owner, name, asker, user),
+        Op::FriendRequest(_) | Op::FriendAnswer(_) | Op::FriendRemove(_) | Op::Block(_) => {
+            pair::change(cx, owner, conversation, name, asker, user, op);
+        }
         op => match admin::Kind::of(op) {
             Some(kind) => groups::change(cx, owner, conversation, name, Change { asker, user, kind }),
             None => refuse_unbuilt(cx, owner, Some(asker)),

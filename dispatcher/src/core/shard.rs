@@ -21,6 +21,7 @@ use super::event::{Event, LinkKey, Sibling};
 use super::hub::{Cluster, Cx, From, Hub, Jobs, Pending};
 use super::limits::{Limits, REANNOUNCE_US};
 use super::links::Links;
+use super::pair;
 use super::partition::Partition;
 use super::register::{self, Closes};
 use super::stats::Stats;
@@ -350,6 +351,12 @@ fn stored(cx: &mut Cx, partitions: &mut [Partition], done: Done) {
         Pending::Register(login) => register::registered(cx, *login, done.outcome),
         Pending::Routes(number) => delivery::answered(cx, number, done.outcome),
         Pending::GatewayLease { link, lease } => lease_answer(cx, link, lease, done.outcome),
+        Pending::Pair(listing) => {
+            let listing = pair::listed(cx, listing, done.outcome);
+            if let Some(partition) = own(partitions, cx, listing.from.partition) {
+                partition.paired(cx, &listing);
+            }
+        }
         Pending::Unwatched => {}
     }
 }

@@ -463,6 +463,7 @@ mod tests {
             link_window_bytes: 1 << 23,
             sibling_queue: 16,
             group_members_max: 16,
+            strangers_may_write: true,
         };
         let (shards, commands, turned_us) = Shards::one_for_test();
         let store = Arc::new(Held::default());

@@ -67,6 +67,8 @@ pub struct Settings {
     pub sibling_queue: usize,
     /// Members of a group.
     pub group_members_max: usize,
+    /// Whether users who are no friends may send to each other.
+    pub strangers_may_write: bool,
     /// Time for handing over and flushing after SIGTERM, in ms.
     pub stop_deadline_ms: u32,
 }
@@ -89,6 +91,7 @@ impl Default for Settings {
             link_window_bytes: limits::LINK_WINDOW_BYTES,
             sibling_queue: limits::SIBLING_QUEUE,
             group_members_max: Limits::default().group_members_max,
+            strangers_may_write: Limits::default().strangers_may_write,
             stop_deadline_ms: limits::STOP_DEADLINE_MS,
         }
     }
@@ -181,6 +184,10 @@ struct Flags {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     group_members_max: Option<usize>,
+    /// Whether users who are no friends may send to each other [default: true]
+    #[arg(long, value_name = "BOOL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    strangers_may_write: Option<bool>,
     /// Time for handing over after SIGTERM [default: 8000]
     #[arg(long, value_name = "MS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -346,6 +353,9 @@ mod tests {
         assert_eq!(settings.cluster, "a");
         assert_eq!(settings.partitions, 1024);
         assert_eq!(settings.group_members_max, 100_000);
+        assert!(settings.strangers_may_write);
+        let flags = ["--strangers-may-write", "false"];
+        assert!(!load_with("redis = \"redis://h:1\"", &flags).unwrap().strangers_may_write);
         let settings = load_with("redis = \"redis://h:1\"\ngroup_members_max = 7", &[]).unwrap();
         assert_eq!(settings.group_members_max, 7);
         let settings = load_with("", &["--store", "embedded", "--data-dir", "/tmp/x"]).unwrap();

@@ -106,5 +106,6 @@ fn node_config(settings: &Settings, links: SocketAddr) -> Result<NodeConfig, Sta
         link_window_bytes: settings.link_window_bytes,
         sibling_queue: settings.sibling_queue,
         group_members_max: settings.group_members_max,
+        strangers_may_write: settings.strangers_may_write,
     })
 }

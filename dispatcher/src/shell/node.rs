@@ -36,6 +36,8 @@ pub(crate) struct NodeConfig {
     pub(crate) link_window_bytes: u64,
     pub(crate) sibling_queue: usize,
     pub(crate) group_members_max: usize,
+    /// Whether users who are no friends may send to each other.
+    pub(crate) strangers_may_write: bool,
 }
 
 impl NodeConfig {
@@ -62,7 +64,11 @@ impl NodeConfig {
             incarnation: self.member.incarnation,
             cluster: self.cluster.clone(),
             partitions: self.partitions,
-            limits: Limits { group_members_max: self.group_members_max, ..Limits::default() },
+            limits: Limits {
+                group_members_max: self.group_members_max,
+                strangers_may_write: self.strangers_may_write,
+                ..Limits::default()
+            },
             link: LinkLimits { window_bytes: self.link_window_bytes, ..LinkLimits::default() },
             // The incarnation is random already; shards must differ.
             seed: self.member.incarnation ^ shard as u64,

@@ -71,6 +71,7 @@ pub fn start(settings: Settings) -> Result<Standalone, StartError> {
         link_window_bytes: settings.link_window_bytes,
         sibling_queue: limits::SIBLING_QUEUE,
         group_members_max: Limits::default().group_members_max,
+        strangers_may_write: Limits::default().strangers_may_write,
     };
     let node = Node::start(config, Arc::clone(&store), None)?;
     Ok(Standalone { node, store })

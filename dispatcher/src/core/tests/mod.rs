@@ -3,6 +3,7 @@
 mod groups;
 mod messages;
 mod owners;
+mod pairs;
 mod plan;
 mod random;
 mod roles;
