@@ -19,6 +19,7 @@ use super::limits::{LOAD_WAITING_MAX, REFERRED_MAX, WAITING_BYTES_MAX};
 use super::members::Members;
 use super::pair::Pair;
 use super::streams::Streams;
+use super::typing::Typing;
 use crate::store::{Entry, Loaded};
 
 /// A conversation that was loaded.
@@ -52,6 +53,8 @@ pub struct Conversation {
     pub group: Group,
     /// Direct conversations: what its users are to each other.
     pub pair: Pair,
+    /// Who typed lately.
+    pub typing: Typing,
     /// State as the store has it, without what has a field of its own here.
     pub state: BTreeMap<String, Bytes>,
     /// Who asked again for a seq that is not durable yet.

@@ -55,6 +55,8 @@ pub struct Hub {
     pub registers: usize,
     /// See `registers`.
     pub fetches: usize,
+    /// Requests about users' lists under way.
+    pub lists: usize,
     /// Counters.
     pub stats: Stats,
     /// For jitter.
@@ -105,6 +107,8 @@ pub enum Pending {
     },
     /// Lists of two users, after a change between them.
     Pair(Box<super::pair::Listing>),
+    /// A user's list.
+    Lists(Box<super::lists::Reading>),
     /// Nobody waits for it.
     Unwatched,
 }

@@ -120,7 +120,11 @@ pub fn list_direct(name: &str) -> Work {
 }
 
 /// Why a user may not send there.
-fn forbidden(id: Option<Id<'_>>, conversation: &Conversation, user: &str) -> Option<(Code, &'static str)> {
+pub fn forbidden(
+    id: Option<Id<'_>>,
+    conversation: &Conversation,
+    user: &str,
+) -> Option<(Code, &'static str)> {
     match id? {
         Id::Direct(a, b) if a != user && b != user => {
             Some((Code::Forbidden, "the conversation of two other users"))
@@ -137,7 +141,7 @@ fn forbidden(id: Option<Id<'_>>, conversation: &Conversation, user: &str) -> Opt
 }
 
 /// Why a new message of a user who may send there is refused all the same. Repeats are not: they were taken before.
-fn silenced(
+pub fn silenced(
     cx: &Cx,
     id: Option<Id<'_>>,
     conversation: &Conversation,

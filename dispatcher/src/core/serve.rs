@@ -20,7 +20,7 @@ use super::holds::Need;
 use super::hub::{Asker, Cx, From, PartitionJob};
 use super::limits::{CLAIM_WAITING_MAX, REANNOUNCE_US};
 use super::partition::{Partition, Phase, Serving};
-use super::{admin, group_members, pair, register, send, subscribe};
+use super::{admin, group_members, lists, pair, register, send, subscribe, typing};
 use crate::store::{Outcome, StoreError, StreamKey, Work};
 
 impl Partition {
@@ -52,8 +52,9 @@ impl Partition {
         let name = match ask {
             Ask::Register(ask) => return register::register(cx, link, from, record.session, ask),
             Ask::Acks(_) => return,
-            Ask::Client(Client { key: Key::User, .. }) => {
-                return refuse_unbuilt(cx, owner, asker_of(link, &record));
+            Ask::Client(ask) if ask.key == Key::User => {
+                let asker = ask.asker(link, &record);
+                return lists::ask(cx, from, asker, ask.user, ask.op);
             }
             ref ask => ask.conversation().to_owned(),
         };
@@ -251,6 +252,7 @@ fn client(
         Op::FriendRequest(_) | Op::FriendAnswer(_) | Op::FriendRemove(_) | Op::Block(_) => {
             pair::change(cx, owner, conversation, name, asker, user, op);
         }
+        Op::Typing(ask) => typing::typing(cx, owner, conversation, asker, user, ask),
         op => match admin::Kind::of(op) {
             Some(kind) => groups::change(cx, owner, conversation, name, Change { asker, user, kind }),
             None => refuse_unbuilt(cx, owner, Some(asker)),

@@ -21,10 +21,10 @@ use super::event::{Event, LinkKey, Sibling};
 use super::hub::{Cluster, Cx, From, Hub, Jobs, Pending};
 use super::limits::{Limits, REANNOUNCE_US};
 use super::links::Links;
-use super::pair;
 use super::partition::Partition;
 use super::register::{self, Closes};
 use super::stats::Stats;
+use super::{lists, pair};
 use crate::store::{Done, Outcome, StoreError, View, Work};
 
 /// What a shard is told at its start.
@@ -101,6 +101,7 @@ impl Shard {
                 timers: BinaryHeap::new(),
                 registers: 0,
                 fetches: 0,
+                lists: 0,
                 stats: Stats::default(),
                 random: config.seed,
                 config,
@@ -357,6 +358,7 @@ fn stored(cx: &mut Cx, partitions: &mut [Partition], done: Done) {
                 partition.paired(cx, &listing);
             }
         }
+        Pending::Lists(reading) => lists::answered(cx, *reading, done.outcome),
         Pending::Unwatched => {}
     }
 }

@@ -1,6 +1,7 @@
 //! Scenarios: a shard or several, with gateways on real link ends and a store in memory.
 
 mod groups;
+mod lists;
 mod messages;
 mod owners;
 mod pairs;
@@ -8,4 +9,5 @@ mod plan;
 mod random;
 mod roles;
 mod sessions;
+mod typing;
 mod world;
