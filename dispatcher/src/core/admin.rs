@@ -148,7 +148,11 @@ pub enum Verdict {
     /// The asker waits for an answer to an earlier join.
     Asks,
     /// It is to be carried out.
-    Plan(Plan),
+    Plan(Box<Plan>),
+}
+
+fn planned(plan: Plan) -> Verdict {
+    Verdict::Plan(Box::new(plan))
 }
 
 /// The group as it is.
@@ -201,7 +205,7 @@ pub fn judge(standing: Standing, user: &str, kind: &Kind) -> Verdict {
         Kind::Leave => leave(members, info, user),
         Kind::Invite(users) => invite(standing, members, user, users),
         Kind::Dissolve if info.role(user) != Role::Owner => OWNER_ONLY,
-        Kind::Dissolve => Verdict::Plan(Plan {
+        Kind::Dissolve => planned(Plan {
             dissolve: true,
             info: Some(Info { dissolved: true, ..Info::default() }),
             asking: standing.group.asking.iter().map(|user| (user.clone(), false)).collect(),
@@ -232,7 +236,7 @@ fn create(standing: Standing, user: &str, ask: &GroupCreate) -> Verdict {
         ..Info::default()
     };
     let notes = vec![note(Became::Created, user, &add)];
-    Verdict::Plan(Plan { create: true, add, info: Some(info), notes, ..Plan::default() })
+    planned(Plan { create: true, add, info: Some(info), notes, ..Plan::default() })
 }
 
 fn join(standing: Standing, members: &Members, user: &str) -> Verdict {
@@ -255,7 +259,7 @@ fn join(standing: Standing, members: &Members, user: &str) -> Verdict {
             }
             false => {
                 let asking = vec![(user.to_owned(), true)];
-                Verdict::Plan(Plan { asks: true, asking, ..Plan::default() })
+                planned(Plan { asks: true, asking, ..Plan::default() })
             }
         };
     }
@@ -264,19 +268,19 @@ fn join(standing: Standing, members: &Members, user: &str) -> Verdict {
         // Everyone has left: the first to come back has it.
         let info = Info { owner: user.to_owned(), admins: Vec::new(), ..info.clone() };
         let notes = vec![note(Became::Joined, user, &add), to_role(user, user, Role::Owner)];
-        return Verdict::Plan(Plan { add, info: Some(info), notes, ..Plan::default() });
+        return planned(Plan { add, info: Some(info), notes, ..Plan::default() });
     }
     let asking: Vec<_> = asks.then(|| (user.to_owned(), false)).into_iter().collect();
     let ordinary = asking.is_empty();
     let notes = if ordinary { Vec::new() } else { vec![note(Became::Joined, user, &add)] };
-    Verdict::Plan(Plan { ordinary, add, asking, notes, ..Plan::default() })
+    planned(Plan { ordinary, add, asking, notes, ..Plan::default() })
 }
 
 /// An owner who leaves is followed by the admin who was made one first, or else by the first member by name.
 fn leave(members: &Members, info: &Info, user: &str) -> Verdict {
     let remove = vec![user.to_owned()];
     if !info.is_admin(user) {
-        return Verdict::Plan(Plan { ordinary: true, remove, ..Plan::default() });
+        return planned(Plan { ordinary: true, remove, ..Plan::default() });
     }
     let mut notes = vec![note(Became::Left, user, &remove)];
     let mut info = info.clone();
@@ -291,7 +295,7 @@ fn leave(members: &Members, info: &Info, user: &str) -> Verdict {
             notes.push(to_role(user, &info.owner, Role::Owner));
         }
     }
-    Verdict::Plan(Plan { remove, info: Some(info), notes, ..Plan::default() })
+    planned(Plan { remove, info: Some(info), notes, ..Plan::default() })
 }
 
 fn invite(standing: Standing, members: &Members, user: &str, users: &[String]) -> Verdict {
@@ -311,7 +315,7 @@ fn invite(standing: Standing, members: &Members, user: &str, users: &[String]) -
     let asked = add.iter().filter(|user| standing.group.asking.contains(*user));
     let asking = asked.map(|user| (user.clone(), false)).collect();
     let notes = vec![note(Became::Invited, user, &add)];
-    Verdict::Plan(Plan { add, asking, notes, ..Plan::default() })
+    planned(Plan { add, asking, notes, ..Plan::default() })
 }
 
 fn answer(standing: Standing, members: &Members, user: &str, other: &str, accept: bool) -> Verdict {
@@ -323,14 +327,14 @@ fn answer(standing: Standing, members: &Members, user: &str, other: &str, accept
     }
     let asking = vec![(other.to_owned(), false)];
     if !accept {
-        return Verdict::Plan(Plan { asking, ..Plan::default() });
+        return planned(Plan { asking, ..Plan::default() });
     }
     if members.count() >= standing.members_max {
         return FULL;
     }
     let add = vec![other.to_owned()];
     let notes = vec![note(Became::Joined, user, &add)];
-    Verdict::Plan(Plan { add, asking, notes, ..Plan::default() })
+    planned(Plan { add, asking, notes, ..Plan::default() })
 }
 
 fn remove(members: &Members, info: &Info, user: &str, users: &[String]) -> Verdict {
@@ -350,7 +354,7 @@ fn remove(members: &Members, info: &Info, user: &str, users: &[String]) -> Verdi
         info
     });
     let notes = vec![note(Became::Removed, user, &remove)];
-    Verdict::Plan(Plan { remove, info, notes, ..Plan::default() })
+    planned(Plan { remove, info, notes, ..Plan::default() })
 }
 
 fn to_role(by: &str, user: &str, role: Role) -> GroupChange {
@@ -381,7 +385,7 @@ fn role_of(members: &Members, info: &Info, user: &str, other: &str, role: i32) -
         return Verdict::Refused(Code::LimitReached, "the group has too many admins");
     }
     let notes = vec![to_role(user, other, role)];
-    Verdict::Plan(Plan { info: Some(info), notes, ..Plan::default() })
+    planned(Plan { info: Some(info), notes, ..Plan::default() })
 }
 
 /// By an admin.
@@ -407,7 +411,7 @@ fn mute(standing: Standing, members: &Members, user: &str, other: &str, until_ms
         return Verdict::Done;
     }
     let notes = vec![GroupChange { until_ms, ..note(Became::Muted, user, &users) }];
-    Verdict::Plan(Plan { info: Some(info), notes, ..Plan::default() })
+    planned(Plan { info: Some(info), notes, ..Plan::default() })
 }
 
 /// By an admin.
@@ -425,9 +429,5 @@ fn update(info: &Info, user: &str, ask: &GroupUpdate) -> Verdict {
     if changed == *info {
         return Verdict::Done;
     }
-    Verdict::Plan(Plan {
-        info: Some(changed),
-        notes: vec![note(Became::Updated, user, &[])],
-        ..Plan::default()
-    })
+    planned(Plan { info: Some(changed), notes: vec![note(Became::Updated, user, &[])], ..Plan::default() })
 }

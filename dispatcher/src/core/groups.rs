@@ -198,7 +198,7 @@ fn enter(
         }
         Verdict::Plan(plan) => {
             round.named.insert(change.user.clone());
-            round.plan = plan;
+            round.plan = *plan;
             round.changes.push(change);
         }
     }

@@ -71,6 +71,8 @@ pub struct Hub {
     pub registers: usize,
     /// See `registers`.
     pub fetches: usize,
+    /// Requests about users' lists under way.
+    pub lists: usize,
     /// Counters.
     pub stats: Stats,
     /// For jitter.
@@ -119,6 +121,10 @@ pub enum Pending {
         /// Echoed.
         lease: millrace_protocol::messages::link::Lease,
     },
+    /// Lists of two users, after a change between them.
+    Pair(Box<super::pair::Listing>),
+    /// A user's list.
+    Lists(Box<super::lists::Reading>),
     /// Nobody waits for it.
     Unwatched,
 }

@@ -29,6 +29,8 @@ pub struct Limits {
     pub edit_window_ms: u64,
     /// How long after a message its sender may recall it, ms. A group's admins always may.
     pub recall_window_ms: u64,
+    /// Whether users who are no friends may send to each other; else their messages are refused STRANGER.
+    pub strangers_may_write: bool,
     /// Members of one group; a further one is refused LIMIT_REACHED. Each costs its name and 2 B in memory while the
     /// group is in use, and a load of the group reads them all.
     pub group_members_max: usize,
@@ -50,6 +52,7 @@ impl Default for Limits {
             retention_rooms: Retention::default(),
             edit_window_ms: 24 * 3_600_000,
             recall_window_ms: 3_600_000,
+            strangers_may_write: true,
             group_members_max: 100_000,
             conversations_per_partition_max: 8_192,
             link_waiting_bytes_max: 8 << 20,
@@ -132,6 +135,27 @@ pub const CLEAN_MEMBERS: usize = 512;
 
 /// Names on one page of members, and when the client does not say how many: a page fits in a client frame.
 pub const MEMBERS_PAGE_MAX: u32 = 512;
+
+/// Changes between two users that wait for the one before; further ones are answered BUSY.
+pub const PAIR_CHANGES_MAX: usize = 16;
+
+/// Bytes of a greeting with which a user asks to be friends; more are refused PAYLOAD_TOO_LARGE.
+pub const GREETING_BYTES_MAX: usize = 256;
+
+/// Conversations on one page of a user's list: a page fits in a client frame.
+pub const CONVERSATIONS_PAGE_MAX: usize = 256;
+
+/// People on one page, with their greetings: likewise.
+pub const PEOPLE_PAGE_MAX: usize = 128;
+
+/// Requests about users' lists under way; further ones are answered BUSY.
+pub const LISTS_MAX: usize = 4_096;
+
+/// A user's typing is passed on once in so long in one conversation, us; what comes in between is dropped.
+pub const TYPING_EVERY_US: u64 = 2_000_000;
+
+/// Users whose typing one conversation passes on in that time; that of others is dropped. Nobody reads more.
+pub const TYPING_USERS_MAX: usize = 64;
 
 /// Users whose routes are asked in one job.
 pub const ROUTE_USERS_MAX: usize = 512;
@@ -231,6 +255,8 @@ const _: () = {
     // 192 bytes per target: two names, three numbers, tags.
     assert!(TARGETS_MAX * 192 < RECORD_BYTES_MAX);
     assert!(GROUPS_TOLD_MAX * 72 < RECORD_BYTES_MAX);
+    assert!(CONVERSATIONS_PAGE_MAX * (3 + 2 * 64 + 12) < PAYLOAD_BYTES_MAX);
+    assert!(PEOPLE_PAGE_MAX * (64 + GREETING_BYTES_MAX + 12) < PAYLOAD_BYTES_MAX);
     // One byte counts a group's admins in its record.
     assert!(ADMINS_MAX <= 255 && MUTED_MAX <= 65_535 && ABOUT_BYTES_MAX <= 65_535);
 };

@@ -12,6 +12,8 @@
 //! | [`entry`] | what goes into a log |
 //! | [`send`], [`subscribe`] | what can be asked of a conversation |
 //! | [`admin`], [`groups`], [`group_info`], [`group_members`] | who may change a group; carrying it out; what is known of it; reading it |
+//! | [`pair`], [`lists`] | friends and blocks; users' lists |
+//! | [`typing`] | who is typing |
 //! | [`register`], [`delivery`] | users' sessions; messages for single sessions |
 
 pub mod action;
@@ -34,8 +36,10 @@ pub mod holds;
 pub mod hub;
 pub mod limits;
 pub mod links;
+pub mod lists;
 pub mod members;
 pub mod ownership;
+pub mod pair;
 pub mod partition;
 mod receipts;
 mod refer;
@@ -49,6 +53,7 @@ pub mod stats;
 pub mod streams;
 pub mod subscribe;
 mod sync;
+pub mod typing;
 
 #[cfg(test)]
 mod tests;

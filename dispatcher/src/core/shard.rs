@@ -27,6 +27,7 @@ use super::partition::Partition;
 use super::register::{self, Closes};
 use super::retention::Clocks;
 use super::stats::Stats;
+use super::{lists, pair};
 use crate::store::{Done, Outcome, StoreError, View, Work};
 
 /// What a shard is told at its start.
@@ -107,6 +108,7 @@ impl Shard {
                 timers: BinaryHeap::new(),
                 registers: 0,
                 fetches: 0,
+                lists: 0,
                 stats: Stats::default(),
                 random: config.seed,
                 config,
@@ -371,6 +373,13 @@ fn stored(cx: &mut Cx, partitions: &mut [Partition], done: Done) {
         Pending::Register(login) => register::registered(cx, *login, done.outcome),
         Pending::Routes(number) => delivery::answered(cx, number, done.outcome),
         Pending::GatewayLease { link, lease } => lease_answer(cx, link, lease, done.outcome),
+        Pending::Pair(listing) => {
+            let listing = pair::listed(cx, listing, done.outcome);
+            if let Some(partition) = own(partitions, cx, listing.from.partition) {
+                partition.paired(cx, &listing);
+            }
+        }
+        Pending::Lists(reading) => lists::answered(cx, *reading, done.outcome),
         Pending::Unwatched => {}
     }
 }

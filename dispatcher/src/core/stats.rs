@@ -65,6 +65,10 @@ pub struct Stats {
     pub relays: u64,
     /// Relays dropped for want of credit, room or routes: nobody needs them later.
     pub relays_dropped: u64,
+    /// Typing passed on.
+    pub typing: u64,
+    /// Typing not passed on: too often, too many, or of one who may not write.
+    pub typing_dropped: u64,
     /// Messages whose routes could not be read in many tries, each time that this was so; they are tried again.
     pub routes_failed: u64,
     /// Records for links that are not here.

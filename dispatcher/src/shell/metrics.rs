@@ -51,6 +51,8 @@ fn core_numbers(stats: Stats) -> impl IntoIterator<Item = (&'static str, u64)> {
         directs_dropped,
         relays,
         relays_dropped,
+        typing,
+        typing_dropped,
         routes_failed,
         no_link,
         oversize,

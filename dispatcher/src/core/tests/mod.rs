@@ -2,13 +2,16 @@
 
 mod catching_up;
 mod groups;
+mod lists;
 mod messages;
 mod outstanding;
 mod owners;
+mod pairs;
 mod plan;
 mod random;
 mod receipts;
 mod refers;
 mod roles;
 mod sessions;
+mod typing;
 mod world;
