@@ -144,6 +144,14 @@ pub const SUBSCRIBES_PER_TURN: usize = 512;
 /// Sessions registered again per second under a new incarnation.
 pub const REREGISTER_PER_S: u64 = 2_000;
 
+/// Sessions told per second, on one shard, to look at their direct conversations after a link began anew: each asks
+/// dispatchers how those stand.
+pub const RESYNC_PER_S: u64 = 1_000;
+
+/// A dispatcher keeps the state of a link for longer than this after the connection was lost, us: with a margin below its
+/// default of 10 s.
+pub const LINK_STATE_KEPT_US: u64 = 8_000_000;
+
 /// Bytes of user names in one Subscribe: well below a record, with room for its other fields.
 pub const SUBSCRIBE_USERS_BYTES_MAX: usize = 512 << 10;
 

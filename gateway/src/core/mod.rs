@@ -24,6 +24,7 @@ mod pending;
 mod records;
 mod relay;
 mod requests;
+mod resync;
 mod rooms;
 mod session;
 pub mod shard;

@@ -47,7 +47,9 @@ impl Shard {
     }
 
     pub(super) fn on_link_lost(&mut self, key: NodeKey) {
+        let now_us = self.now.mono_us;
         if let Some(node) = self.uplink.node(key) {
+            node.note_lost(now_us);
             node.link.disconnected();
             node.ack_since_us = None;
         }
@@ -86,7 +88,11 @@ impl Shard {
     }
 
     fn on_link_up(&mut self, key: NodeKey, peer: Hello, fresh: bool) {
+        let now_us = self.now.mono_us;
         if fresh {
+            if self.uplink.node(key).is_some_and(|node| node.may_have_lost(peer.incarnation, now_us)) {
+                self.resync.begin();
+            }
             // It forgot this shard, or this shard it: nothing holds until it announces.
             self.uplink.disown(key);
             self.give_up_sent(&|_, node| node == Some(key));

@@ -27,6 +27,7 @@ use super::outbox::Pool;
 use super::parts::{Watching, Whole};
 use super::pending::Pending;
 use super::relay::Relaying;
+use super::resync::Sweep;
 use super::rooms::PendingJoin;
 use super::session::{Session, SessionInfo, State, UNAUTHENTICATED, WEBSOCKET};
 use super::slab::Slab;
@@ -114,6 +115,7 @@ pub struct Shard {
     pub(super) registering: VecDeque<(u64, Conn, u64)>,
     /// Sessions whose sends are kept back, and until when.
     pub(super) corked: VecDeque<(u64, Conn)>,
+    pub(super) resync: Sweep,
     pub(super) reregister_at: Option<u32>,
     pub(super) reregister_rate: Rate,
     pub(super) lease: Lease,
@@ -188,6 +190,7 @@ impl Shard {
             registers: VecDeque::new(),
             registering: VecDeque::new(),
             corked: VecDeque::new(),
+            resync: Sweep::new(),
             reregister_at: None,
             reregister_rate: Rate::new(REREGISTER_PER_S),
             lease: Lease { incarnation: config.incarnation, until_us: 0 },
@@ -234,6 +237,7 @@ impl Shard {
         more |= self.turn_gathered();
         self.turn_fetches();
         self.turn_registers();
+        self.turn_resync();
         self.turn_corked();
         self.turn_parked();
         self.turn_nodes();
@@ -473,6 +477,7 @@ impl Shard {
             self.registering.front().map(|(at, ..)| *at),
             self.corked.front().map(|(at, _)| *at),
             soon(!self.registers.is_empty() || self.reregister_at.is_some()),
+            soon(self.resync.is_under_way()),
             soon(self.uplink.parked().0 > 0 || !self.wanting.is_empty()),
             renews.then_some(self.renewal.next_us),
             self.drain.as_ref().and_then(|drain| (!drain.closed).then_some(drain.deadline_us)),

@@ -176,6 +176,8 @@ stats! {
     registers: counter,
     /// Sessions registered again under a new incarnation.
     reregisters: counter,
+    /// Sessions told to look at their direct conversations after a link began anew.
+    resyncs_swept: counter,
     /// NoSession records.
     no_sessions: counter,
     /// NotOwner records received.

@@ -256,3 +256,31 @@ fn what_is_kept_track_of_is_bounded() {
     world.later(5 * SECOND);
     assert_eq!(resyncs(&world.seen(ann))[0].len(), OWED_CONVERSATIONS_MAX);
 }
+
+#[test]
+fn sessions_look_at_their_direct_conversations_when_a_link_began_anew() {
+    // How long the link was away, the dispatcher's incarnation after it, whether it forgot the link: told or not.
+    let cases = [
+        (SECOND, 900, false, false),
+        (SECOND, 900, true, true),
+        (SECOND, 502, true, false),
+        (20 * SECOND, 502, true, true),
+    ];
+    for (away_us, incarnation, forgot, expected) in cases {
+        let mut world = World::ready();
+        let conn = owing(&mut world, 1, "alice", &[]);
+        let silent = world.session(2, "bob");
+        world.cut(0);
+        world.later(away_us);
+        if forgot {
+            world.nodes[0].link = node_link("n0", incarnation, 8 << 20);
+        }
+        world.connect(0);
+        world.announce(0, 0..PARTITIONS, 11);
+        world.run();
+        let told = resyncs(&world.seen(conn));
+        assert_eq!(told.len(), usize::from(expected), "{away_us} us, {incarnation}, forgot {forgot}");
+        assert!(told.iter().all(Vec::is_empty), "no conversation is named");
+        assert!(resyncs(&world.seen(silent)).is_empty(), "who does not acknowledge knows itself");
+    }
+}
