@@ -3,5 +3,6 @@
 pub mod cases;
 pub mod kept;
 pub mod model;
+pub mod random;
 pub mod redis;
 pub mod world;

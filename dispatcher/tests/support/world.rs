@@ -229,6 +229,16 @@ impl<'a> World<'a> {
         }
     }
 
+    /// How many events a partition has.
+    pub fn event_count(&self, partition: Partition) -> usize {
+        match &self.ground {
+            Ground::Redis(server, cluster) => {
+                server.cli(&["XLEN", &format!("{{mr:{cluster}:p{partition}}}:ev")]).parse().unwrap()
+            }
+            _ => self.events(partition, 0, usize::MAX >> 1).len(),
+        }
+    }
+
     pub fn register(&self, registration: Registration) -> Registered {
         match self.call(Work::Register(registration)) {
             Ok(Outcome::Registered { login_number, lost, losers, mut groups }) => {
