@@ -12,7 +12,7 @@ use millrace_dispatcher::store::{Outcome, StoreError, Work, Write};
 use support::cases::CASES;
 use support::kept::KEPT;
 use support::random::differ;
-use support::redis::RedisServer;
+use support::redis::{Redis as _, RedisServer};
 use support::world::{PARTITIONS, World, entry, message, open_embedded, read, registration, session, until};
 
 #[test]
