@@ -1,15 +1,13 @@
-//! The handle of a client, and the stream of its events.
+//! The handle of a client, and the stream of its events. What can be asked for is in the neighbours: [`crate::messages`],
+//! [`crate::conversations`], [`crate::groups`], [`crate::people`].
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use millrace_protocol::client_session::op;
 use millrace_protocol::conversation::{Conversation, is_name};
-use millrace_protocol::frame::PAYLOAD_BYTES_MAX;
+use millrace_protocol::messages::client::SendAck;
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
-use millrace_protocol::messages::client::{Code, Joined, Members, SendAck};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -22,15 +20,6 @@ use crate::taken::Taken;
 
 /// Commands that wait for the client's task; callers wait for room.
 const COMMANDS_MAX: usize = 256;
-
-/// What a message may be given beside its payload.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SendOptions {
-    /// The application's own; receivers get it with the message.
-    pub content_kind: u32,
-    /// Time until the acknowledgement; the configured one if `None`.
-    pub deadline: Option<Duration>,
-}
 
 /// A connected user. Cheap to clone; when the last clone is dropped, the connection is closed.
 #[derive(Clone, Debug)]
@@ -112,113 +101,6 @@ impl Client {
         }
     }
 
-    /// Sends a message and waits until it is stored. Messages to one conversation are stored in the order of these
-    /// calls (of their first poll); several may be under way at a time.
-    ///
-    /// # Errors
-    /// See [`SendError`]. After [`SendError::Deadline`] it may have been stored or not.
-    pub async fn send(&self, conversation: &str, payload: impl Into<Bytes>) -> Result<SendAck, SendError> {
-        self.send_with(conversation, payload, SendOptions::default()).await
-    }
-
-    /// Sends a message with options.
-    ///
-    /// # Errors
-    /// As [`Client::send`].
-    pub async fn send_with(
-        &self,
-        conversation: &str,
-        payload: impl Into<Bytes>,
-        options: SendOptions,
-    ) -> Result<SendAck, SendError> {
-        let payload = payload.into();
-        if Conversation::parse(conversation).is_none() {
-            return Err(SendError::Invalid(format!("{conversation:?} is no conversation id")));
-        }
-        if payload.len() > PAYLOAD_BYTES_MAX {
-            let reason = format!("{} bytes; {PAYLOAD_BYTES_MAX} are allowed", payload.len());
-            return Err(SendError::Refused { code: Code::PayloadTooLarge, reason });
-        }
-        let (done, acknowledged) = oneshot::channel();
-        let deadline = Instant::now() + options.deadline.unwrap_or(self.request_deadline);
-        let conversation = conversation.to_string();
-        let message = Outgoing { payload, content_kind: options.content_kind, ..Outgoing::default() };
-        self.command(Command::Send { conversation, message, deadline, done }).await?;
-        acknowledged.await.unwrap_or(Err(SendError::Ended))
-    }
-
-    /// Creates a group of this user and `members`. After a reconnect, GROUP_EXISTS may be the answer to this call's own
-    /// first try.
-    ///
-    /// # Errors
-    /// See [`SendError`].
-    pub async fn create_group(
-        &self,
-        group: &str,
-        members: impl IntoIterator<Item = impl Into<String>>,
-    ) -> Result<Joined, SendError> {
-        let members: Vec<String> = members.into_iter().map(Into::into).collect();
-        match self.call(group, op::group_create(group, members)).await? {
-            Outcome::Joined(joined) => Ok(joined),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Becomes a member of a group.
-    ///
-    /// # Errors
-    /// See [`SendError`].
-    pub async fn join_group(&self, group: &str) -> Result<Joined, SendError> {
-        match self.call(group, op::group_join(group)).await? {
-            Outcome::Joined(joined) => Ok(joined),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Is no longer a member of a group.
-    ///
-    /// # Errors
-    /// See [`SendError`].
-    pub async fn leave_group(&self, group: &str) -> Result<(), SendError> {
-        match self.call(group, op::group_leave(group)).await? {
-            Outcome::Left(_) => Ok(()),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// A page of a group's members: those after `after` in byte order, at most `limit` (0: as many as the server gives).
-    ///
-    /// # Errors
-    /// See [`SendError`].
-    pub async fn members(&self, group: &str, after: &str, limit: u32) -> Result<Members, SendError> {
-        match self.call(group, op::group_members(group, after, limit)).await? {
-            Outcome::Members(members) => Ok(members),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Listens to a room, also after reconnects, until [`Client::leave_room`].
-    ///
-    /// # Errors
-    /// See [`SendError`].
-    pub async fn join_room(&self, room: &str) -> Result<Joined, SendError> {
-        match self.call(room, op::room_join(room)).await? {
-            Outcome::Joined(joined) => Ok(joined),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Listens to a room no longer.
-    ///
-    /// # Errors
-    /// See [`SendError`].
-    pub async fn leave_room(&self, room: &str) -> Result<(), SendError> {
-        match self.call(room, op::room_leave(room)).await? {
-            Outcome::Left(_) => Ok(()),
-            other => Err(unexpected(&other)),
-        }
-    }
-
     /// Ends the session at the server (its resume ticket is void), and the client.
     pub async fn logout(self) {
         let (done, finished) = oneshot::channel();
@@ -228,21 +110,59 @@ impl Client {
         }
     }
 
-    async fn call(&self, name: &str, op: Op) -> Result<Outcome, SendError> {
-        if !is_name(name) {
-            return Err(SendError::Invalid(format!("{name:?} is no name of a group or room")));
-        }
+    /// Asks for something that is answered.
+    pub(crate) async fn call(&self, op: Op) -> Result<Outcome, SendError> {
         let (done, answered) = oneshot::channel();
         let deadline = Instant::now() + self.request_deadline;
         self.command(Command::Call { op, deadline, done }).await?;
         answered.await.unwrap_or(Err(SendError::Ended))
     }
 
-    async fn command(&self, command: Command) -> Result<(), SendError> {
+    /// Sends to a conversation.
+    pub(crate) async fn outgoing(
+        &self,
+        conversation: &str,
+        message: Outgoing,
+        deadline: Option<Duration>,
+    ) -> Result<SendAck, SendError> {
+        check_conversation(conversation)?;
+        let (done, acknowledged) = oneshot::channel();
+        let deadline = Instant::now() + deadline.unwrap_or(self.request_deadline);
+        let conversation = conversation.to_string();
+        self.command(Command::Send { conversation, message, deadline, done }).await?;
+        acknowledged.await.unwrap_or(Err(SendError::Ended))
+    }
+
+    pub(crate) async fn command(&self, command: Command) -> Result<(), SendError> {
         self.commands.send(command).await.map_err(|_| SendError::Ended)
     }
 }
 
-fn unexpected(outcome: &Outcome) -> SendError {
+/// Takes the answer that a request has, and an error for any other.
+macro_rules! answer {
+    ($call:expr, $outcome:ident) => {
+        match $call.await? {
+            millrace_protocol::messages::client::response::Outcome::$outcome(answer) => Ok(answer),
+            other => Err($crate::client::unexpected(&other)),
+        }
+    };
+}
+pub(crate) use answer;
+
+pub(crate) fn unexpected(outcome: &Outcome) -> SendError {
     SendError::Invalid(format!("the server answered something else: {outcome:?}"))
+}
+
+pub(crate) fn check_conversation(conversation: &str) -> Result<(), SendError> {
+    match Conversation::parse(conversation) {
+        Some(_) => Ok(()),
+        None => Err(SendError::Invalid(format!("{conversation:?} is no conversation id"))),
+    }
+}
+
+pub(crate) fn check_name(name: &str) -> Result<(), SendError> {
+    match is_name(name) {
+        true => Ok(()),
+        false => Err(SendError::Invalid(format!("{name:?} is no name of a user, group or room"))),
+    }
 }

@@ -30,23 +30,35 @@
 
 mod client;
 mod config;
+mod conversations;
 pub mod core;
 mod cursors;
 mod driver;
 mod error;
 mod event;
+mod groups;
+mod messages;
+mod people;
 mod saver;
 mod taken;
 mod wire;
 
-pub use client::{Client, Events, SendOptions};
+pub use client::{Client, Events};
 pub use config::{Config, TokenSource, Transport};
+pub use conversations::{History, Window};
 pub use core::Start;
 pub use cursors::{CursorStore, Cursors, FileCursors, MemoryCursors};
 pub use error::{ConnectError, Reason, SendError};
 pub use event::{Event, Listing, Message};
+pub use groups::{GroupChanges, NewGroup};
+pub use messages::SendOptions;
+/// Everything that the protocol has, as its schema names it.
 pub use millrace_protocol::messages::client as schema;
-pub use millrace_protocol::messages::client::{Action, Code, Cursor, Joined, Members, SendAck};
+pub use millrace_protocol::messages::client::{
+    Action, Code, ConversationItem, ConversationPage, Cursor, DevicePresence, Fate, FriendEvent, GroupAsked,
+    GroupChange, GroupReceipt, GroupState, JoinPolicy, Joined, Members, PeopleList, PeoplePage, Person,
+    PresenceEvent, PresenceState, Receipt, ReceiptPage, Role, SendAck, Standing, TypingEvent, Visibility,
+};
 
 /// Ids of conversations.
 pub mod conversation {

@@ -425,8 +425,4 @@ impl Server {
     pub(super) fn groups(&self) -> Vec<String> {
         self.logs.keys().filter(|name| name.starts_with("g:")).cloned().collect()
     }
-
-    pub(super) fn is_logged_in(&self) -> bool {
-        self.session.is_some()
-    }
 }
