@@ -54,10 +54,11 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// A client's request, if it is one to change a group.
+    /// A client's request, if it is one to change a group. It may wait long: nothing of it holds a receive buffer.
     pub fn of(op: Op) -> Option<Kind> {
+        let copy = |text: Bytes| Bytes::copy_from_slice(&text);
         Some(match op {
-            Op::GroupCreate(ask) => Kind::Create(ask),
+            Op::GroupCreate(ask) => Kind::Create(GroupCreate { about: copy(ask.about), ..ask }),
             Op::GroupJoin(_) => Kind::Join,
             Op::GroupLeave(_) => Kind::Leave,
             Op::GroupInvite(ask) => Kind::Invite(ask.users),
@@ -65,7 +66,10 @@ impl Kind {
             Op::GroupRemove(ask) => Kind::Remove(ask.users),
             Op::GroupRole(ask) => Kind::Role { user: ask.user, role: ask.role },
             Op::GroupMute(ask) => Kind::Mute { user: ask.user, until_ms: ask.until_ms },
-            Op::GroupUpdate(ask) => Kind::Update(ask),
+            Op::GroupUpdate(ask) => {
+                let (about, announcement) = (ask.about.map(copy), ask.announcement.map(copy));
+                Kind::Update(GroupUpdate { about, announcement, ..ask })
+            }
             Op::GroupDissolve(_) => Kind::Dissolve,
             _ => return None,
         })
@@ -229,12 +233,7 @@ fn create(standing: Standing, user: &str, ask: &GroupCreate) -> Verdict {
     if add.len() > standing.members_max {
         return Verdict::Refused(Code::LimitReached, "too many members");
     }
-    let info = Info {
-        owner: user.to_owned(),
-        about: Bytes::copy_from_slice(&ask.about),
-        join: ask.join(),
-        ..Info::default()
-    };
+    let info = Info { owner: user.to_owned(), about: ask.about.clone(), join: ask.join(), ..Info::default() };
     let notes = vec![note(Became::Created, user, &add)];
     planned(Plan { create: true, add, info: Some(info), notes, ..Plan::default() })
 }
@@ -418,10 +417,10 @@ fn mute(standing: Standing, members: &Members, user: &str, other: &str, until_ms
 fn update(info: &Info, user: &str, ask: &GroupUpdate) -> Verdict {
     let mut changed = info.clone();
     if let Some(about) = &ask.about {
-        changed.about = Bytes::copy_from_slice(about);
+        changed.about = about.clone();
     }
     if let Some(announcement) = &ask.announcement {
-        changed.announcement = Bytes::copy_from_slice(announcement);
+        changed.announcement = announcement.clone();
     }
     if ask.join.is_some() {
         changed.join = ask.join();

@@ -14,6 +14,7 @@
 //! | [`admin`], [`groups`], [`group_info`], [`group_members`] | who may change a group; carrying it out; what is known of it; reading it |
 //! | [`pair`], [`lists`] | friends and blocks; users' lists |
 //! | [`typing`] | who is typing |
+//! | [`presence`], [`watches`], [`visible`] | who is online, who watches, who is shown what |
 //! | [`register`], [`delivery`] | users' sessions; messages for single sessions |
 
 pub mod action;
@@ -37,6 +38,7 @@ pub mod members;
 pub mod ownership;
 pub mod pair;
 pub mod partition;
+pub mod presence;
 mod refer;
 pub mod register;
 pub mod send;
@@ -46,6 +48,8 @@ pub mod stats;
 pub mod streams;
 pub mod subscribe;
 pub mod typing;
+mod visible;
+pub mod watches;
 
 #[cfg(test)]
 mod tests;

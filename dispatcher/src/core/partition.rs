@@ -20,7 +20,7 @@ use super::conversation::{Backlog, Slot, Table};
 use super::event::{LinkKey, Sibling};
 use super::groups;
 use super::hub::{Cx, From, PartitionJob, Pending};
-use super::{pair, send, subscribe};
+use super::{pair, presence, send, subscribe};
 use crate::store::{Outcome, StoreError, StreamKey, Work};
 
 /// One partition of this shard.
@@ -178,6 +178,7 @@ impl Partition {
     fn unserved(&self, cx: &mut Cx) {
         let partition = self.id;
         cx.hub.cluster.served.remove(&partition);
+        presence::forget_partition(cx, self.from());
         cx.tell_siblings(|| Sibling::Serving { partition, epoch: None });
     }
 

@@ -20,7 +20,7 @@ use super::holds::Need;
 use super::hub::{Asker, Cx, From, PartitionJob};
 use super::limits::{CLAIM_WAITING_MAX, REANNOUNCE_US};
 use super::partition::{Partition, Phase, Serving};
-use super::{admin, group_members, lists, pair, register, send, subscribe, typing};
+use super::{admin, group_members, lists, pair, presence, register, send, subscribe, typing};
 use crate::store::{Outcome, StoreError, StreamKey, Work};
 
 impl Partition {
@@ -54,7 +54,7 @@ impl Partition {
             Ask::Acks(_) => return,
             Ask::Client(ask) if ask.key == Key::User => {
                 let asker = ask.asker(link, &record);
-                return lists::ask(cx, from, asker, ask.user, ask.op);
+                return user_request(cx, from, asker, ask);
             }
             ref ask => ask.conversation().to_owned(),
         };
@@ -259,6 +259,16 @@ fn client(
         },
     }
     Ok(())
+}
+
+/// A client's request about its user, or about users whom it watches.
+fn user_request(cx: &mut Cx, from: From, asker: Asker, ask: Client) {
+    let Client { user, device, op, .. } = ask;
+    match op {
+        Op::PresenceSet(ask) => presence::set(cx, from, asker, (user, device), ask),
+        Op::PresenceSubscribe(ask) => presence::subscribe(cx, from, asker, (user, device), ask.users),
+        op => lists::ask(cx, from, asker, user, op),
+    }
 }
 
 /// Requests that no part serves yet.

@@ -6,6 +6,7 @@ mod messages;
 mod owners;
 mod pairs;
 mod plan;
+mod presence;
 mod random;
 mod roles;
 mod sessions;
