@@ -8,6 +8,7 @@ mod pairs;
 mod plan;
 mod presence;
 mod random;
+mod random_changes;
 mod roles;
 mod sessions;
 mod typing;
