@@ -10,8 +10,9 @@ use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::{Code, GroupChange, GroupCreate, GroupUpdate, JoinPolicy, Role};
 
 use super::group_info::{Group, Info};
-use super::limits::{ABOUT_BYTES_MAX, ADMINS_MAX, ASKING_MAX, GROUP_USERS_MAX, NOTED_USERS_MAX};
+use super::limits::{ABOUT_BYTES_MAX, ADMINS_MAX, ASKING_MAX, GROUP_USERS_MAX};
 use super::members::Members;
+use super::notes::note;
 
 /// What a change of a group is.
 #[derive(Debug)]
@@ -172,13 +173,6 @@ pub struct Standing<'a> {
     pub members_max: usize,
     /// Wall clock, ms.
     pub wall_ms: u64,
-}
-
-/// A note for the log.
-pub fn note(kind: Became, by: &str, users: &[String]) -> GroupChange {
-    let count = if users.len() > NOTED_USERS_MAX { users.len() as u32 } else { 0 };
-    let users = users.iter().take(NOTED_USERS_MAX).cloned().collect();
-    GroupChange { kind: kind as i32, by: by.to_owned(), users, count, ..GroupChange::default() }
 }
 
 const FULL: Verdict = Verdict::Refused(Code::LimitReached, "the group is full");

@@ -11,7 +11,8 @@
 //! | [`holds`] | messages that wait for something to be read |
 //! | [`entry`] | what goes into a log |
 //! | [`send`], [`subscribe`] | what can be asked of a conversation |
-//! | [`admin`], [`groups`], [`group_info`], [`group_members`] | who may change a group; carrying it out; what is known of it; reading it |
+//! | [`admin`], [`groups`], [`notes`] | who may change a group; carrying it out; entries about it |
+//! | [`group_info`], [`group_members`] | what is known of a group; reading it |
 //! | [`pair`], [`lists`] | friends and blocks; users' lists |
 //! | [`typing`] | who is typing |
 //! | [`presence`], [`watches`], [`visible`] | who is online, who watches, who is shown what |
@@ -35,6 +36,7 @@ pub mod limits;
 pub mod links;
 pub mod lists;
 pub mod members;
+pub mod notes;
 pub mod ownership;
 pub mod pair;
 pub mod partition;

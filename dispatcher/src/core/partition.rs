@@ -20,7 +20,7 @@ use super::conversation::{Backlog, Slot, Table};
 use super::event::{LinkKey, Sibling};
 use super::groups;
 use super::hub::{Cx, From, PartitionJob, Pending};
-use super::{pair, presence, send, subscribe};
+use super::{notes, pair, presence, send, subscribe};
 use crate::store::{Outcome, StoreError, StreamKey, Work};
 
 /// One partition of this shard.
@@ -377,7 +377,7 @@ impl Partition {
                 }
                 Effect::Noted { conversation: name, seq, notify } => {
                     let conversation = table.ready(&name).expect("not evicted with entries under way");
-                    groups::noted(cx, owner, conversation, name, seq, notify);
+                    notes::noted(cx, owner, conversation, name, seq, notify);
                 }
                 Effect::Pair { conversation: name } => {
                     let conversation = table.ready(&name).expect("not evicted with a change under way");
