@@ -164,8 +164,11 @@ pub(super) fn answer(cx: &mut Cx, from: From, asker: Asker) {
         bytes += event.encoded_len() + 8;
         if bytes <= PRESENCE_PAGE_BYTES { page.push(event) } else { rest.push(event) }
     }
-    let page = PresencePage { users: page };
-    cx.reply(from, asker, response::Outcome::PresencePage(page), Reply::default());
+    // A session that ends watches nobody any more, and waits for no answer.
+    if asker.request_id != 0 {
+        let page = PresencePage { users: page };
+        cx.reply(from, asker, response::Outcome::PresencePage(page), Reply::default());
+    }
     for event in rest {
         tell(cx, &event, &[key]);
     }

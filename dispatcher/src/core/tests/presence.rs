@@ -237,16 +237,18 @@ fn watches_end_unless_renewed_and_with_their_owner() {
     let partition = user_partition("bob", PARTITIONS);
     watch(&mut world, 2, "cid", &["bob"]);
     let none = client::PresenceSubscribe::default();
-    let request = client::Request { id: 7, op: Some(Op::PresenceSubscribe(none)) };
+    let request = client::Request { id: 0, op: Some(Op::PresenceSubscribe(none)) };
     let body = wire::ClientRequest {
-        token: 7_000,
+        token: 0,
         user: "cid".into(),
         device: "cid-2".into(),
         request: request.encode_to_vec().into(),
     };
+    world.clear();
     world.say(0, 1, Kind::ClientRequest, partition, session(1, 2), &body);
     world.run();
     assert_eq!(world.stats(0).watched, 1);
+    assert!(world.kinds(0, 1).is_empty(), "its session ends: nobody waits for an answer");
     world.release(0, partition);
     world.run();
     assert_eq!(world.stats(0).watched, 0);
