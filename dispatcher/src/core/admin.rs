@@ -424,3 +424,63 @@ fn update(info: &Info, user: &str, ask: &GroupUpdate) -> Verdict {
     }
     planned(Plan { info: Some(changed), notes: vec![note(Became::Updated, user, &[])], ..Plan::default() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ann owns a group of `count` others, full at ten thousand.
+    fn check(count: usize, prepare: impl Fn(&mut Group, &mut Info), kind: &Kind, refused: Option<Code>) {
+        let others = (0..count).map(|n| format!("u{n}"));
+        let members = Members::new(others.chain(["ann".to_owned()]).collect(), 1);
+        let (mut group, mut info) = (Group::default(), Info { owner: "ann".into(), ..Info::default() });
+        prepare(&mut group, &mut info);
+        group.set(info);
+        let standing =
+            Standing { members: Some(&members), group: &group, coming: 0, members_max: 10_000, wall_ms: 7 };
+        let user = if matches!(kind, Kind::Join) { "zoe" } else { "ann" };
+        let code = match kind.fault() {
+            Some((code, _)) => Some(code),
+            None => match judge(standing, user, kind) {
+                Verdict::Refused(code, _) => Some(code),
+                _ => None,
+            },
+        };
+        assert_eq!(code, refused, "{kind:?}");
+    }
+
+    #[test]
+    fn every_table_of_a_group_has_an_end() {
+        let names = |count: usize| (0..count).map(|n| format!("new-{n}")).collect::<Vec<_>>();
+        let full = Some(Code::LimitReached);
+        let plain = |_: &mut Group, _: &mut Info| {};
+        check(9_998, plain, &Kind::Invite(names(1)), None);
+        check(9_998, plain, &Kind::Invite(names(2)), full);
+        check(9_999, plain, &Kind::Join, full);
+        check(1, plain, &Kind::Invite(names(GROUP_USERS_MAX)), None);
+        check(1, plain, &Kind::Invite(names(GROUP_USERS_MAX + 1)), full);
+        check(1, plain, &Kind::Remove(names(GROUP_USERS_MAX + 1)), full);
+        let with_admins = |count: usize| {
+            move |_: &mut Group, info: &mut Info| info.admins = (0..count).map(|n| format!("u{n}")).collect()
+        };
+        let role = |role: Role| Kind::Role { user: "u99".into(), role: role as i32 };
+        check(100, with_admins(ADMINS_MAX - 1), &role(Role::Admin), None);
+        check(100, with_admins(ADMINS_MAX), &role(Role::Admin), full);
+        check(100, with_admins(ADMINS_MAX), &role(Role::Owner), full);
+        let with_asking = |count: usize| {
+            move |group: &mut Group, info: &mut Info| {
+                info.join = JoinPolicy::Request;
+                group.asking = (0..count).map(|n| format!("new-{n}")).collect();
+            }
+        };
+        check(1, with_asking(ASKING_MAX - 1), &Kind::Join, None);
+        check(1, with_asking(ASKING_MAX), &Kind::Join, full);
+        check(9_999, with_asking(1), &Kind::Answer { user: "new-0".into(), accept: true }, full);
+        check(9_999, with_asking(1), &Kind::Answer { user: "new-0".into(), accept: false }, None);
+        let text = Bytes::from(vec![0; ABOUT_BYTES_MAX + 1]);
+        let update = GroupUpdate { about: Some(text.slice(1..)), ..GroupUpdate::default() };
+        check(1, plain, &Kind::Update(update), None);
+        let update = GroupUpdate { about: Some(text), ..GroupUpdate::default() };
+        check(1, plain, &Kind::Update(update), Some(Code::PayloadTooLarge));
+    }
+}
