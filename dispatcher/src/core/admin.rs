@@ -10,8 +10,9 @@ use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::{Code, GroupChange, GroupCreate, GroupUpdate, JoinPolicy, Role};
 
 use super::group_info::{Group, Info};
-use super::limits::{ABOUT_BYTES_MAX, ADMINS_MAX, ASKING_MAX, GROUP_USERS_MAX, NOTED_USERS_MAX};
+use super::limits::{ABOUT_BYTES_MAX, ADMINS_MAX, ASKING_MAX, GROUP_USERS_MAX};
 use super::members::Members;
+use super::notes::note;
 
 /// What a change of a group is.
 #[derive(Debug)]
@@ -54,10 +55,11 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// A client's request, if it is one to change a group.
+    /// A client's request, if it is one to change a group. It may wait long: nothing of it holds a receive buffer.
     pub fn of(op: Op) -> Option<Kind> {
+        let copy = |text: Bytes| Bytes::copy_from_slice(&text);
         Some(match op {
-            Op::GroupCreate(ask) => Kind::Create(ask),
+            Op::GroupCreate(ask) => Kind::Create(GroupCreate { about: copy(ask.about), ..ask }),
             Op::GroupJoin(_) => Kind::Join,
             Op::GroupLeave(_) => Kind::Leave,
             Op::GroupInvite(ask) => Kind::Invite(ask.users),
@@ -65,7 +67,10 @@ impl Kind {
             Op::GroupRemove(ask) => Kind::Remove(ask.users),
             Op::GroupRole(ask) => Kind::Role { user: ask.user, role: ask.role },
             Op::GroupMute(ask) => Kind::Mute { user: ask.user, until_ms: ask.until_ms },
-            Op::GroupUpdate(ask) => Kind::Update(ask),
+            Op::GroupUpdate(ask) => {
+                let (about, announcement) = (ask.about.map(copy), ask.announcement.map(copy));
+                Kind::Update(GroupUpdate { about, announcement, ..ask })
+            }
             Op::GroupDissolve(_) => Kind::Dissolve,
             _ => return None,
         })
@@ -170,13 +175,6 @@ pub struct Standing<'a> {
     pub wall_ms: u64,
 }
 
-/// A note for the log.
-pub fn note(kind: Became, by: &str, users: &[String]) -> GroupChange {
-    let count = if users.len() > NOTED_USERS_MAX { users.len() as u32 } else { 0 };
-    let users = users.iter().take(NOTED_USERS_MAX).cloned().collect();
-    GroupChange { kind: kind as i32, by: by.to_owned(), users, count, ..GroupChange::default() }
-}
-
 const FULL: Verdict = Verdict::Refused(Code::LimitReached, "the group is full");
 const ADMINS_ONLY: Verdict = Verdict::Refused(Code::NotAllowed, "only an admin of the group may");
 const OWNER_ONLY: Verdict = Verdict::Refused(Code::NotAllowed, "only the owner of the group may");
@@ -229,12 +227,7 @@ fn create(standing: Standing, user: &str, ask: &GroupCreate) -> Verdict {
     if add.len() > standing.members_max {
         return Verdict::Refused(Code::LimitReached, "too many members");
     }
-    let info = Info {
-        owner: user.to_owned(),
-        about: Bytes::copy_from_slice(&ask.about),
-        join: ask.join(),
-        ..Info::default()
-    };
+    let info = Info { owner: user.to_owned(), about: ask.about.clone(), join: ask.join(), ..Info::default() };
     let notes = vec![note(Became::Created, user, &add)];
     planned(Plan { create: true, add, info: Some(info), notes, ..Plan::default() })
 }
@@ -418,10 +411,10 @@ fn mute(standing: Standing, members: &Members, user: &str, other: &str, until_ms
 fn update(info: &Info, user: &str, ask: &GroupUpdate) -> Verdict {
     let mut changed = info.clone();
     if let Some(about) = &ask.about {
-        changed.about = Bytes::copy_from_slice(about);
+        changed.about = about.clone();
     }
     if let Some(announcement) = &ask.announcement {
-        changed.announcement = Bytes::copy_from_slice(announcement);
+        changed.announcement = announcement.clone();
     }
     if ask.join.is_some() {
         changed.join = ask.join();
@@ -430,4 +423,64 @@ fn update(info: &Info, user: &str, ask: &GroupUpdate) -> Verdict {
         return Verdict::Done;
     }
     planned(Plan { info: Some(changed), notes: vec![note(Became::Updated, user, &[])], ..Plan::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ann owns a group of `count` others, full at ten thousand.
+    fn check(count: usize, prepare: impl Fn(&mut Group, &mut Info), kind: &Kind, refused: Option<Code>) {
+        let others = (0..count).map(|n| format!("u{n}"));
+        let members = Members::new(others.chain(["ann".to_owned()]).collect(), 1);
+        let (mut group, mut info) = (Group::default(), Info { owner: "ann".into(), ..Info::default() });
+        prepare(&mut group, &mut info);
+        group.set(info);
+        let standing =
+            Standing { members: Some(&members), group: &group, coming: 0, members_max: 10_000, wall_ms: 7 };
+        let user = if matches!(kind, Kind::Join) { "zoe" } else { "ann" };
+        let code = match kind.fault() {
+            Some((code, _)) => Some(code),
+            None => match judge(standing, user, kind) {
+                Verdict::Refused(code, _) => Some(code),
+                _ => None,
+            },
+        };
+        assert_eq!(code, refused, "{kind:?}");
+    }
+
+    #[test]
+    fn every_table_of_a_group_has_an_end() {
+        let names = |count: usize| (0..count).map(|n| format!("new-{n}")).collect::<Vec<_>>();
+        let full = Some(Code::LimitReached);
+        let plain = |_: &mut Group, _: &mut Info| {};
+        check(9_998, plain, &Kind::Invite(names(1)), None);
+        check(9_998, plain, &Kind::Invite(names(2)), full);
+        check(9_999, plain, &Kind::Join, full);
+        check(1, plain, &Kind::Invite(names(GROUP_USERS_MAX)), None);
+        check(1, plain, &Kind::Invite(names(GROUP_USERS_MAX + 1)), full);
+        check(1, plain, &Kind::Remove(names(GROUP_USERS_MAX + 1)), full);
+        let with_admins = |count: usize| {
+            move |_: &mut Group, info: &mut Info| info.admins = (0..count).map(|n| format!("u{n}")).collect()
+        };
+        let role = |role: Role| Kind::Role { user: "u99".into(), role: role as i32 };
+        check(100, with_admins(ADMINS_MAX - 1), &role(Role::Admin), None);
+        check(100, with_admins(ADMINS_MAX), &role(Role::Admin), full);
+        check(100, with_admins(ADMINS_MAX), &role(Role::Owner), full);
+        let with_asking = |count: usize| {
+            move |group: &mut Group, info: &mut Info| {
+                info.join = JoinPolicy::Request;
+                group.asking = (0..count).map(|n| format!("new-{n}")).collect();
+            }
+        };
+        check(1, with_asking(ASKING_MAX - 1), &Kind::Join, None);
+        check(1, with_asking(ASKING_MAX), &Kind::Join, full);
+        check(9_999, with_asking(1), &Kind::Answer { user: "new-0".into(), accept: true }, full);
+        check(9_999, with_asking(1), &Kind::Answer { user: "new-0".into(), accept: false }, None);
+        let text = Bytes::from(vec![0; ABOUT_BYTES_MAX + 1]);
+        let update = GroupUpdate { about: Some(text.slice(1..)), ..GroupUpdate::default() };
+        check(1, plain, &Kind::Update(update), None);
+        let update = GroupUpdate { about: Some(text), ..GroupUpdate::default() };
+        check(1, plain, &Kind::Update(update), Some(Code::PayloadTooLarge));
+    }
 }

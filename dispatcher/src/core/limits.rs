@@ -157,6 +157,36 @@ pub const TYPING_EVERY_US: u64 = 2_000_000;
 /// Users whose typing one conversation passes on in that time; that of others is dropped. Nobody reads more.
 pub const TYPING_USERS_MAX: usize = 64;
 
+/// Users whom one session watches in one partition; more are refused LIMIT_REACHED. Gateways count over all partitions.
+pub const WATCHED_MAX: usize = 512;
+
+/// Sessions that watch one user; a further one is not shown it, and counted.
+pub const WATCHERS_MAX: usize = 10_000;
+
+/// Pairs of a watcher and a watched user in one partition; likewise.
+pub const WATCH_ENTRIES_MAX: usize = 100_000;
+
+/// A watch that was not renewed so long ends, us: clients renew it every 60 s, and may miss that once.
+pub const WATCH_US: u64 = 150_000_000;
+
+/// Changes of presence are gathered so long, us: a client that comes back after a blink makes one event, or none.
+pub const PRESENCE_WINDOW_US: u64 = 500_000;
+
+/// Users whose routes changed and are to be looked at; what happens to further ones is noticed at their next change.
+pub const PRESENCE_CHANGES_MAX: usize = 65_536;
+
+/// Lookups whether a watcher is a friend, under way at once; a further watcher is shown nothing until it renews.
+pub const FRIEND_READS_MAX: usize = 4_096;
+
+/// Users of one partition with devices that said they are away; a further one is answered BUSY.
+pub const DEVICE_STATES_MAX: usize = 10_000;
+
+/// Devices of one user that its watchers are shown; the others are left out.
+pub const DEVICES_SHOWN_MAX: usize = 16;
+
+/// Bytes of one page of presence; who does not fit follows in events of their own.
+pub const PRESENCE_PAGE_BYTES: usize = 32 << 10;
+
 /// Users whose routes are asked in one job.
 pub const ROUTE_USERS_MAX: usize = 512;
 
@@ -257,6 +287,8 @@ const _: () = {
     assert!(GROUPS_TOLD_MAX * 72 < RECORD_BYTES_MAX);
     assert!(CONVERSATIONS_PAGE_MAX * (3 + 2 * 64 + 12) < PAYLOAD_BYTES_MAX);
     assert!(PEOPLE_PAGE_MAX * (64 + GREETING_BYTES_MAX + 12) < PAYLOAD_BYTES_MAX);
+    // The last one on a page may take it over its bytes.
+    assert!(PRESENCE_PAGE_BYTES + DEVICES_SHOWN_MAX * 144 + 96 < PAYLOAD_BYTES_MAX);
     // One byte counts a group's admins in its record.
     assert!(ADMINS_MAX <= 255 && MUTED_MAX <= 65_535 && ABOUT_BYTES_MAX <= 65_535);
 };

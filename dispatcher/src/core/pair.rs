@@ -142,12 +142,14 @@ pub fn change(
     name: &str,
     asker: Asker,
     user: String,
-    op: Op,
+    mut op: Op,
 ) {
-    if let Op::FriendRequest(ask) = &op
-        && ask.greeting.len() > GREETING_BYTES_MAX
-    {
-        return cx.refuse(owner.from, asker, Code::PayloadTooLarge, "a greeting has at most 256 bytes");
+    if let Op::FriendRequest(ask) = &mut op {
+        if ask.greeting.len() > GREETING_BYTES_MAX {
+            return cx.refuse(owner.from, asker, Code::PayloadTooLarge, "a greeting has at most 256 bytes");
+        }
+        // It may wait, and must not hold a receive buffer.
+        ask.greeting = Bytes::copy_from_slice(&ask.greeting);
     }
     if Id::parse(name).and_then(|id| id.peer_of(&user)).is_none_or(|other| other == user) {
         return cx.refuse(owner.from, asker, Code::BadRequest, "another user is meant by this");
@@ -206,8 +208,7 @@ fn judge(pair: &Pair, user: &str, other: &str, op: &Op) -> Result<Plan, (Code, &
     let asked = |user: &str| pair.asked.iter().any(|known| known == user);
     let mut plan = Plan::default();
     let event = |kind: Event, greeting: &Bytes| {
-        let greeting = Bytes::copy_from_slice(greeting);
-        Some(FriendEvent { kind: kind as i32, user: user.to_owned(), greeting })
+        Some(FriendEvent { kind: kind as i32, user: user.to_owned(), greeting: greeting.clone() })
     };
     let none = Bytes::new();
     match op {
@@ -220,12 +221,7 @@ fn judge(pair: &Pair, user: &str, other: &str, op: &Op) -> Result<Plan, (Code, &
             plan.event = (!pair.friends).then(|| event(Event::Accepted, &none)).flatten();
         }
         Op::FriendRequest(ask) => {
-            plan.item(
-                other,
-                List::FriendRequests,
-                user,
-                ItemChange::Put(Bytes::copy_from_slice(&ask.greeting)),
-            );
+            plan.item(other, List::FriendRequests, user, ItemChange::Put(ask.greeting.clone()));
             if !asked(user) {
                 plan.state.push((format!("{ASKED_PREFIX}{user}"), true));
                 plan.event = event(Event::Asked, &ask.greeting);

@@ -23,7 +23,7 @@ use super::fanned::Reached;
 use super::groups;
 use super::hub::{Asker, Cx, From, PartitionJob, Pending};
 use super::limits::CURSORS_US;
-use super::{cursors, fates, pair, receipts, retention, send, standing, subscribe, sync};
+use super::{cursors, fates, notes, pair, presence, receipts, retention, send, standing, subscribe, sync};
 use crate::store::{Outcome, StoreError, StreamKey, Work};
 
 /// One partition of this shard.
@@ -193,6 +193,7 @@ impl Partition {
     fn unserved(&self, cx: &mut Cx) {
         let partition = self.id;
         cx.hub.cluster.served.remove(&partition);
+        presence::forget_partition(cx, self.from());
         cx.tell_siblings(|| Sibling::Serving { partition, epoch: None });
     }
 
@@ -576,7 +577,7 @@ impl Partition {
                 }
                 Effect::Noted { conversation: name, seq, notify } => {
                     let conversation = table.ready(&name).expect("not evicted with entries under way");
-                    groups::noted(cx, owner, conversation, name, seq, notify);
+                    notes::noted(cx, owner, conversation, name, seq, notify);
                 }
                 Effect::Pair { conversation: name } => {
                     let conversation = table.ready(&name).expect("not evicted with a change under way");

@@ -22,7 +22,8 @@ use super::hub::{Asker, Cx, From, PartitionJob};
 use super::limits::{CLAIM_WAITING_MAX, REANNOUNCE_US};
 use super::partition::{Partition, Phase, Serving};
 use super::{
-    admin, cursors, group_members, lists, pair, receipts, register, send, standing, subscribe, sync, typing,
+    admin, cursors, group_members, lists, pair, presence, receipts, register, send, standing, subscribe,
+    sync, typing,
 };
 use crate::store::{Outcome, StoreError, StreamKey, Work};
 
@@ -57,7 +58,7 @@ impl Partition {
             Ask::Acks(acks) => return self.acks(cx, link, &record, acks),
             Ask::Client(ask) if ask.key == Key::User => {
                 let asker = ask.asker(link, &record);
-                return lists::ask(cx, from, asker, ask.user, ask.op);
+                return user_request(cx, from, asker, ask);
             }
             ref ask => ask.conversation().to_owned(),
         };
@@ -308,6 +309,16 @@ fn client(
         },
     }
     Ok(())
+}
+
+/// A client's request about its user, or about users whom it watches.
+fn user_request(cx: &mut Cx, from: From, asker: Asker, ask: Client) {
+    let Client { user, device, op, .. } = ask;
+    match op {
+        Op::PresenceSet(ask) => presence::set(cx, from, asker, (user, device), ask),
+        Op::PresenceSubscribe(ask) => presence::subscribe(cx, from, asker, (user, device), ask.users),
+        op => lists::ask(cx, from, asker, user, op),
+    }
 }
 
 /// Requests that no part serves yet.
