@@ -293,3 +293,15 @@ fn typing_is_seldom_and_presence_is_asked_for_again() {
     world.settle(10_000);
     assert_eq!(world.server.asked.iter().filter(|asked| **asked == op).count(), 2);
 }
+
+#[test]
+fn a_gap_alone_is_reason_enough_to_read_the_log() {
+    let mut world = World::new(14, &["g:tea"]);
+    world.settle(10_000);
+    world.server.faults.skip_live = 1_000;
+    fill(&mut world, "g:tea", 3);
+    world.server.gap();
+    world.settle(5_000);
+    assert_eq!(seqs(&world, "g:tea"), [1, 2, 3]);
+    assert!(world.shown["g:tea"].gaps.is_empty(), "the log has them");
+}
