@@ -28,6 +28,22 @@ pub struct Client {
     request_deadline: Duration,
 }
 
+/// A message in the outbox: it is sent whether this is waited for or not.
+#[derive(Debug)]
+pub struct Posted {
+    stored: oneshot::Receiver<Result<SendAck, SendError>>,
+}
+
+impl Posted {
+    /// Waits until it is stored.
+    ///
+    /// # Errors
+    /// See [`SendError`]. After [`SendError::Deadline`] it may have been stored or not.
+    pub async fn stored(self) -> Result<SendAck, SendError> {
+        self.stored.await.unwrap_or(Err(SendError::Ended))
+    }
+}
+
 /// What happens, in order. Bounded by `events_max`: take events, or the server is not listened to. When it is dropped,
 /// nothing is received any more, and messages wait at the server.
 #[derive(Debug)]
@@ -118,19 +134,19 @@ impl Client {
         answered.await.unwrap_or(Err(SendError::Ended))
     }
 
-    /// Sends to a conversation.
+    /// Queues something for a conversation.
     pub(crate) async fn outgoing(
         &self,
         conversation: &str,
         message: Outgoing,
         deadline: Option<Duration>,
-    ) -> Result<SendAck, SendError> {
+    ) -> Result<Posted, SendError> {
         check_conversation(conversation)?;
-        let (done, acknowledged) = oneshot::channel();
+        let (done, stored) = oneshot::channel();
         let deadline = Instant::now() + deadline.unwrap_or(self.request_deadline);
         let conversation = conversation.to_string();
         self.command(Command::Send { conversation, message, deadline, done }).await?;
-        acknowledged.await.unwrap_or(Err(SendError::Ended))
+        Ok(Posted { stored })
     }
 
     pub(crate) async fn command(&self, command: Command) -> Result<(), SendError> {

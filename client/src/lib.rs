@@ -43,7 +43,7 @@ mod saver;
 mod taken;
 mod wire;
 
-pub use client::{Client, Events};
+pub use client::{Client, Events, Posted};
 pub use config::{Config, TokenSource, Transport};
 pub use conversations::{History, Window};
 pub use core::Start;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use millrace_protocol::frame::PAYLOAD_BYTES_MAX;
 use millrace_protocol::messages::client::{Action, Code, SendAck};
 
-use crate::client::Client;
+use crate::client::{Client, Posted};
 use crate::core::Outgoing;
 use crate::error::SendError;
 
@@ -44,6 +44,19 @@ impl Client {
         payload: impl Into<Bytes>,
         options: SendOptions,
     ) -> Result<SendAck, SendError> {
+        self.post(conversation, payload, options).await?.stored().await
+    }
+
+    /// Puts a message into the outbox and returns: for who sends several in order and waits for them elsewhere.
+    ///
+    /// # Errors
+    /// What is wrong with the message itself; all else [`Posted::stored`] says.
+    pub async fn post(
+        &self,
+        conversation: &str,
+        payload: impl Into<Bytes>,
+        options: SendOptions,
+    ) -> Result<Posted, SendError> {
         let payload = payload.into();
         if payload.len() > PAYLOAD_BYTES_MAX {
             let reason = format!("{} bytes; {PAYLOAD_BYTES_MAX} are allowed", payload.len());
@@ -104,6 +117,6 @@ impl Client {
         payload: Bytes,
     ) -> Result<SendAck, SendError> {
         let message = Outgoing { action, refers_to, payload, ..Outgoing::default() };
-        self.outgoing(conversation, message, None).await
+        self.outgoing(conversation, message, None).await?.stored().await
     }
 }

@@ -345,8 +345,11 @@ impl Inbox {
         }
     }
 
-    /// Does what is due.
-    pub(super) fn due(&mut self, now_ms: u64) {
+    /// Does what is due. `reads`: answers are being read.
+    pub(super) fn due(&mut self, now_ms: u64, reads: bool) {
+        if !reads {
+            self.syncs.postpone(now_ms);
+        }
         self.syncs.due(now_ms);
         if self.holes.values().all(|at_ms| *at_ms > now_ms) {
             return;

@@ -461,7 +461,7 @@ impl Machine {
             self.lost(reason);
         }
         if self.link.is_up() {
-            self.inbox.due(now_ms);
+            self.inbox.due(now_ms, reads);
             if !self.caught_up && self.walk.is_over() && self.inbox.is_caught_up() {
                 self.caught_up = true;
                 self.told.tell(Notice::CaughtUp);

@@ -86,6 +86,19 @@ impl Syncs {
         Some(conversation)
     }
 
+    /// Answers are not being read: patience begins anew.
+    pub(super) fn postpone(&mut self, now_ms: u64) {
+        for (id, conversation) in &self.asked {
+            let until_ms = now_ms + PATIENCE_MS;
+            if let Some(State::Asked { until_ms: old, .. }) =
+                self.states.insert(conversation.clone(), State::Asked { id: *id, until_ms })
+            {
+                self.timers.remove(&(old, conversation.clone()));
+                self.timers.insert((until_ms, conversation.clone()));
+            }
+        }
+    }
+
     /// Moves on what has waited long enough.
     pub(super) fn due(&mut self, now_ms: u64) {
         while self.timers.first().is_some_and(|(until_ms, _)| *until_ms <= now_ms)

@@ -1,6 +1,7 @@
 //! The SDK against a gateway that fails in every way that it must survive.
 
 mod fake;
+mod reliable;
 
 use std::time::{Duration, Instant};
 

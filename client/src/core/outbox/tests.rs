@@ -219,3 +219,26 @@ fn whatever_is_lost_on_the_way_each_message_is_taken_once_and_in_order() {
         assert_eq!(server.log, (0..100).map(text).collect::<Vec<_>>(), "seed {seed}");
     }
 }
+
+#[test]
+fn what_was_taken_on_the_old_stream_is_not_sent_on_the_new_one() {
+    let mut outbox = Outbox::default();
+    for index in 0..3 {
+        push(&mut outbox, index);
+    }
+    for id in 1..=3 {
+        send(&mut outbox, 0, id).unwrap();
+    }
+    // The first number was used up; the second message was taken all the same.
+    assert!(outbox.refused(1, &refusal(Code::Conflict, 0, 0), 0, 4_711).is_none());
+    assert!(send(&mut outbox, 0, 4).is_none(), "what is under way is answered first");
+    assert_eq!(outbox.acknowledged(2, SendAck::default()).map(|(done, _)| done), Some(1));
+    assert!(outbox.refused(3, &refusal(Code::OutOfOrder, 3, 0), 0, 5).is_none());
+    let again: Vec<(u64, Bytes)> = (4..)
+        .map_while(|id| match send(&mut outbox, 0, id) {
+            Some(Op::Send(send)) => Some((send.client_seq, send.payload)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(again, [(1, text(0)), (2, text(2))]);
+}

@@ -16,8 +16,8 @@ fn run(seed: u64, steps: u32) {
         let conversation = CONVERSATIONS[(world.random.next() % 5) as usize];
         let count = world.random.next() % 20;
         match world.random.next() % 1_000 {
-            0..250 => drop(world.to_server()),
-            250..600 => drop(world.to_client()),
+            0..250 => drop(world.deliver_request()),
+            250..600 => drop(world.deliver_frame()),
             600..750 => drop(world.take()),
             750..850 => {
                 let ms = world.random.next() % 400;

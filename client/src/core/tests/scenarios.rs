@@ -43,8 +43,8 @@ fn a_hundred_thousand_missed_messages_are_shown_with_little_in_memory() {
     fill(&mut world, "g:tea", 100_000);
     for _ in 0..10_000 {
         world.tick(10);
-        world.to_server();
-        world.to_client();
+        world.deliver_request();
+        world.deliver_frame();
     }
     assert!(world.waiting.len() <= world.settings.events_max + 8, "{} wait", world.waiting.len());
     assert!(world.server.syncs < 10 && world.server.acks == 0);
@@ -105,7 +105,7 @@ fn an_own_message_is_passed_over_when_everything_before_it_has_come() {
     world.server.append("g:tea", "bob", text(1));
     world.server.append("g:tea", "bob", text(2));
     let key = world.send("g:tea", 10_000);
-    while world.to_server() {}
+    while world.deliver_request() {}
     let conn = world.conn.unwrap();
     let Some(Frame::Response(response)) = world.server.answers.pop_front() else { panic!("an answer") };
     world.step(Event::Response { conn, response });
@@ -132,8 +132,8 @@ fn what_was_told_and_not_taken_is_neither_saved_nor_acknowledged() {
     }
     for _ in 0..100 {
         world.tick(100);
-        world.to_server();
-        world.to_client();
+        world.deliver_request();
+        world.deliver_frame();
     }
     assert_eq!((world.waiting.len(), world.saved["g:tea"].seq, world.server.acks), (5, 0, 0));
     let took_ms = world.now_ms;
@@ -142,7 +142,7 @@ fn what_was_told_and_not_taken_is_neither_saved_nor_acknowledged() {
     assert_eq!(world.saved["g:tea"].seq, 2, "in the same step");
     while world.server.acks == 0 {
         world.tick(50);
-        world.to_server();
+        world.deliver_request();
     }
     assert!(world.now_ms - took_ms <= 2_000, "promptly");
     assert_eq!(world.server.log("g:tea").delivered.unwrap().seq, 2);
@@ -292,4 +292,36 @@ fn typing_is_seldom_and_presence_is_asked_for_again() {
     world.lose();
     world.settle(10_000);
     assert_eq!(world.server.asked.iter().filter(|asked| **asked == op).count(), 2);
+}
+
+#[test]
+fn a_gap_alone_is_reason_enough_to_read_the_log() {
+    let mut world = World::new(14, &["g:tea"]);
+    world.settle(10_000);
+    world.server.faults.skip_live = 1_000;
+    fill(&mut world, "g:tea", 3);
+    world.server.gap();
+    world.settle(5_000);
+    assert_eq!(seqs(&world, "g:tea"), [1, 2, 3]);
+    assert!(world.shown["g:tea"].gaps.is_empty(), "the log has them");
+}
+
+#[test]
+fn a_cut_is_not_overlooked_while_others_are_being_read() {
+    let names = ["g:0", "g:1", "g:2", "g:3", "g:4", "g:5", "g:6", "g:7", "g:z"];
+    let mut world = World::new(15, &names);
+    names.iter().for_each(|name| fill(&mut world, name, 3));
+    world.settle(10_000);
+    world.server.faults.skip_live = 1_000;
+    names[..8].iter().for_each(|name| fill(&mut world, name, 1));
+    world.server.faults.skip_live = 0;
+    (0..8).for_each(|_| world.server.gap());
+    world.server.takeover("g:z", 2);
+    for index in 0..3 {
+        world.server.append("g:z", "carol", text(100 + index));
+    }
+    // No page comes before the fourth entry of the new log, which would fit the third of the old one.
+    while world.deliver_frame() {}
+    world.settle(20_000);
+    world.check_complete();
 }

@@ -181,13 +181,13 @@ impl World {
     }
 
     /// The next request reaches the server.
-    pub(super) fn to_server(&mut self) -> bool {
+    pub(super) fn deliver_request(&mut self) -> bool {
         let Some((conn, id, op)) = self.to_server.pop_front() else { return false };
         let login = matches!(op, Op::Login(_));
         self.server.request(conn, id, op);
         if login {
             for group in self.server.groups() {
-                if !self.heads_late || self.server.random.next() % 4 > 0 {
+                if !self.heads_late || !self.server.random.next().is_multiple_of(4) {
                     self.server.head(&group);
                 }
             }
@@ -202,9 +202,9 @@ impl World {
     }
 
     /// The next frame reaches the client, if it reads. Either the next of conversations, or an answer.
-    pub(super) fn to_client(&mut self) -> bool {
+    pub(super) fn deliver_frame(&mut self) -> bool {
         let Some(conn) = self.conn.filter(|_| self.machine.reads()) else { return false };
-        let first = self.random.next() % 2 == 0;
+        let first = self.random.next().is_multiple_of(2);
         let (flow, answers) = (&mut self.server.flow, &mut self.server.answers);
         let frame = match first {
             true => answers.pop_front().or_else(|| flow.pop_front()),
@@ -295,8 +295,8 @@ impl World {
         let until_ms = self.now_ms + for_ms;
         while self.now_ms < until_ms {
             self.tick(0);
-            let mut busy = self.to_server();
-            busy |= self.to_client();
+            let mut busy = self.deliver_request();
+            busy |= self.deliver_frame();
             busy |= self.take();
             if !busy {
                 let next = self.machine.next_ms().unwrap_or(until_ms);
