@@ -26,6 +26,7 @@ pub mod affinity;
 pub mod clock;
 pub mod epoll;
 pub mod limits;
+pub mod liveness;
 pub mod mailbox;
 pub mod memory;
 mod open;

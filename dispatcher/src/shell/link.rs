@@ -10,6 +10,7 @@ use std::net::{Shutdown, TcpStream as StdTcpStream};
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
+use millrace_edge::liveness::bound_silence;
 use millrace_edge::mailbox;
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt, Splitable};
 use monoio::net::TcpStream;
@@ -70,6 +71,7 @@ impl Link {
         // io_uring answers EAGAIN on a non-blocking socket; epoll needs one.
         socket.set_nonblocking(monoio::utils::is_legacy())?;
         socket.set_nodelay(true)?;
+        bound_silence(&socket)?;
         let handle = socket.try_clone()?;
         let (reader, writer) = TcpStream::from_std(socket)?.into_split();
         let carrier = Carrier::Socket(Socket {

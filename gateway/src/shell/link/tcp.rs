@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use millrace_edge::liveness::bound_silence;
 use millrace_edge::wake::Waker;
 use monoio::io::{AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, Splitable};
 use monoio::net::TcpStream;
@@ -242,6 +243,7 @@ impl Tcp {
             .await
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer"))??;
         stream.set_nodelay(true)?;
+        bound_silence(&stream)?;
         Ok(stream)
     }
 
