@@ -15,13 +15,13 @@ mod disk;
 mod leases;
 mod lists;
 mod loads;
+mod lock;
 mod log;
 mod room;
 mod round;
 pub mod routes;
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read as _, Seek as _, Write as _};
+use std::fs::File;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -51,8 +51,6 @@ const JOURNAL_BYTES_MAX: u64 = 256 << 20;
 const DISK_RESERVE_BYTES: u64 = 256 << 20;
 /// How long dropping the store waits for its thread.
 const DROP_WAIT: Duration = Duration::from_secs(5);
-/// The lock's file; it holds the process id of its holder.
-const LOCK_FILE: &str = "millrace.lock";
 
 /// How to open a store.
 #[derive(Clone)]
@@ -179,7 +177,7 @@ impl Embedded {
         let io = |error| OpenError::Io { path: dir.to_owned(), error };
         let unreadable = |reason: String| OpenError::Unreadable { path: dir.to_owned(), reason };
         std::fs::create_dir_all(dir).map_err(io)?;
-        let lock = lock(dir)?;
+        let lock = lock::lock(dir)?;
         let db = fjall::Database::builder(dir.join("db"))
             .cache_size(CACHE_BYTES)
             .max_journaling_size(JOURNAL_BYTES_MAX)
@@ -487,37 +485,6 @@ fn sweep_step(
         dead.retain(|gateway| !leases.gateway_lives(now, *gateway));
     }
     if dead.is_empty() || shared.routes.sweep_part(index, &dead) { None } else { Some((index + 1, dead)) }
-}
-
-/// How long a lock is waited for at a start.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
-
-fn lock(dir: &Path) -> Result<File, OpenError> {
-    let path = dir.join(LOCK_FILE);
-    let io = |error| OpenError::Io { path: path.clone(), error };
-    let mut file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
-    let mut locked = file.try_lock();
-    // A former owner that ends, or a child that it has forked and that has not yet begun its own program, holds the lock
-    // a moment longer.
-    let end = Instant::now() + LOCK_PATIENCE;
-    while matches!(locked, Err(TryLockError::WouldBlock)) && Instant::now() < end {
-        std::thread::sleep(LOCK_PATIENCE / 20);
-        locked = file.try_lock();
-    }
-    match locked {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            let _ = file.read_to_string(&mut pid);
-            let pid = if pid.is_empty() { "unknown".to_owned() } else { pid };
-            return Err(OpenError::Locked { path: dir.to_owned(), pid });
-        }
-        Err(TryLockError::Error(error)) => return Err(io(error)),
-    }
-    file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
-    write!(file, "{}", std::process::id()).map_err(io)?;
-    Ok(file)
 }
 
 #[cfg(test)]
