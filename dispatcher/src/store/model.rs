@@ -255,15 +255,13 @@ impl ModelStore {
             return Err(StoreError::Position { partition, expected: *position, given: batch.position });
         }
         assert!(!batch.writes.is_empty(), "an empty batch");
-        let mut id = *position;
         *position += batch.writes.len() as u64;
         self.outstanding.retain(|(of, at), _| *of != partition || *at >= batch.fanned_out);
         if !batch.outstanding.is_empty() {
             self.outstanding.insert((partition, batch.position), batch.outstanding);
         }
-        for write in batch.writes {
+        for (id, write) in (batch.position..).zip(batch.writes) {
             self.write(partition, id, write);
-            id += 1;
         }
         Ok(Outcome::Appended)
     }

@@ -4,7 +4,7 @@
 //! before the first write; and what a write leaves behind is remembered in memory ([`Memory`]), so that the next one need
 //! not read it again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map};
 
 use fjall::OwnedWriteBatch;
 use millrace_protocol::ids::Partition;
@@ -123,10 +123,10 @@ impl Engine {
                     record.last_message_id = record.last_message_id.max(entry.message_id);
                     if begins_stream(entry) {
                         let key = streams_key(partition, entry);
-                        if !known.streams.contains_key(&key) {
+                        if let hash_map::Entry::Vacant(place) = known.streams.entry(key) {
                             self.commit()?;
-                            let streams = self.disk.streams(&key)?;
-                            known.streams.insert(key, streams);
+                            let streams = self.disk.streams(place.key())?;
+                            place.insert(streams);
                         }
                     }
                 }
