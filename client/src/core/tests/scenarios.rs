@@ -286,6 +286,10 @@ fn typing_is_seldom_and_presence_is_asked_for_again() {
     assert_eq!(said(&world), [1]);
     world.settle(2_000);
     assert_eq!(said(&world), [1, 5], "the last word");
+    world.step(Event::Typing { conversation: "d:alice:bob".into(), what: 6 });
+    world.send("d:alice:bob", 10_000);
+    world.settle(5_000);
+    assert_eq!(said(&world), [1, 5], "nobody types what is sent");
     let op = Op::PresenceSubscribe(PresenceSubscribe { users: vec!["bob".into()] });
     world.step(Event::Call { key: 1_000, op: op.clone(), deadline_ms: world.now_ms + 1_000 });
     world.settle(100);
