@@ -26,7 +26,8 @@ impl Acks {
     /// The application has taken up to `cursor`: the server is to know it.
     pub(super) fn schedule(&mut self, conversation: &str, cursor: Cursor, now_ms: u64) {
         let last = self.told.get(conversation);
-        if cursor.seq == 0 {
+        // Nothing, or a place before the first entry that came: no entry of the log.
+        if cursor.seq == 0 || cursor.epoch == 0 {
             return;
         }
         if self.due_of.contains_key(conversation) || last.is_some_and(|(told, _)| *told == cursor) {

@@ -218,12 +218,24 @@ fn who_is_no_member_any_more_has_no_cursor() {
     world.settle(100);
     assert!(world.saved.is_empty());
     assert!(world.notices.contains(&Notice::Removed { conversation: "g:tea".into() }));
-    // Back again: from where it is then, not from where it was.
+    // Back again: from where it is then, not from where it was; whatever is still to be taken of before.
+    world.server.append("g:tea", "bob", text(6));
+    world.server.append("g:tea", "bob", text(7));
+    let conn = world.conn.unwrap();
+    let again = Joined { conversation: "g:tea".into(), epoch: 1, head: 5, members: 2 };
+    let joins = |op: &Op| matches!(op, Op::GroupJoin(_));
+    let op = Op::GroupJoin(millrace_protocol::messages::client::GroupJoin { group: "tea".into() });
+    world.step(Event::Call { key: 999, op, deadline_ms: world.now_ms + 1_000 });
+    answer(&mut world, Outcome::Joined(again), joins);
+    while world.deliver_frame() {}
+    assert_eq!(world.waiting.len(), 2);
+    let removed = notify::Event::Removed(Removed { conversation: "g:tea".into() });
+    world.step(Event::Notify { conn, notify: Notify { event: Some(removed) } });
     let op = Op::GroupJoin(millrace_protocol::messages::client::GroupJoin { group: "tea".into() });
     world.step(Event::Call { key: 1_000, op, deadline_ms: world.now_ms + 1_000 });
-    let (conn, id, _) = world.to_server.pop_front().unwrap();
     let joined = Joined { conversation: "g:tea".into(), epoch: 1, head: 40, members: 2 };
-    world.step(Event::Response { conn, response: Response { id, outcome: Some(Outcome::Joined(joined)) } });
+    answer(&mut world, Outcome::Joined(joined), joins);
+    while world.take() {}
     assert_eq!(world.saved["g:tea"], Cursor { epoch: 1, seq: 40 });
 }
 
@@ -328,4 +340,32 @@ fn a_cut_is_not_overlooked_while_others_are_being_read() {
     while world.deliver_frame() {}
     world.settle(20_000);
     world.check_complete();
+}
+
+#[test]
+fn one_conversation_that_is_refused_does_not_hide_the_others() {
+    let mut world = World::new(16, &["d:alice:bob", "d:alice:carol", "g:a", "g:b", "g:c"]);
+    world.saved.insert("d:eve:stranger".into(), Cursor { epoch: 1, seq: 7 });
+    world.restart();
+    fill(&mut world, "d:alice:bob", 3);
+    fill(&mut world, "d:alice:carol", 3);
+    world.settle(60_000);
+    world.check_complete();
+    assert!(world.notices.contains(&Notice::CaughtUp));
+}
+
+#[test]
+fn what_a_busy_owner_did_not_say_is_asked_again() {
+    for seed in 20..40 {
+        let mut world = World::new(seed, &["d:alice:bob", "d:alice:carol", "d:alice:dave"]);
+        for name in ["d:alice:bob", "d:alice:carol", "d:alice:dave"] {
+            fill(&mut world, name, 20);
+        }
+        world.server.faults.busy = 600;
+        world.settle(120_000);
+        world.server.faults.busy = 0;
+        // Nobody asks for acknowledgements, and nothing is sent that would tell.
+        world.settle(60_000);
+        world.check_complete();
+    }
 }

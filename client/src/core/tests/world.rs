@@ -51,6 +51,8 @@ pub(super) struct World {
     pub(super) started: BTreeSet<String>,
     /// Not all groups are attached right after the login.
     pub(super) heads_late: bool,
+    /// Everything that the machine wanted, if it is to be written down.
+    pub(super) trace: Option<Vec<String>>,
 }
 
 impl World {
@@ -84,6 +86,7 @@ impl World {
             ended: None,
             started: BTreeSet::new(),
             heads_late: false,
+            trace: None,
         }
     }
 
@@ -94,6 +97,9 @@ impl World {
     }
 
     fn carry_out(&mut self, action: Action) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(format!("{} {action:?}", self.now_ms));
+        }
         match action {
             Action::Token { conn } => self.step(Event::Token { conn, token: Ok("token".into()) }),
             Action::Connect { conn, .. } => (self.conn, self.opening) = (Some(conn), true),
