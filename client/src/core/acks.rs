@@ -45,6 +45,13 @@ impl Acks {
         self.told.entry(conversation.into()).or_insert((cursor, 0)).0 = cursor;
     }
 
+    /// The server asks as if it had not been told: what it was told is said again.
+    pub(super) fn doubt(&mut self, conversation: &str) {
+        if let Some((cursor, _)) = self.told.get_mut(conversation) {
+            *cursor = Cursor::default();
+        }
+    }
+
     /// The next conversation to be acknowledged now. Call [`Acks::sent`] with what was said.
     pub(super) fn next(&mut self, now_ms: u64) -> Option<String> {
         let (at_ms, _) = self.due.first()?;

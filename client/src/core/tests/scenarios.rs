@@ -369,3 +369,37 @@ fn what_a_busy_owner_did_not_say_is_asked_again() {
         world.check_complete();
     }
 }
+
+#[test]
+fn what_pages_leave_out_is_asked_for_again_before_it_counts_as_gone() {
+    let mut world = World::new(17, &["g:tea"]);
+    fill(&mut world, "g:tea", 3);
+    world.settle(10_000);
+    let conn = world.conn.unwrap();
+    let entry = |seq| Notify {
+        event: Some(notify::Event::Deliver(Deliver {
+            conversation: "g:tea".into(),
+            seq,
+            epoch: 1,
+            sender: "bob".into(),
+            ..Deliver::default()
+        })),
+    };
+    world.step(Event::Notify { conn, notify: entry(6) });
+    let began_ms = world.now_ms;
+    let mut pages = 0;
+    while world.waiting.is_empty() {
+        world.tick(100);
+        if world.to_server.iter().any(|(_, _, op)| matches!(op, Op::Sync(_))) {
+            let page = SyncPage { entries: vec![entry(6)], epoch: 1, head: 6, ..SyncPage::default() };
+            answer(&mut world, Outcome::SyncPage(page), |op| matches!(op, Op::Sync(_)));
+            pages += 1;
+        }
+        world.to_server.retain(|(_, _, op)| matches!(op, Op::Sync(_)));
+        world.step(Event::Heard { conn });
+    }
+    assert_eq!(pages, 9);
+    assert!(world.now_ms - began_ms > 20_000);
+    assert!(matches!(&world.waiting[0].1, Notice::Gap { from: 4, to: 5, .. }), "{:?}", world.waiting);
+    assert!(matches!(&world.waiting[1].1, Notice::Message(message) if message.seq == 6));
+}

@@ -91,6 +91,9 @@ impl World {
     }
 
     pub(super) fn step(&mut self, event: Event) {
+        if let Event::Response { response, .. } = &event {
+            self.in_flight_syncs.remove(&response.id);
+        }
         for action in self.machine.step(self.now_ms, event) {
             self.carry_out(action);
         }
@@ -217,10 +220,7 @@ impl World {
             false => flow.pop_front().or_else(|| answers.pop_front()),
         };
         match frame {
-            Some(Frame::Response(response)) => {
-                self.in_flight_syncs.remove(&response.id);
-                self.step(Event::Response { conn, response });
-            }
+            Some(Frame::Response(response)) => self.step(Event::Response { conn, response }),
             Some(Frame::Notify(notify)) => self.step(Event::Notify { conn, notify }),
             None => return false,
         }
