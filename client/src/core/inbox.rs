@@ -101,8 +101,13 @@ impl Inbox {
     pub(super) fn deliver(&mut self, deliver: Deliver, told: &mut Told, now_ms: u64) {
         let newest = self.start == Start::Newest;
         let conversation = deliver.conversation.clone();
+        let asked = self.syncs.is_asked(&conversation);
         let place = self.place(&conversation);
         place.heard = place.heard.max(deliver.seq);
+        if asked {
+            // The pages reach it.
+            return;
+        }
         if !place.begun && (deliver.seq == 1 || newest) {
             place.begin(Cursor { epoch: deliver.epoch, seq: deliver.seq.saturating_sub(1) });
         }
@@ -163,6 +168,7 @@ impl Inbox {
             return;
         }
         place.heard = place.heard.max(head.seq);
+        place.suspect |= head.epoch > told.epoch;
         self.want(conversation);
     }
 
@@ -214,6 +220,7 @@ impl Inbox {
     pub(super) fn truncated(&mut self, conversation: &str, to: Cursor) {
         if let Some(place) = self.places.get_mut(conversation) {
             place.disown(to.seq);
+            place.suspect = true;
             self.want(conversation);
         }
     }
@@ -243,6 +250,7 @@ impl Inbox {
     /// The next request to read a log, as `id`.
     pub(super) fn next_sync(&mut self, now_ms: u64, id: u64) -> Option<Op> {
         let conversation = self.syncs.next(now_ms, id)?;
+        self.place(&conversation).suspect = false;
         let after = self.cursor(&conversation);
         Some(Op::Sync(Sync { conversation, after, limit: PAGE_ENTRIES_MAX }))
     }
@@ -337,8 +345,11 @@ impl Inbox {
 
     /// After something was told or passed.
     fn settle(&mut self, conversation: &str, now_ms: u64) {
+        let asked = self.syncs.is_asked(conversation);
         let Some(place) = self.places.get_mut(conversation) else { return };
-        place.absorb();
+        if !asked {
+            place.absorb();
+        }
         let moved = place.settle();
         if place.is_behind() {
             self.holes.entry(conversation.into()).or_insert(now_ms + HOLE_MS);

@@ -123,6 +123,9 @@ impl Inbox {
         self.useless.remove(conversation);
         self.syncs.forget(conversation);
         let place = self.place(conversation);
+        if place.suspect {
+            return self.want(conversation);
+        }
         place.checked = true;
         place.absorb();
         // What was heard of above the head is on its way; if not, the log is read once more, and no oftener.

@@ -403,3 +403,27 @@ fn what_pages_leave_out_is_asked_for_again_before_it_counts_as_gone() {
     assert!(matches!(&world.waiting[0].1, Notice::Gap { from: 4, to: 5, .. }), "{:?}", world.waiting);
     assert!(matches!(&world.waiting[1].1, Notice::Message(message) if message.seq == 6));
 }
+
+#[test]
+fn a_page_says_nothing_of_what_came_while_it_was_asked_for() {
+    let mut world = World::new(18, &["g:tea"]);
+    fill(&mut world, "g:tea", 3);
+    world.settle(10_000);
+    world.server.head("g:tea");
+    // A repeated look at the log is on its way; a live entry overtakes it, and then the store loses that entry.
+    world.server.append("g:tea", "bob", text(4));
+    let lost = world.server.flow.pop_back().unwrap();
+    world.server.gap();
+    world.server.notify(notify::Event::Resync(millrace_protocol::messages::client::Resync {
+        conversations: vec!["g:tea".into()],
+    }));
+    while world.deliver_frame() {}
+    world.server.flow.push_back(lost);
+    world.server.takeover("g:tea", 1);
+    while world.deliver_frame() {}
+    world.settle(100);
+    world.server.append("g:tea", "carol", text(104));
+    world.server.append("g:tea", "carol", text(105));
+    world.settle(20_000);
+    world.check_complete();
+}
