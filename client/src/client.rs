@@ -117,7 +117,8 @@ impl Client {
         }
     }
 
-    /// Ends the session at the server (its resume ticket is void), and the client.
+    /// Ends the session at the server (its resume ticket is void), and the client. When it returns, the cursors of what
+    /// was taken are saved: a process that ends without it may be given its last messages again.
     pub async fn logout(self) {
         let (done, finished) = oneshot::channel();
         if self.commands.send(Command::Logout { done }).await.is_ok() {

@@ -96,7 +96,7 @@ pub struct Config {
     pub start: Start,
     /// What is taken: by default everything that [`Events::next`] has returned, so that nothing is shown twice. If
     /// true, only what [`Events::confirm`] was called after, so that what is being worked on when the process dies
-    /// comes again.
+    /// comes again. What waits to be confirmed counts towards `events_max`.
     ///
     /// [`Events::next`]: crate::Events::next
     /// [`Events::confirm`]: crate::Events::confirm

@@ -238,6 +238,10 @@ impl Driver {
         let ms = |deadline: Instant| deadline.saturating_duration_since(start).as_millis() as u64;
         let key = self.next_key;
         self.next_key += 1;
+        if matches!(command, None | Some(Command::Logout { .. })) {
+            // What was taken before it left is still acknowledged.
+            self.take();
+        }
         let (waiter, event) = match command {
             None => return self.step(Event::Leave),
             Some(Command::Typing { conversation, what }) => {

@@ -25,7 +25,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Parser;
-use millrace_client::{Config, Cursors, Transport, conversation};
+use millrace_client::{Config, Cursors, Start, Transport, conversation};
 
 /// A chat in the terminal.
 #[derive(Parser)]
@@ -78,6 +78,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     if args.plain || !terminal {
         return plain::run(config, open).await;
     }
+    // What is older is read as one scrolls back.
+    config.start = Start::Newest;
     run::run(config, &args.user, open, kept).await
 }
 

@@ -24,6 +24,7 @@ pub(crate) async fn run(config: Config, to: Option<String>) -> Result<(), Box<dy
                 Some(Event::Message(message)) => {
                     println!("{}: {}", message.sender, String::from_utf8_lossy(&message.payload));
                 }
+                Some(Event::Listed(listings)) => println!("  ({} conversations)", listings.len()),
                 Some(other) => println!("  ({other:?})"),
                 None => break,
             },

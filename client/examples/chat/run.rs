@@ -225,12 +225,12 @@ async fn carry_out(client: &Client, device: &str, effect: Effect) -> Option<Answ
             Ok(events) => Answer::Watched(events),
             Err(error) => Answer::Words(error.to_string()),
         },
-        Effect::Presence { away } => {
-            let state = if away { PresenceState::Away } else { PresenceState::Online };
-            words(
-                client.set_presence(state, None).await,
-                if away { "you are away" } else { "you are online" },
-            )
+        Effect::Presence { away: true } => {
+            words(client.set_presence(PresenceState::Away, None).await, "you are away")
+        }
+        Effect::Presence { away: false } => {
+            let outcome = client.set_presence(PresenceState::Online, None).await;
+            return outcome.err().map(|error| Answer::Words(error.to_string()));
         }
         Effect::JoinRoom(room) => match client.join_room(&room).await {
             Ok(joined) => Answer::Open(joined.conversation),

@@ -121,6 +121,8 @@ pub(crate) struct State {
     pub(crate) friends: BTreeSet<String>,
     pub(crate) ended: Option<String>,
     next_key: u64,
+    /// When to say again that one is typing.
+    typed_ms: u64,
     watched: BTreeSet<String>,
 }
 
@@ -180,8 +182,11 @@ impl State {
             Key::Char(char) => {
                 self.input.push(char);
                 let chat = self.open.clone();
-                let says = !self.input.starts_with('/') && !chat.is_empty();
-                return says.then_some(Effect::Typing { chat }).into_iter().collect();
+                let says = !self.input.starts_with('/') && !chat.is_empty() && self.now_ms >= self.typed_ms;
+                if says {
+                    self.typed_ms = self.now_ms + TYPING_MS / 2;
+                    return vec![Effect::Typing { chat }];
+                }
             }
             Key::Backspace => drop(self.input.pop()),
             Key::ClearLine => self.input.clear(),
@@ -284,7 +289,7 @@ impl State {
     }
 
     fn say(&mut self, chat: String, text: String) -> Vec<Effect> {
-        self.next_key += 1;
+        (self.next_key, self.typed_ms) = (self.next_key + 1, 0);
         let key = self.next_key;
         let pending = Pending { key, text: text.clone(), failed: None };
         self.chat(&chat).pending.push(pending);
@@ -332,7 +337,12 @@ impl State {
             }
             Event::Connected { user, again, .. } => {
                 (self.me, self.online) = (user, true);
-                self.status = if again { "connected again".into() } else { self.status.clone() };
+                if again {
+                    self.status = "connected again".into();
+                } else {
+                    // From now on the SDK says it after every login.
+                    return vec![Effect::Presence { away: false }];
+                }
             }
             Event::Disconnected { reason } => {
                 (self.online, self.status) = (false, format!("connecting again: {reason}"));

@@ -26,7 +26,8 @@ impl Acks {
     /// The application has taken up to `cursor`: the server is to know it.
     pub(super) fn schedule(&mut self, conversation: &str, cursor: Cursor, now_ms: u64) {
         let last = self.told.get(conversation);
-        if cursor.seq == 0 {
+        // Nothing, or a place before the first entry that came: no entry of the log.
+        if cursor.seq == 0 || cursor.epoch == 0 {
             return;
         }
         if self.due_of.contains_key(conversation) || last.is_some_and(|(told, _)| *told == cursor) {
@@ -42,6 +43,13 @@ impl Acks {
     pub(super) fn known(&mut self, conversation: &str, cursor: Cursor) {
         self.unschedule(conversation);
         self.told.entry(conversation.into()).or_insert((cursor, 0)).0 = cursor;
+    }
+
+    /// The server asks as if it had not been told: what it was told is said again.
+    pub(super) fn doubt(&mut self, conversation: &str) {
+        if let Some((cursor, _)) = self.told.get_mut(conversation) {
+            *cursor = Cursor::default();
+        }
     }
 
     /// The next conversation to be acknowledged now. Call [`Acks::sent`] with what was said.

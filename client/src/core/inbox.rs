@@ -4,12 +4,12 @@
 //! The rule that keeps it right: the application is told the entry after the cursor, or a gap that the log has, or that
 //! the log was cut; nothing else moves a cursor. See [`super::place`].
 
+mod pages;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use millrace_protocol::messages::client::request::Op;
-use millrace_protocol::messages::client::{
-    self, Code, Cursor, Deliver, DeliverAck, Refused, Standing, Sync, SyncPage, notify,
-};
+use millrace_protocol::messages::client::{self, Code, Cursor, Deliver, DeliverAck, Standing, Sync};
 
 use super::acks::Acks;
 use super::event::Saved;
@@ -24,9 +24,6 @@ const HOLE_MS: u64 = 3_000;
 
 /// Entries of a page at most. Frames bound it too; this bounds what small messages add up to.
 const PAGE_ENTRIES_MAX: u32 = 256;
-
-/// Useless pages in a row before what they leave out counts as gone.
-const USELESS_MAX: u32 = 3;
 
 /// See the module's head.
 #[derive(Debug)]
@@ -104,8 +101,13 @@ impl Inbox {
     pub(super) fn deliver(&mut self, deliver: Deliver, told: &mut Told, now_ms: u64) {
         let newest = self.start == Start::Newest;
         let conversation = deliver.conversation.clone();
+        let asked = self.syncs.is_asked(&conversation);
         let place = self.place(&conversation);
         place.heard = place.heard.max(deliver.seq);
+        if asked {
+            // The pages reach it.
+            return;
+        }
         if !place.begun && (deliver.seq == 1 || newest) {
             place.begin(Cursor { epoch: deliver.epoch, seq: deliver.seq.saturating_sub(1) });
         }
@@ -166,6 +168,7 @@ impl Inbox {
             return;
         }
         place.heard = place.heard.max(head.seq);
+        place.suspect |= head.epoch > told.epoch;
         self.want(conversation);
     }
 
@@ -206,6 +209,7 @@ impl Inbox {
             return self.syncs.want(conversation);
         };
         if place.begun {
+            self.acks.doubt(conversation);
             self.acks.schedule(conversation, place.taken(), now_ms);
         }
         self.want(conversation);
@@ -216,6 +220,7 @@ impl Inbox {
     pub(super) fn truncated(&mut self, conversation: &str, to: Cursor) {
         if let Some(place) = self.places.get_mut(conversation) {
             place.disown(to.seq);
+            place.suspect = true;
             self.want(conversation);
         }
     }
@@ -245,6 +250,7 @@ impl Inbox {
     /// The next request to read a log, as `id`.
     pub(super) fn next_sync(&mut self, now_ms: u64, id: u64) -> Option<Op> {
         let conversation = self.syncs.next(now_ms, id)?;
+        self.place(&conversation).suspect = false;
         let after = self.cursor(&conversation);
         Some(Op::Sync(Sync { conversation, after, limit: PAGE_ENTRIES_MAX }))
     }
@@ -262,87 +268,6 @@ impl Inbox {
     /// Everything taken is to be acknowledged at once.
     pub(super) fn hurry(&mut self) {
         self.acks.hurry();
-    }
-
-    /// A page came.
-    pub(super) fn page(&mut self, id: u64, page: SyncPage, told: &mut Told, now_ms: u64) {
-        let Some(conversation) = self.syncs.answered(id) else { return };
-        if let Some(to) = page.truncated {
-            return match self.cut(&conversation, to, told) {
-                true => self.syncs.go_on(&conversation),
-                false => self.syncs.pause(&conversation, now_ms, 0),
-            };
-        }
-        let head = Cursor { epoch: page.epoch, seq: page.head };
-        let (more, gap) = (page.more, page.gap);
-        let entries: Vec<Deliver> = page
-            .entries
-            .into_iter()
-            .filter_map(|entry| match entry.event {
-                Some(notify::Event::Deliver(deliver)) => Some(deliver),
-                _ => None,
-            })
-            .collect();
-        let place = self.place(&conversation);
-        let before = place.told();
-        if !place.begun {
-            let first = gap.as_ref().map(|gap| gap.from).or(entries.first().map(|entry| entry.seq));
-            place.begin(first.map_or(head, |first| Cursor { epoch: 0, seq: first.saturating_sub(1) }));
-            if first.is_none() {
-                self.keep(&conversation, now_ms);
-            }
-        }
-        if let Some(gap) = gap {
-            let epoch = if gap.to == head.seq { head.epoch } else { before.epoch };
-            self.gap(&conversation, Cursor { epoch, seq: gap.to }, told);
-        }
-        let hopeless = self.useless.get(&conversation).is_some_and(|count| *count >= USELESS_MAX);
-        let mut whole = true;
-        for mut entry in entries {
-            entry.conversation.clone_from(&conversation);
-            let Some(place) = self.places.get_mut(&conversation) else { return };
-            if entry.seq > place.told().seq + 1 && entry.epoch == place.told().epoch {
-                // A page may leave out own messages. Between two of one epoch they are what they were.
-                place.absorb();
-            }
-            let last = place.told();
-            if entry.seq > last.seq + 1 && !hopeless {
-                whole = false;
-                break;
-            }
-            if entry.seq > last.seq + 1 {
-                self.gap(&conversation, Cursor { epoch: last.epoch, seq: entry.seq - 1 }, told);
-            }
-            if entry.seq > last.seq {
-                self.show(entry, told);
-            }
-        }
-        if hopeless && !more {
-            self.gap(&conversation, head, told);
-        }
-        let last = self.place(&conversation).told();
-        let useful = if more { last != before } else { last.seq >= head.seq };
-        match (whole && useful, more) {
-            (false, _) => {
-                *self.useless.entry(conversation.clone()).or_default() += 1;
-                self.syncs.pause(&conversation, now_ms, 0);
-            }
-            (true, true) => {
-                self.useless.remove(&conversation);
-                self.syncs.go_on(&conversation);
-            }
-            (true, false) => self.reached(&conversation, now_ms),
-        }
-        self.settle(&conversation, now_ms);
-    }
-
-    /// Reading a log was refused.
-    pub(super) fn refused(&mut self, id: u64, refused: &Refused, told: &mut Told, now_ms: u64) {
-        let Some(conversation) = self.syncs.answered(id) else { return };
-        match refused.code() {
-            Code::NotMember | Code::NoSuchGroup | Code::Forbidden => self.gone(&conversation, told),
-            _ => self.syncs.pause(&conversation, now_ms, refused.retry_after_ms.into()),
-        }
     }
 
     /// Does what is due. `reads`: answers are being read.
@@ -404,44 +329,6 @@ impl Inbox {
         }
     }
 
-    /// The log has nothing up to `to`.
-    fn gap(&mut self, conversation: &str, to: Cursor, told: &mut Told) {
-        let Some(place) = self.places.get_mut(conversation) else { return };
-        let from = place.told().seq + 1;
-        if to.seq >= from {
-            place.tell(to);
-            let event = Event::Gap { conversation: conversation.into(), from, to: to.seq };
-            told.tell_at(conversation, place.born, to, event);
-        }
-    }
-
-    /// The log was cut above `to`, which is below what is known. Returns whether it is so.
-    fn cut(&mut self, conversation: &str, to: Cursor, told: &mut Told) -> bool {
-        let Some(place) = self.places.get_mut(conversation).filter(|place| place.begun) else { return false };
-        place.disown(to.seq);
-        let known = place.told();
-        let below = to.seq < known.seq || (to.seq == known.seq && to.epoch != known.epoch);
-        if below {
-            place.cut(to);
-            let event = Event::Truncated { conversation: conversation.into(), to };
-            told.tell_at(conversation, place.born, to, event);
-        }
-        below
-    }
-
-    /// The log was read to its end: what comes now is live.
-    fn reached(&mut self, conversation: &str, now_ms: u64) {
-        self.useless.remove(conversation);
-        self.syncs.forget(conversation);
-        let place = self.place(conversation);
-        place.checked = true;
-        place.absorb();
-        // What was heard of above the head is on its way; if not, the log is read once more, and no oftener.
-        if place.doubts() {
-            self.holes.insert(conversation.into(), now_ms + HOLE_MS);
-        }
-    }
-
     /// The server no longer shows this conversation to the user.
     fn gone(&mut self, conversation: &str, told: &mut Told) {
         if self.cursor(conversation).is_some() {
@@ -458,8 +345,11 @@ impl Inbox {
 
     /// After something was told or passed.
     fn settle(&mut self, conversation: &str, now_ms: u64) {
+        let asked = self.syncs.is_asked(conversation);
         let Some(place) = self.places.get_mut(conversation) else { return };
-        place.absorb();
+        if !asked {
+            place.absorb();
+        }
         let moved = place.settle();
         if place.is_behind() {
             self.holes.entry(conversation.into()).or_insert(now_ms + HOLE_MS);

@@ -221,6 +221,7 @@ impl Machine {
 
     fn send(&mut self, key: u64, conversation: &str, message: Outgoing, deadline_ms: u64) {
         let random = self.random.next();
+        self.typing.sent(conversation);
         if let Err(key) = self.outbox.push(conversation, message, deadline_ms, random, key) {
             self.settle(key, Err(SendError::TooManyPending));
         }
@@ -492,7 +493,7 @@ impl Machine {
                 Some((For::Call, op))
             } else if reads && let Some(op) = self.walk.next(now_ms, id, &self.inbox) {
                 Some((For::Walk, op))
-            } else if let Some(op) = self.plain.next_replay(id) {
+            } else if free && let Some(op) = self.plain.next_replay(id) {
                 Some((For::Replay, op))
             } else if reads && let Some(op) = self.inbox.next_sync(now_ms, id) {
                 Some((For::Sync, op))

@@ -10,9 +10,18 @@
 //! 4. Number what the application is told ([`Action::Tell`]) and say what it took ([`Event::Taken`]). Only that moves
 //!    cursors, in [`Action::Save`] and in what the server is told.
 //!
+//! ```
+//! use millrace_client::core::{Action, Event, Machine, Settings};
+//!
+//! let mut machine = Machine::new(Settings::new("gateway:7400", "phone"), 4711, [], 0);
+//! assert_eq!(machine.step(0, Event::Tick), [Action::Token { conn: 1 }]);
+//! let actions = machine.step(1, Event::Token { conn: 1, token: Ok("a token".into()) });
+//! assert_eq!(actions, [Action::Connect { conn: 1, address: "gateway:7400".into() }]);
+//! ```
+//!
 //! `machine` dispatches; `link` is the life of connections; `outbox` and `calls` are what goes out; `inbox` is what
-//! comes in, with `place` for one conversation, `told` for what the application has not taken, `walk` for what a login
-//! asks, and `plain` for rooms, which have no cursors.
+//! comes in, with `place` for one conversation, `sync` for reading logs, `acks` for what the server is told, `told` for
+//! what the application has not taken, `walk` for what a login asks, and `plain` for rooms, which have no cursors.
 
 mod acks;
 pub mod backoff;

@@ -9,6 +9,7 @@
 //!    goes on with the same seqs under another epoch. So there the next seq continues what is here only in a group
 //!    whose log was found to hold our cursor since the login (`checked`): its sessions are told of a cut before anything
 //!    else. The sessions of a direct conversation are not attached to it, and look into the log.
+//! 4. A page answers the cursor that it was asked with, so `told` stays there until it has come.
 
 use std::collections::BTreeMap;
 
@@ -38,6 +39,8 @@ pub(super) struct Place {
     pub(super) checked: bool,
     /// The highest seq that was heard of.
     pub(super) heard: u64,
+    /// Something says that the log was cut, since a page of it was asked for: that page may be from before.
+    pub(super) suspect: bool,
     /// The log was read and had less than was heard of.
     doubted: bool,
     told: Cursor,
@@ -54,6 +57,7 @@ impl Place {
             begun: false,
             checked: false,
             heard: 0,
+            suspect: false,
             doubted: false,
             told: Cursor::default(),
             taken: Cursor::default(),

@@ -119,6 +119,11 @@ impl Syncs {
         *self = Syncs::default();
     }
 
+    /// Whether a page is on its way.
+    pub(super) fn is_asked(&self, conversation: &str) -> bool {
+        matches!(self.states.get(conversation), Some(State::Asked { .. }))
+    }
+
     /// Whether nothing is being read or waits for it.
     pub(super) fn is_empty(&self) -> bool {
         self.states.is_empty()

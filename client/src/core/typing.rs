@@ -33,6 +33,13 @@ impl TypingOut {
         }
     }
 
+    /// The message that was being typed is under way: nothing more is said of it.
+    pub(super) fn sent(&mut self, conversation: &str) {
+        if let Some(line) = self.lines.get_mut(conversation) {
+            line.next = None;
+        }
+    }
+
     pub(super) fn next(&mut self, now_ms: u64) -> Option<Op> {
         let (conversation, line) =
             self.lines.iter_mut().find(|(_, line)| line.next.is_some() && line.free_ms <= now_ms)?;

@@ -32,6 +32,8 @@ pub(super) struct Walk {
     rest: BTreeSet<String>,
     asked: Option<(u64, Asked)>,
     not_before_ms: u64,
+    /// Items of the next Peek at most: fewer after one was refused whole, until the item is found that it was for.
+    items_max: usize,
 }
 
 #[derive(Debug)]
@@ -47,6 +49,7 @@ impl Walk {
             running: true,
             after: Some(String::new()),
             rest: inbox.known().cloned().collect(),
+            items_max: PEEK_MAX,
             ..Walk::default()
         };
     }
@@ -76,7 +79,7 @@ impl Walk {
         {
             self.items.push_back(ConversationItem { conversation, ..ConversationItem::default() });
         }
-        let count = self.items.len().min(PEEK_MAX);
+        let count = self.items.len().min(self.items_max);
         let asked: BTreeMap<String, ConversationItem> =
             self.items.drain(..count).map(|item| (item.conversation.clone(), item)).collect();
         if asked.is_empty() {
@@ -111,6 +114,7 @@ impl Walk {
     /// Standings came. Those left out, and those of owners that were busy, are asked for again.
     pub(super) fn peeked(&mut self, peeked: Peeked, inbox: &mut Inbox, told: &mut Told, now_ms: u64) {
         let Some((_, Asked::Peek(mut asked))) = self.asked.take() else { return };
+        self.items_max = PEEK_MAX.min(self.items_max * 2);
         let mut listings = Vec::new();
         for standing in peeked.standings {
             let Some(item) = asked.remove(&standing.conversation) else { continue };
@@ -134,7 +138,13 @@ impl Walk {
         self.not_before_ms = now_ms + u64::from(refused.retry_after_ms).max(RETRY_MS);
         match self.asked.take() {
             Some((_, Asked::List)) if !again => self.after = None,
-            Some((_, Asked::Peek(asked))) if again => self.items.extend(asked.into_values()),
+            Some((_, Asked::Peek(asked))) if again || asked.len() > 1 => {
+                if !again {
+                    (self.items_max, self.not_before_ms) = (asked.len() / 2, now_ms);
+                }
+                // In front, so that the halves are asked about one after the other.
+                asked.into_values().rev().for_each(|item| self.items.push_front(item));
+            }
             _ => {}
         }
     }

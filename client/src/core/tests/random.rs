@@ -7,10 +7,11 @@ use super::world::World;
 
 const CONVERSATIONS: [&str; 5] = ["d:alice:bob", "d:alice:carol", "g:tea", "g:team", "g:work"];
 
-fn run(seed: u64, steps: u32) {
+fn run(seed: u64, steps: u32, traced: bool) -> Vec<String> {
     let mut world = World::new(seed, &CONVERSATIONS);
     world.server.faults = Faults { busy: 50, skip_live: 40, repeat_live: 40 };
     world.heads_late = true;
+    world.trace = traced.then(Vec::new);
     let mut written = 0;
     for _ in 0..steps {
         let conversation = CONVERSATIONS[(world.random.next() % 5) as usize];
@@ -63,6 +64,16 @@ fn run(seed: u64, steps: u32) {
         assert!(count <= 1, "seed {seed}: message {key} is stored {count} times, {outcome:?}");
     }
     assert!(world.waiting_max <= world.settings.events_max + 20, "seed {seed}: {}", world.waiting_max);
+    world.trace.unwrap_or_default()
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    for seed in 1..=5 {
+        let (first, again) = (run(seed, 2_000, true), run(seed, 2_000, true));
+        assert!(first.len() > 1_000);
+        assert!(first == again, "seed {seed}");
+    }
 }
 
 #[test]
@@ -70,7 +81,7 @@ fn whatever_breaks_everything_is_shown_once_and_in_order() {
     let first: u64 = std::env::var("MILLRACE_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     let count: u64 = std::env::var("MILLRACE_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(200);
     for seed in first..first + count {
-        if let Err(panic) = std::panic::catch_unwind(|| run(seed, 3_000)) {
+        if let Err(panic) = std::panic::catch_unwind(|| run(seed, 3_000, false)) {
             eprintln!("seed {seed}: MILLRACE_SEED={seed} MILLRACE_SEEDS=1 runs it alone");
             std::panic::resume_unwind(panic);
         }

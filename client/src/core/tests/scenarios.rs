@@ -218,12 +218,24 @@ fn who_is_no_member_any_more_has_no_cursor() {
     world.settle(100);
     assert!(world.saved.is_empty());
     assert!(world.notices.contains(&Notice::Removed { conversation: "g:tea".into() }));
-    // Back again: from where it is then, not from where it was.
+    // Back again: from where it is then, not from where it was; whatever is still to be taken of before.
+    world.server.append("g:tea", "bob", text(6));
+    world.server.append("g:tea", "bob", text(7));
+    let conn = world.conn.unwrap();
+    let again = Joined { conversation: "g:tea".into(), epoch: 1, head: 5, members: 2 };
+    let joins = |op: &Op| matches!(op, Op::GroupJoin(_));
+    let op = Op::GroupJoin(millrace_protocol::messages::client::GroupJoin { group: "tea".into() });
+    world.step(Event::Call { key: 999, op, deadline_ms: world.now_ms + 1_000 });
+    answer(&mut world, Outcome::Joined(again), joins);
+    while world.deliver_frame() {}
+    assert_eq!(world.waiting.len(), 2);
+    let removed = notify::Event::Removed(Removed { conversation: "g:tea".into() });
+    world.step(Event::Notify { conn, notify: Notify { event: Some(removed) } });
     let op = Op::GroupJoin(millrace_protocol::messages::client::GroupJoin { group: "tea".into() });
     world.step(Event::Call { key: 1_000, op, deadline_ms: world.now_ms + 1_000 });
-    let (conn, id, _) = world.to_server.pop_front().unwrap();
     let joined = Joined { conversation: "g:tea".into(), epoch: 1, head: 40, members: 2 };
-    world.step(Event::Response { conn, response: Response { id, outcome: Some(Outcome::Joined(joined)) } });
+    answer(&mut world, Outcome::Joined(joined), joins);
+    while world.take() {}
     assert_eq!(world.saved["g:tea"], Cursor { epoch: 1, seq: 40 });
 }
 
@@ -286,6 +298,10 @@ fn typing_is_seldom_and_presence_is_asked_for_again() {
     assert_eq!(said(&world), [1]);
     world.settle(2_000);
     assert_eq!(said(&world), [1, 5], "the last word");
+    world.step(Event::Typing { conversation: "d:alice:bob".into(), what: 6 });
+    world.send("d:alice:bob", 10_000);
+    world.settle(5_000);
+    assert_eq!(said(&world), [1, 5], "nobody types what is sent");
     let op = Op::PresenceSubscribe(PresenceSubscribe { users: vec!["bob".into()] });
     world.step(Event::Call { key: 1_000, op: op.clone(), deadline_ms: world.now_ms + 1_000 });
     world.settle(100);
@@ -322,6 +338,92 @@ fn a_cut_is_not_overlooked_while_others_are_being_read() {
     }
     // No page comes before the fourth entry of the new log, which would fit the third of the old one.
     while world.deliver_frame() {}
+    world.settle(20_000);
+    world.check_complete();
+}
+
+#[test]
+fn one_conversation_that_is_refused_does_not_hide_the_others() {
+    let mut world = World::new(16, &["d:alice:bob", "d:alice:carol", "g:a", "g:b", "g:c"]);
+    world.saved.insert("d:eve:stranger".into(), Cursor { epoch: 1, seq: 7 });
+    world.restart();
+    fill(&mut world, "d:alice:bob", 3);
+    fill(&mut world, "d:alice:carol", 3);
+    world.settle(60_000);
+    world.check_complete();
+    assert!(world.notices.contains(&Notice::CaughtUp));
+}
+
+#[test]
+fn what_a_busy_owner_did_not_say_is_asked_again() {
+    for seed in 20..40 {
+        let mut world = World::new(seed, &["d:alice:bob", "d:alice:carol", "d:alice:dave"]);
+        for name in ["d:alice:bob", "d:alice:carol", "d:alice:dave"] {
+            fill(&mut world, name, 20);
+        }
+        world.server.faults.busy = 600;
+        world.settle(120_000);
+        world.server.faults.busy = 0;
+        // Nobody asks for acknowledgements, and nothing is sent that would tell.
+        world.settle(60_000);
+        world.check_complete();
+    }
+}
+
+#[test]
+fn what_pages_leave_out_is_asked_for_again_before_it_counts_as_gone() {
+    let mut world = World::new(17, &["g:tea"]);
+    fill(&mut world, "g:tea", 3);
+    world.settle(10_000);
+    let conn = world.conn.unwrap();
+    let entry = |seq| Notify {
+        event: Some(notify::Event::Deliver(Deliver {
+            conversation: "g:tea".into(),
+            seq,
+            epoch: 1,
+            sender: "bob".into(),
+            ..Deliver::default()
+        })),
+    };
+    world.step(Event::Notify { conn, notify: entry(6) });
+    let began_ms = world.now_ms;
+    let mut pages = 0;
+    while world.waiting.is_empty() {
+        world.tick(100);
+        if world.to_server.iter().any(|(_, _, op)| matches!(op, Op::Sync(_))) {
+            let page = SyncPage { entries: vec![entry(6)], epoch: 1, head: 6, ..SyncPage::default() };
+            answer(&mut world, Outcome::SyncPage(page), |op| matches!(op, Op::Sync(_)));
+            pages += 1;
+        }
+        world.to_server.retain(|(_, _, op)| matches!(op, Op::Sync(_)));
+        world.step(Event::Heard { conn });
+    }
+    assert_eq!(pages, 9);
+    assert!(world.now_ms - began_ms > 20_000);
+    assert!(matches!(&world.waiting[0].1, Notice::Gap { from: 4, to: 5, .. }), "{:?}", world.waiting);
+    assert!(matches!(&world.waiting[1].1, Notice::Message(message) if message.seq == 6));
+}
+
+#[test]
+fn a_page_says_nothing_of_what_came_while_it_was_asked_for() {
+    let mut world = World::new(18, &["g:tea"]);
+    fill(&mut world, "g:tea", 3);
+    world.settle(10_000);
+    world.server.head("g:tea");
+    // A repeated look at the log is on its way; a live entry overtakes it, and then the store loses that entry.
+    world.server.append("g:tea", "bob", text(4));
+    let lost = world.server.flow.pop_back().unwrap();
+    world.server.gap();
+    world.server.notify(notify::Event::Resync(millrace_protocol::messages::client::Resync {
+        conversations: vec!["g:tea".into()],
+    }));
+    while world.deliver_frame() {}
+    world.server.flow.push_back(lost);
+    world.server.takeover("g:tea", 1);
+    while world.deliver_frame() {}
+    world.settle(100);
+    world.server.append("g:tea", "carol", text(104));
+    world.server.append("g:tea", "carol", text(105));
     world.settle(20_000);
     world.check_complete();
 }

@@ -354,6 +354,9 @@ impl Server {
             }
             Op::Peek(peek) => {
                 assert!(peek.items.len() <= 256);
+                if peek.items.iter().any(|item| item.conversation.contains("stranger")) {
+                    return self.answer(id, refused(Code::Forbidden, 0, 0));
+                }
                 let mut standings = Vec::new();
                 for item in peek.items {
                     if self.chance(self.faults.busy) {

@@ -51,6 +51,8 @@ pub(super) struct World {
     pub(super) started: BTreeSet<String>,
     /// Not all groups are attached right after the login.
     pub(super) heads_late: bool,
+    /// Everything that the machine wanted, if it is to be written down.
+    pub(super) trace: Option<Vec<String>>,
 }
 
 impl World {
@@ -84,16 +86,23 @@ impl World {
             ended: None,
             started: BTreeSet::new(),
             heads_late: false,
+            trace: None,
         }
     }
 
     pub(super) fn step(&mut self, event: Event) {
+        if let Event::Response { response, .. } = &event {
+            self.in_flight_syncs.remove(&response.id);
+        }
         for action in self.machine.step(self.now_ms, event) {
             self.carry_out(action);
         }
     }
 
     fn carry_out(&mut self, action: Action) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(format!("{} {action:?}", self.now_ms));
+        }
         match action {
             Action::Token { conn } => self.step(Event::Token { conn, token: Ok("token".into()) }),
             Action::Connect { conn, .. } => (self.conn, self.opening) = (Some(conn), true),
@@ -211,10 +220,7 @@ impl World {
             false => flow.pop_front().or_else(|| answers.pop_front()),
         };
         match frame {
-            Some(Frame::Response(response)) => {
-                self.in_flight_syncs.remove(&response.id);
-                self.step(Event::Response { conn, response });
-            }
+            Some(Frame::Response(response)) => self.step(Event::Response { conn, response }),
             Some(Frame::Notify(notify)) => self.step(Event::Notify { conn, notify }),
             None => return false,
         }

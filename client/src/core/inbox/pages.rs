@@ -1,0 +1,147 @@
+//! What pages of a log bring: the entries that were missed, gaps that the log has, and that it was cut.
+//!
+//! The rule that keeps it right: a page is believed because it answers our cursor. What it leaves out unexplained is
+//! asked for again, and counts as gone only when asking is of no use.
+
+use millrace_protocol::messages::client::{Code, Cursor, Deliver, Refused, SyncPage, notify};
+
+use super::{HOLE_MS, Inbox};
+use crate::core::told::Told;
+use crate::event::Event;
+
+/// Useless pages in a row before what they leave out counts as gone. With the pauses between them that is a minute.
+const USELESS_MAX: u32 = 8;
+
+impl Inbox {
+    /// A page came.
+    pub(in crate::core) fn page(&mut self, id: u64, page: SyncPage, told: &mut Told, now_ms: u64) {
+        let Some(conversation) = self.syncs.answered(id) else { return };
+        if let Some(to) = page.truncated {
+            return match self.cut(&conversation, to, told) {
+                true => self.syncs.go_on(&conversation),
+                false => self.syncs.pause(&conversation, now_ms, 0),
+            };
+        }
+        let head = Cursor { epoch: page.epoch, seq: page.head };
+        let (more, gap) = (page.more, page.gap);
+        let entries: Vec<Deliver> = page
+            .entries
+            .into_iter()
+            .filter_map(|entry| match entry.event {
+                Some(notify::Event::Deliver(deliver)) => Some(deliver),
+                _ => None,
+            })
+            .collect();
+        let place = self.place(&conversation);
+        let before = place.told();
+        if !place.begun {
+            let first = gap.as_ref().map(|gap| gap.from).or(entries.first().map(|entry| entry.seq));
+            place.begin(first.map_or(head, |first| Cursor { epoch: 0, seq: first.saturating_sub(1) }));
+            if first.is_none() {
+                self.keep(&conversation, now_ms);
+            }
+        }
+        if let Some(gap) = gap {
+            let epoch = if gap.to == head.seq { head.epoch } else { before.epoch };
+            self.gap(&conversation, Cursor { epoch, seq: gap.to }, told);
+        }
+        let hopeless = self.useless.get(&conversation).is_some_and(|count| *count >= USELESS_MAX);
+        let whole = self.entries(&conversation, entries, hopeless, told);
+        if hopeless && !more {
+            self.gap(&conversation, head, told);
+        }
+        let last = self.place(&conversation).told();
+        let useful = if more { last != before } else { last.seq >= head.seq };
+        match (whole && useful, more) {
+            (false, _) => {
+                *self.useless.entry(conversation.clone()).or_default() += 1;
+                self.syncs.pause(&conversation, now_ms, 0);
+            }
+            (true, true) => {
+                self.useless.remove(&conversation);
+                self.syncs.go_on(&conversation);
+            }
+            (true, false) => self.reached(&conversation, now_ms),
+        }
+        self.settle(&conversation, now_ms);
+    }
+
+    /// Tells the entries of a page. Returns whether nothing is left out between them.
+    fn entries(
+        &mut self,
+        conversation: &str,
+        entries: Vec<Deliver>,
+        hopeless: bool,
+        told: &mut Told,
+    ) -> bool {
+        for mut entry in entries {
+            entry.conversation = conversation.to_owned();
+            let Some(place) = self.places.get_mut(conversation) else { return false };
+            if entry.seq > place.told().seq + 1 && entry.epoch == place.told().epoch {
+                // A page may leave out own messages. Between two of one epoch they are what they were.
+                place.absorb();
+            }
+            let last = place.told();
+            if entry.seq > last.seq + 1 && !hopeless {
+                return false;
+            }
+            if entry.seq > last.seq + 1 {
+                self.gap(conversation, Cursor { epoch: last.epoch, seq: entry.seq - 1 }, told);
+            }
+            if entry.seq > last.seq {
+                self.show(entry, told);
+            }
+        }
+        true
+    }
+
+    /// Reading a log was refused.
+    pub(in crate::core) fn refused(&mut self, id: u64, refused: &Refused, told: &mut Told, now_ms: u64) {
+        let Some(conversation) = self.syncs.answered(id) else { return };
+        match refused.code() {
+            Code::NotMember | Code::NoSuchGroup | Code::Forbidden => self.gone(&conversation, told),
+            _ => self.syncs.pause(&conversation, now_ms, refused.retry_after_ms.into()),
+        }
+    }
+
+    /// The log was cut above `to`, which is below what is known. Returns whether it is so.
+    fn cut(&mut self, conversation: &str, to: Cursor, told: &mut Told) -> bool {
+        let Some(place) = self.places.get_mut(conversation).filter(|place| place.begun) else { return false };
+        place.disown(to.seq);
+        let known = place.told();
+        let below = to.seq < known.seq || (to.seq == known.seq && to.epoch != known.epoch);
+        if below {
+            place.cut(to);
+            let event = Event::Truncated { conversation: conversation.into(), to };
+            told.tell_at(conversation, place.born, to, event);
+        }
+        below
+    }
+
+    /// The log was read to its end: what comes now is live.
+    fn reached(&mut self, conversation: &str, now_ms: u64) {
+        self.useless.remove(conversation);
+        self.syncs.forget(conversation);
+        let place = self.place(conversation);
+        if place.suspect {
+            return self.want(conversation);
+        }
+        place.checked = true;
+        place.absorb();
+        // What was heard of above the head is on its way; if not, the log is read once more, and no oftener.
+        if place.doubts() {
+            self.holes.insert(conversation.into(), now_ms + HOLE_MS);
+        }
+    }
+
+    /// The log has nothing up to `to`.
+    fn gap(&mut self, conversation: &str, to: Cursor, told: &mut Told) {
+        let Some(place) = self.places.get_mut(conversation) else { return };
+        let from = place.told().seq + 1;
+        if to.seq >= from {
+            place.tell(to);
+            let event = Event::Gap { conversation: conversation.into(), from, to: to.seq };
+            told.tell_at(conversation, place.born, to, event);
+        }
+    }
+}
