@@ -6,7 +6,7 @@
 //! everything it wrote is in.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
@@ -101,6 +101,15 @@ pub fn remove_scratches() {
     }
 }
 
+/// What a server is started in.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// A command line that ends by becoming the one behind it, as nsenter's does.
+    pub before: Vec<OsString>,
+    /// Environment variables.
+    pub env: Vec<(OsString, OsString)>,
+}
+
 /// A running server.
 #[derive(Debug)]
 pub struct Child {
@@ -117,16 +126,33 @@ impl Child {
     /// # Errors
     /// It can't be started, or says nothing in time; the end of its log is in the error then.
     pub fn start(what: &'static str, args: Vec<OsString>, scratch: Arc<Scratch>) -> Result<Self, ChildError> {
+        Self::start_in(what, args, scratch, &Surroundings::default())
+    }
+
+    /// The same in other surroundings.
+    ///
+    /// # Errors
+    /// As [`Child::start`].
+    pub fn start_in(
+        what: &'static str,
+        args: Vec<OsString>,
+        scratch: Arc<Scratch>,
+        around: &Surroundings,
+    ) -> Result<Self, ChildError> {
         let fail = |error| ChildError::Start { what, error };
-        let log = File::create(log_path(&scratch, what)).map_err(fail)?;
-        let mut command = Command::new(std::env::current_exe().map_err(fail)?);
-        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).process_group(0);
+        // One that is started again goes on with its log.
+        let log = OpenOptions::new().create(true).append(true).open(log_path(&scratch, what)).map_err(fail)?;
+        let own = std::env::current_exe().map_err(fail)?;
+        let mut line = around.before.iter().cloned().chain([own.into_os_string()]).chain(args);
+        let mut command = Command::new(line.next().unwrap_or_default());
+        command.args(line).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).process_group(0);
         // The user's settings are for gateways of their own.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("MILLRACE_") {
                 command.env_remove(name);
             }
         }
+        command.envs(around.env.iter().map(|(name, value)| (name, value)));
         let mut process = command.spawn().map_err(fail)?;
         let stdin = process.stdin.take();
         let stdout = process.stdout.take().expect("it was piped");
@@ -165,8 +191,13 @@ impl Child {
 
     /// The address behind `key=` in its first line.
     pub fn address(&self, key: &str) -> Option<SocketAddr> {
+        self.said(key)?.parse().ok()
+    }
+
+    /// What is behind `key=` in its first line.
+    pub fn said(&self, key: &str) -> Option<&str> {
         let prefix = format!("{key}=");
-        self.listening.split_whitespace().find_map(|part| part.strip_prefix(&prefix))?.parse().ok()
+        self.listening.split_whitespace().find_map(|part| part.strip_prefix(&prefix))
     }
 
     /// Its process id.
