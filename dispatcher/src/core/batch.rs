@@ -24,6 +24,15 @@ pub enum Effect {
         /// The Notify body.
         notify: Bytes,
     },
+    /// An entry about a change of a group: everyone who listens gets it.
+    Noted {
+        /// Where.
+        conversation: String,
+        /// Its number there.
+        seq: u64,
+        /// The Notify body.
+        notify: Bytes,
+    },
     /// Nobody waits for it.
     None,
     /// The round of membership changes of this group.

@@ -13,6 +13,7 @@ use rustc_hash::FxHashMap;
 use super::cursors::Moved;
 use super::event::LinkKey;
 use super::fates::Awaited;
+use super::group_info::{Group, Info};
 use super::groups::Rounds;
 use super::holds::Holds;
 use super::hub::Asker;
@@ -65,7 +66,9 @@ pub struct Conversation {
     pub trimming: bool,
     /// See `trimming`.
     pub trimmed_at: u64,
-    /// State as the store has it.
+    /// Groups: what else is known of it.
+    pub group: Group,
+    /// State as the store has it, without what has a field of its own here.
     pub state: BTreeMap<String, Bytes>,
     /// Who asked again for a seq that is not durable yet.
     pub repeats: Vec<(u64, Asker)>,
@@ -77,6 +80,9 @@ pub struct Conversation {
 
 impl Conversation {
     fn new(loaded: Loaded) -> Self {
+        let mut state = loaded.state.into_iter().collect();
+        let mut members = loaded.members.map(|(users, version)| Members::new(users, version));
+        let group = Group::take(&mut state, &mut members);
         Conversation {
             head: loaded.head,
             durable: loaded.head,
@@ -85,16 +91,22 @@ impl Conversation {
             bytes: loaded.bytes,
             first_seq: loaded.first_seq,
             listed: loaded.head > 0,
-            state: loaded.state.into_iter().collect(),
-            members: loaded.members.map(|(users, version)| Members::new(users, version)),
+            group,
+            state,
+            members,
             streams: Streams::new(loaded.head == 0),
             ..Conversation::default()
         }
     }
 
+    /// What is known of this group behind everything that is in batches, as messages will come behind it too.
+    pub fn info_ahead(&self) -> &Info {
+        self.rounds.info().unwrap_or(self.group.info())
+    }
+
     /// Whether a user is an admin of this group.
-    pub fn is_admin(&self, _user: &str) -> bool {
-        false
+    pub fn is_admin(&self, user: &str) -> bool {
+        self.info_ahead().is_admin(user)
     }
 
     /// The entry that a message refers to; `None`: it must be read first.

@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use millrace_protocol::conversation::Conversation as Id;
-use millrace_protocol::messages::client::{Code, Done, Read, response};
-use millrace_protocol::messages::link::{DeviceAck, Reply};
+use millrace_protocol::messages::client::{Code, Read};
+use millrace_protocol::messages::link::DeviceAck;
 
 use super::batch::{Effect, Owner};
 use super::conversation::Conversation;
@@ -167,7 +167,7 @@ fn mark(
     cursor: Cursor,
 ) {
     cx.hub.stats.reads += 1;
-    cx.reply(owner.from, asker, response::Outcome::Done(Done {}), Reply::default());
+    cx.done(owner.from, asker);
     if conversation.moved.note(user, "", cursor) {
         receipts::read(cx, owner, conversation, name, user, cursor.seq);
     }

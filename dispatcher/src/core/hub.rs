@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use millrace_protocol::ids::{Now, Partition, SessionId};
 use millrace_protocol::link::{Kind, Record};
-use millrace_protocol::messages::client::{Code, Refused, Response, response};
+use millrace_protocol::messages::client::{Code, Done, Refused, Response, response};
 use millrace_protocol::messages::link::Reply;
 use millrace_protocol::prost::Message;
 use rustc_hash::FxHashMap;
@@ -18,7 +18,7 @@ use rustc_hash::FxHashMap;
 use super::action::Action;
 use super::batch::Owner;
 use super::cursors::Marking;
-use super::delivery::Delivery;
+use super::delivery::{Ask, Delivery};
 use super::event::{LinkKey, Sibling};
 use super::events;
 use super::fanned::Fanned;
@@ -249,6 +249,13 @@ impl Cx<'_> {
         }
     }
 
+    /// Tells users' sessions something that may be lost.
+    pub fn tell_softly(&mut self, ask: Ask) {
+        if !self.hub.delivery.ask_soft(ask) {
+            self.hub.stats.relays_dropped += 1;
+        }
+    }
+
     /// Hands a job to the store.
     pub fn store(&mut self, work: Work, pending: Pending) {
         let jobs = &mut self.hub.jobs;
@@ -262,6 +269,13 @@ impl Cx<'_> {
         let response = Response { id: asker.request_id, outcome: Some(outcome) };
         let reply = Reply { token: asker.token, response: response.encode_to_vec().into(), ..reply };
         self.send(asker.link, from.record(Kind::Reply, asker.session, &reply));
+    }
+
+    /// Answers Done, unless the client wants no answer.
+    pub fn done(&mut self, from: From, asker: Asker) {
+        if asker.request_id != 0 {
+            self.reply(from, asker, response::Outcome::Done(Done {}), Reply::default());
+        }
     }
 
     /// Refuses a client's request for good.

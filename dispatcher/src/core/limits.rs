@@ -105,6 +105,31 @@ pub const CHANGES_WAITING_MAX: usize = 4_096;
 /// Membership requests that go into one round, so that one record and one job stay of bounded size.
 pub const ROUND_CHANGES_MAX: usize = 512;
 
+/// Users named in one invitation or removal; more are refused LIMIT_REACHED. As many as joins go into one round.
+pub const GROUP_USERS_MAX: usize = ROUND_CHANGES_MAX;
+
+/// Admins of one group besides its owner; a further one is refused LIMIT_REACHED. All are told of who asks to join.
+pub const ADMINS_MAX: usize = 64;
+
+/// Members of one group who are muted, each until a time of its own; a further one is refused LIMIT_REACHED. They are
+/// written whole with every change of what is known of the group: some 70 KiB at most.
+pub const MUTED_MAX: usize = 1_000;
+
+/// Users who wait to be let into one group; a further one is refused LIMIT_REACHED.
+pub const ASKING_MAX: usize = 1_000;
+
+/// Bytes of what a group shows of itself, and of its announcement; more are refused PAYLOAD_TOO_LARGE.
+pub const ABOUT_BYTES_MAX: usize = 4 << 10;
+
+/// Users named in one entry about a change; the others are only counted.
+pub const NOTED_USERS_MAX: usize = 64;
+
+/// In a group of more members, joins and leaves of ordinary members make no entries: they would drown the messages.
+pub const NOTED_MEMBERS_MAX: usize = 500;
+
+/// Members of a dissolved group whose lists are cleaned in one go.
+pub const CLEAN_MEMBERS: usize = 512;
+
 /// Names on one page of members, and when the client does not say how many: a page fits in a client frame.
 pub const MEMBERS_PAGE_MAX: u32 = 512;
 
@@ -122,7 +147,7 @@ pub const ROUTE_ASKS_MAX: usize = 65_536;
 pub const ROUTE_SOFT_ASKS_MAX: usize = ROUTE_ASKS_MAX / 2;
 
 /// Tries of one lookup of routes. With their pauses some 10 s: a store that was restarted is back by then. After the
-/// last one the messages stay in the log undelivered, and are counted.
+/// last one the messages go to the end of the line, and are counted, so that others need not wait for them.
 pub const ROUTE_TRIES_MAX: u32 = 14;
 
 /// Targets in one Attach record.
@@ -206,4 +231,6 @@ const _: () = {
     // 192 bytes per target: two names, three numbers, tags.
     assert!(TARGETS_MAX * 192 < RECORD_BYTES_MAX);
     assert!(GROUPS_TOLD_MAX * 72 < RECORD_BYTES_MAX);
+    // One byte counts a group's admins in its record.
+    assert!(ADMINS_MAX <= 255 && MUTED_MAX <= 65_535 && ABOUT_BYTES_MAX <= 65_535);
 };

@@ -574,6 +574,10 @@ impl Partition {
                     let conversation = table.ready(&name).expect("not evicted with writes under way");
                     send::sent(cx, owner, conversation, name, sent, notify);
                 }
+                Effect::Noted { conversation: name, seq, notify } => {
+                    let conversation = table.ready(&name).expect("not evicted with entries under way");
+                    groups::noted(cx, owner, conversation, name, seq, notify);
+                }
                 Effect::Round { conversation: name } => {
                     let conversation = table.ready(&name).expect("not evicted with a round under way");
                     groups::appended(cx, owner, conversation, &name);
@@ -609,6 +613,9 @@ impl Partition {
         let waited = serving.table.loaded(name.clone(), loaded);
         if let Some((conversation, stream)) = serving.table.ready(&name).zip(stream) {
             conversation.streams.loaded(stream, answers, conversation.durable);
+        }
+        if let Some(conversation) = serving.table.ready(&name) {
+            groups::resume(cx, &serving.owner, conversation, &name);
         }
         for (link, record) in waited {
             match failed {

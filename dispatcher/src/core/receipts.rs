@@ -136,7 +136,10 @@ fn tell_pair(cx: &mut Cx, owner: &Owner, name: &str, user: &str, other: &str, po
 fn relay(cx: &mut Cx, owner: &Owner, name: &str, user: &str, event: notify::Event) {
     let notify: Bytes = Notify { event: Some(event) }.encode_to_vec().into();
     let what = What::Relay { conversation: name.to_owned(), notify };
-    cx.hub.delivery.ask(Ask { users: vec![user.to_owned()], except: Vec::new(), from: owner.from, what });
+    let ask = Ask { users: vec![user.to_owned()], except: Vec::new(), from: owner.from, what };
+    if !cx.hub.delivery.ask_soft(ask) {
+        cx.hub.stats.relays_dropped += 1;
+    }
 }
 
 /// Counts for the sender of the newest message, and what was read to the readers' own devices.

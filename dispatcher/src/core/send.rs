@@ -7,15 +7,13 @@ use bytes::Bytes;
 use millrace_protocol::conversation::Conversation as Id;
 use millrace_protocol::ids::{MessageId, SessionId};
 use millrace_protocol::link::{Kind, Record};
-use millrace_protocol::messages::client::{
-    Action, Code, Deliver, Notify, Refused, Send, SendAck, notify, response,
-};
+use millrace_protocol::messages::client::{Action, Code, Refused, Send, SendAck, response};
 use millrace_protocol::messages::link::{FanOut, Reply};
-use millrace_protocol::prost::Message;
 
 use super::batch::{Effect, Owner};
 use super::conversation::Conversation;
 use super::delivery::{Ask, What};
+use super::entry::{self, Draft};
 use super::holds::Need;
 use super::hub::{Asker, Cx};
 use super::limits::REPEATS_MAX;
@@ -76,6 +74,10 @@ pub fn send(
             return Ok(());
         }
     }
+    if let Some((code, reason)) = silenced(cx, id, conversation, &key.user) {
+        cx.refuse(from, asker, code, reason);
+        return Ok(());
+    }
     let refers = match refer::judge(cx, conversation, &key.user, &ask) {
         Ok(refers) => refers,
         Err(Judged::Needs(seq)) => return Err((key, Some(Need::Entry(seq)))),
@@ -135,6 +137,21 @@ fn forbidden(id: Option<Id<'_>>, conversation: &Conversation, user: &str) -> Opt
     }
 }
 
+/// Why a new message of a user who may send there is refused all the same. Repeats are not: they were taken before.
+fn silenced(
+    cx: &Cx,
+    id: Option<Id<'_>>,
+    conversation: &Conversation,
+    user: &str,
+) -> Option<(Code, &'static str)> {
+    match id? {
+        Id::Group(_) if conversation.info_ahead().is_muted(user, cx.now.wall_ms) => {
+            Some((Code::Muted, "muted in this group"))
+        }
+        _ => None,
+    }
+}
+
 #[expect(clippy::too_many_arguments, reason = "everything that is fixed when a message enters its batch")]
 fn append(
     cx: &mut Cx,
@@ -146,43 +163,23 @@ fn append(
     ask: Send,
     refers: Option<Entry>,
 ) {
-    let epoch = owner.from.epoch;
-    let message_id = owner.next_message_id(cx.now.wall_ms);
-    conversation.head += 1;
-    let seq = conversation.head;
     let direct = matches!(Id::parse(&ask.conversation), Some(Id::Direct(..)));
-    let deliver = Deliver {
-        conversation: ask.conversation.clone(),
-        seq,
-        message_id: message_id.0,
-        sender: key.user.clone(),
-        sender_device: key.device.clone(),
-        server_time_ms: message_id.wall_ms(),
-        epoch,
-        payload: ask.payload,
-        content_kind: ask.content_kind,
-        action: ask.action,
-        refers_to: ask.refers_to,
-    };
-    let notify: Bytes = Notify { event: Some(notify::Event::Deliver(deliver)) }.encode_to_vec().into();
     let is_message = ask.action == Action::Message as i32;
-    conversation.messages += u64::from(is_message);
-    conversation.bytes += notify.len() as u64;
-    let entry = Entry {
-        conversation: ask.conversation.clone(),
-        seq,
-        message_id,
-        epoch,
-        action: ask.action as u8,
-        messages: conversation.messages,
-        bytes: conversation.bytes,
+    let draft = Draft {
         sender: key.user.clone(),
         device: key.device.clone(),
         stream: key.stream,
         client_seq: ask.client_seq,
         payload_hash,
-        notify: notify.clone(),
+        payload: ask.payload,
+        content_kind: ask.content_kind,
+        // Judged before: it is one that is known.
+        action: Action::try_from(ask.action).unwrap_or_default(),
+        refers_to: ask.refers_to,
     };
+    let entry = entry::next(owner, conversation, &ask.conversation, cx.now.wall_ms, draft);
+    let Entry { seq, message_id, epoch, .. } = entry;
+    let notify = entry.notify.clone();
     if direct {
         owner.outstanding(&ask.conversation, seq);
     }

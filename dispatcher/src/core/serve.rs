@@ -7,7 +7,7 @@ use millrace_protocol::conversation::Conversation as Id;
 use millrace_protocol::ids::{partition_of, user_partition};
 use millrace_protocol::link::{Kind, Record};
 use millrace_protocol::messages::client::request::Op;
-use millrace_protocol::messages::client::{self, Code, response};
+use millrace_protocol::messages::client::{self, Code};
 use millrace_protocol::messages::link::{self as wire, Acks, DeviceAck};
 use millrace_protocol::prost::Message;
 use millrace_protocol::request::Key;
@@ -16,12 +16,12 @@ use super::ask::{Ask, Client, asker_of};
 use super::batch::Owner;
 use super::conversation::{Conversation, Wait};
 use super::event::LinkKey;
-use super::groups::{self, Change, ChangeKind};
+use super::groups::{self, Change};
 use super::holds::Need;
 use super::hub::{Asker, Cx, From, PartitionJob};
 use super::limits::{CLAIM_WAITING_MAX, REANNOUNCE_US};
 use super::partition::{Partition, Phase, Serving};
-use super::{cursors, receipts, register, send, standing, subscribe, sync};
+use super::{admin, cursors, group_members, receipts, register, send, standing, subscribe, sync};
 use crate::store::{Outcome, StoreError, StreamKey, Work};
 
 impl Partition {
@@ -276,17 +276,8 @@ fn client(
     let Client { user, device, op, .. } = ask;
     match op {
         Op::Send(ask) => return send::send(cx, owner, conversation, asker, (user, device), ask),
-        Op::GroupCreate(ask) => {
-            let kind = ChangeKind::Create(ask.members);
-            groups::change(cx, owner, conversation, name, Change { asker, user, kind });
-        }
-        Op::GroupJoin(_) => {
-            groups::change(cx, owner, conversation, name, Change { asker, user, kind: ChangeKind::Join });
-        }
-        Op::GroupLeave(_) => {
-            groups::change(cx, owner, conversation, name, Change { asker, user, kind: ChangeKind::Leave });
-        }
-        Op::GroupMembers(ask) => groups::members(cx, owner, conversation, asker, &user, &ask),
+        Op::GroupMembers(ask) => group_members::members(cx, owner, conversation, asker, &user, &ask),
+        Op::GroupInfo(_) => group_members::info(cx, owner, conversation, name, asker, &user),
         Op::RoomJoin(_) => groups::joined(cx, owner, conversation, name, asker),
         Op::RoomLeave(_) => subscribe::room_leave(cx, owner, name, asker, user),
         Op::Sync(ask) => sync::sync(cx, owner, conversation, name, asker, user, device, ask),
@@ -302,9 +293,12 @@ fn client(
             let conversation_id = name.to_owned();
             let ack = DeviceAck { conversation: conversation_id, user, device, epoch, seq };
             cursors::delivered(cx, owner, conversation, &ack);
-            cx.reply(owner.from, asker, response::Outcome::Done(client::Done {}), wire::Reply::default());
+            cx.done(owner.from, asker);
         }
-        _ => refuse_unbuilt(cx, owner, Some(asker)),
+        op => match admin::Kind::of(op) {
+            Some(kind) => groups::change(cx, owner, conversation, name, Change { asker, user, kind }),
+            None => refuse_unbuilt(cx, owner, Some(asker)),
+        },
     }
     Ok(())
 }

@@ -11,6 +11,8 @@ pub struct Stats {
     pub malformed: u64,
     /// Messages appended.
     pub messages: u64,
+    /// Entries about changes of groups appended.
+    pub notes: u64,
     /// Batches handed to the store.
     pub batches: u64,
     /// Repeats answered with their first answer.
@@ -63,7 +65,7 @@ pub struct Stats {
     pub relays: u64,
     /// Relays dropped for want of credit, room or routes: nobody needs them later.
     pub relays_dropped: u64,
-    /// Messages whose routes could not be read; the log holds them.
+    /// Messages whose routes could not be read in many tries, each time that this was so; they are tried again.
     pub routes_failed: u64,
     /// Records for links that are not here.
     pub no_link: u64,

@@ -24,6 +24,7 @@ fn core_numbers(stats: Stats) -> impl IntoIterator<Item = (&'static str, u64)> {
         records_out,
         malformed,
         messages,
+        notes,
         batches,
         repeats,
         acks,

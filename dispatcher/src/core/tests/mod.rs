@@ -9,5 +9,6 @@ mod plan;
 mod random;
 mod receipts;
 mod refers;
+mod roles;
 mod sessions;
 mod world;

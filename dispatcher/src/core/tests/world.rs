@@ -320,11 +320,15 @@ impl World {
 
     /// A client's request; the token of its answer.
     pub fn request(&mut self, node: usize, session: SessionId, user: &str, op: request::Op) -> u64 {
-        let key = match &op {
-            request::Op::Peek(ask) => Some(Key::Conversation(ask.items[0].conversation.clone())),
-            op => Key::of(op, user),
+        // As a gateway routes it; what it would refuse goes anywhere.
+        let partition = match &op {
+            request::Op::PresenceSubscribe(ask) => {
+                ask.users.first().map(|watched| user_partition(watched, PARTITIONS))
+            }
+            request::Op::Peek(ask) => Some(conversation_partition(&ask.items[0].conversation)),
+            op => Key::of(op, user).and_then(|key| key.partition(user, PARTITIONS)),
         };
-        let partition = key.and_then(|key| key.partition(user, PARTITIONS)).unwrap_or(0);
+        let partition = partition.unwrap_or(0);
         self.token += 1;
         let request = client::Request { id: self.token + 1_000, op: Some(op) };
         let body = wire::ClientRequest {
