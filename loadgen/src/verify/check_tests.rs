@@ -116,10 +116,7 @@ fn each_broken_promise_is_found() {
             },
             &[Broken::SenderOrder, Broken::TimeOrder],
         ),
-        (
-            |h| h.notes.retain(|(_, note)| *note != sent(tag(1, 1))),
-            &[Broken::Foreign],
-        ),
+        (|h| h.notes.retain(|(_, note)| *note != sent(tag(1, 1))), &[Broken::Foreign]),
         (
             |h| {
                 log(h).push(Entry { place: place(4), content: Content::Unknown });

@@ -155,6 +155,31 @@ impl History {
     pub fn note(&mut self, now_us: u64, note: Note) {
         self.notes.push((now_us, note));
     }
+
+    /// All of it, a line for each note and entry, for a person who looks for a cause.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let start_us = self.notes.first().map_or(0, |(at_us, _)| *at_us);
+        for (at, members) in self.conversations.iter().enumerate() {
+            text.push_str(&format!(
+                "conversation {at} is {}, of devices {:?}\n",
+                members.name, members.devices
+            ));
+        }
+        for (at_us, note) in &self.notes {
+            let at_s = (at_us - start_us) as f64 / 1e6;
+            text.push_str(&format!("{at_s:.6} (boot {:.3}) {note:?}\n", *at_us as f64 / 1e6));
+        }
+        for (at, log) in self.logs.iter().enumerate() {
+            for entry in log.iter().flatten() {
+                text.push_str(&format!("log {at} {entry:?}\n"));
+            }
+        }
+        for odd in &self.odd {
+            text.push_str(&format!("odd: {odd}\n"));
+        }
+        text
+    }
 }
 
 #[cfg(test)]

@@ -135,7 +135,9 @@ impl Net {
             (None, Some(_)) => Tool::Iptables,
             (None, None) => Tool::Routes,
         };
-        shell("ip link set lo up && ip link add br0 type bridge && ip link set br0 up && ip addr add 10.77.0.1/24 dev br0")?;
+        shell(
+            "ip link set lo up && ip link add br0 type bridge && ip link set br0 up && ip addr add 10.77.0.1/24 dev br0",
+        )?;
         let mut spaces = Spaces { tool, holders: BTreeMap::new() };
         for &node in nodes {
             let holder = Command::new("unshare")
@@ -270,7 +272,8 @@ fn await_namespace(pid: u32) -> io::Result<()> {
 
 /// Runs a line, which must succeed.
 pub(super) fn shell(line: &str) -> Result<(), RunError> {
-    let output = Command::new("/bin/sh").args(["-c", line]).env("PATH", path()).stdin(Stdio::null()).output()?;
+    let output =
+        Command::new("/bin/sh").args(["-c", line]).env("PATH", path()).stdin(Stdio::null()).output()?;
     if output.status.success() {
         return Ok(());
     }

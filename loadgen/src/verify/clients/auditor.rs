@@ -61,7 +61,8 @@ impl Auditor {
             let conversation = volume.name.clone();
             let op = if volume.is_back_done {
                 let last = volume.forth.last().map(|entry| entry.place);
-                let after = last.map_or(Cursor::default(), |place| Cursor { epoch: place.epoch, seq: place.seq });
+                let after =
+                    last.map_or(Cursor::default(), |place| Cursor { epoch: place.epoch, seq: place.seq });
                 Op::Sync(client::Sync { conversation, after: Some(after), limit: 0 })
             } else {
                 let before = volume.back.last().map_or(0, |entry| entry.place.seq);

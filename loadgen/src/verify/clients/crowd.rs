@@ -13,11 +13,11 @@ use millrace_edge::wait::wait;
 use millrace_edge::wake::Waker;
 use millrace_edge::{Budget, Config, Conn, Edge, Event, Io, Payload, Refused, Why};
 
+use super::Counts;
 use super::auditor::Auditor;
 use super::cast::Cast;
 use super::device::Device;
 use super::line::Heard;
-use super::Counts;
 use crate::limits::{OUT_BYTES_MAX, TURN_COMPLETIONS};
 use crate::rng::Rng;
 use crate::verify::history::{History, Note};

@@ -183,11 +183,8 @@ impl Device {
         }
         for (at, seat) in self.seats.iter_mut().enumerate() {
             if seat.wants_page(now_us) {
-                let sync = Sync {
-                    conversation: seat.name.clone(),
-                    after: Some(seat.cursor()),
-                    limit: PAGE_ENTRIES,
-                };
+                let sync =
+                    Sync { conversation: seat.name.clone(), after: Some(seat.cursor()), limit: PAGE_ENTRIES };
                 self.line.ask(now_us, Asked::Page(at), Op::Sync(sync));
             }
             while let Some((round, stream, client_seq, payload)) = seat.next_out(now_us) {
@@ -227,8 +224,7 @@ impl Device {
             .iter()
             .map(|(_, seat)| PeekItem { conversation: seat.name.clone(), cursor: Some(seat.cursor()) });
         let peek = Peek { items: items.collect() };
-        let asked =
-            chosen.iter().map(|(at, seat)| (*at, seat.cursor().epoch, seat.cursor().seq)).collect();
+        let asked = chosen.iter().map(|(at, seat)| (*at, seat.cursor().epoch, seat.cursor().seq)).collect();
         self.line.ask(now_us, Asked::Peek(asked), Op::Peek(peek));
     }
 
@@ -259,9 +255,7 @@ impl Device {
                             let text = format!("{name}: a page was refused with {code:?}: {reason}");
                             desk.history.odd.push(text);
                         }
-                        seat.page_refused(
-                            now_us + AGAIN_US.max(u64::from(refused.retry_after_ms) * 1_000),
-                        );
+                        seat.page_refused(now_us + AGAIN_US.max(u64::from(refused.retry_after_ms) * 1_000));
                     }
                     other => desk.history.odd.push(format!("a Sync was answered with {other:?}")),
                 }
@@ -290,37 +284,37 @@ impl Device {
 
     fn told(&mut self, now_us: u64, event: Told, history: &mut History) {
         let mut desk = Desk { history, counts: &mut self.counts, now_us };
-        let by_name = &self.by_name;
-        let mut of = |name: &str| by_name.get(name).map(|at| &mut self.seats[*at]);
+        let (by_name, seats) = (&self.by_name, &mut self.seats);
+        let of = |name: &str| by_name.get(name).copied();
         match event {
             Told::Deliver(deliver) => match of(&deliver.conversation) {
-                Some(seat) => seat.deliver(&mut desk, &deliver),
+                Some(at) => seats[at].deliver(&mut desk, &deliver),
                 None => desk.history.odd.push(format!("a message of {}", deliver.conversation)),
             },
             Told::Head(head) => {
-                if let Some(seat) = of(&head.conversation).filter(|seat| seat.seq() != head.seq) {
-                    seat.want_sync(now_us);
+                if let Some(at) = of(&head.conversation).filter(|at| seats[*at].seq() != head.seq) {
+                    seats[at].want_sync(now_us);
                 }
             }
             Told::Gap(gap) => {
                 desk.counts.gaps += 1;
-                if let Some(seat) = of(&gap.conversation) {
-                    seat.want_sync(now_us);
+                if let Some(at) = of(&gap.conversation) {
+                    seats[at].want_sync(now_us);
                 }
             }
             Told::Truncated(truncated) => {
-                if let (Some(seat), Some(to)) = (of(&truncated.conversation), truncated.to)
-                    && to.seq < seat.seq()
+                if let (Some(at), Some(to)) = (of(&truncated.conversation), truncated.to)
+                    && to.seq < seats[at].seq()
                 {
                     // Asked again, it is told the same by the log itself.
-                    seat.want_sync(now_us);
+                    seats[at].want_sync(now_us);
                 }
             }
             Told::Resync(resync) => {
                 desk.counts.resyncs += 1;
                 for name in &resync.conversations {
-                    if let Some(seat) = of(name) {
-                        seat.want_sync(now_us);
+                    if let Some(at) = of(name) {
+                        seats[at].want_sync(now_us);
                     }
                 }
             }
@@ -331,13 +325,7 @@ impl Device {
         }
     }
 
-    fn peeked(
-        &mut self,
-        now_us: u64,
-        asked: &[(usize, u64, u64)],
-        peeked: &Peeked,
-        history: &mut History,
-    ) {
+    fn peeked(&mut self, now_us: u64, asked: &[(usize, u64, u64)], peeked: &Peeked, history: &mut History) {
         for standing in &peeked.standings {
             let Some(&at) = self.by_name.get(&standing.conversation) else { continue };
             let Some(&(_, epoch, seq)) = asked.iter().find(|(seat, ..)| *seat == at) else { continue };
@@ -361,5 +349,3 @@ impl Device {
         self.to_found.iter_mut().for_each(|(.., at_us)| *at_us = 0);
     }
 }
-
-

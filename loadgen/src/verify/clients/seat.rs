@@ -121,14 +121,7 @@ pub(super) struct Seat {
 }
 
 impl Seat {
-    pub(super) fn new(
-        name: String,
-        talk: u16,
-        is_group: bool,
-        device: u16,
-        run: u32,
-        rng: &mut Rng,
-    ) -> Self {
+    pub(super) fn new(name: String, talk: u16, is_group: bool, device: u16, run: u32, rng: &mut Rng) -> Self {
         Seat {
             name,
             talk,
