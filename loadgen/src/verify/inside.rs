@@ -44,7 +44,7 @@ fn flags() -> Result<Vec<&'static str>, String> {
         flags.push("--map-root-user");
     }
     // The bridge and a pair of devices are tried too: a kernel may be without them.
-    let trial = "ip link add br0 type bridge && ip link add a type veth peer name b";
+    let trial = "ip link add br0 type bridge && ip link add veth0 type veth peer name veth1";
     let output = Command::new("unshare")
         .args(&flags)
         .args(["sh", "-c", trial])
