@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::limits;
 use crate::core::limits::Limits;
+use crate::store::Durability;
 
 /// Environment variables are this and a key in capitals: `MILLRACE_DISPATCHER_LISTEN`. A gateway on the same machine has
 /// a prefix of its own, so that neither takes the other's settings.
@@ -30,6 +31,19 @@ pub enum StoreKind {
     Redis,
     /// Files of this node alone: a cluster of one.
     Embedded,
+}
+
+/// What the addresses of `redis` are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum RedisMode {
+    /// One server.
+    #[default]
+    Single,
+    /// Sentinels that say where the primary is.
+    Sentinel,
+    /// Some nodes of a Redis Cluster.
+    Cluster,
 }
 
 /// Everything that can be set. The names are the keys.
@@ -51,8 +65,17 @@ pub struct Settings {
     pub partitions: u16,
     /// Which store.
     pub store: StoreKind,
-    /// Where Redis is: `redis://[user:password@]host:port`. Required with `store = "redis"`.
+    /// Where Redis is: `redis://[user:password@]host:port[,host:port…]`. Required with `store = "redis"`.
     pub redis: Option<String>,
+    /// What those addresses are.
+    pub redis_mode: RedisMode,
+    /// The name under which the Sentinels watch the primary. Required with `redis_mode = "sentinel"`.
+    pub redis_sentinel_service: Option<String>,
+    /// What an answer to a message waits for: `async`, `fsync` or `replicated(n)`. Default: fsync with the embedded store,
+    /// async with Redis, whose own settings then say what a crash can take.
+    pub durability: Option<Durability>,
+    /// Events for the business behind that each partition keeps, about; 0: there are none.
+    pub events_max: u64,
     /// Directory of the embedded store. Required with `store = "embedded"`.
     pub data_dir: Option<PathBuf>,
     /// Shard threads. Default: one per CPU that this process may use.
@@ -84,6 +107,10 @@ impl Default for Settings {
             partitions: PARTITIONS_MAX,
             store: StoreKind::Redis,
             redis: None,
+            redis_mode: RedisMode::Single,
+            redis_sentinel_service: None,
+            durability: None,
+            events_max: 0,
             data_dir: None,
             shards: None,
             lease_ttl_ms: limits::LEASE_TTL_MS,
@@ -152,10 +179,26 @@ struct Flags {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     store: Option<StoreKind>,
-    /// Where Redis is: redis://[user:password@]host:port
+    /// Where Redis is: redis://[user:password@]host:port[,host:port...]
     #[arg(long, value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     redis: Option<String>,
+    /// What those addresses are [default: single]
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis_mode: Option<RedisMode>,
+    /// The name under which the Sentinels watch the primary
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis_sentinel_service: Option<String>,
+    /// What an answer waits for: async, fsync or replicated(n) [default: fsync embedded, async with Redis]
+    #[arg(long, value_name = "LEVEL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    durability: Option<String>,
+    /// Events that each partition keeps, about; 0: none [default: 0]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    events_max: Option<u64>,
     /// Directory of the embedded store
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -273,9 +316,29 @@ fn check(settings: &Settings) -> Vec<(&'static str, String)> {
     expect(
         settings.store != StoreKind::Redis || settings.redis.as_ref().is_some_and(|url| is_redis_url(url)),
         "redis",
-        "redis://[user:password@]host:port of the cluster's Redis (or store = \"embedded\" with a data_dir, for a \
+        "redis://[user:password@]host:port[,host:port…] of the cluster's Redis (or store = \"embedded\" with a data_dir, for a \
          single node)"
             .into(),
+    );
+    let is_redis = settings.store == StoreKind::Redis;
+    let hosts = settings.redis.as_ref().map_or(0, |url| url.split(',').count());
+    expect(
+        !is_redis || settings.redis_mode != RedisMode::Single || hosts <= 1,
+        "redis_mode",
+        "sentinel or cluster, when there are several addresses".into(),
+    );
+    expect(
+        !is_redis
+            || (settings.redis_mode == RedisMode::Sentinel) == settings.redis_sentinel_service.is_some()
+                && is_text(&settings.redis_sentinel_service),
+        "redis_sentinel_service",
+        "the name under which the Sentinels watch the primary, with redis_mode = \"sentinel\" and only then"
+            .into(),
+    );
+    expect(
+        is_redis || !matches!(settings.durability, Some(Durability::Replicated(_))),
+        "durability",
+        "async or fsync: the embedded store has no replicas".into(),
     );
     expect(
         settings.store != StoreKind::Embedded || settings.data_dir.is_some(),
@@ -376,6 +439,16 @@ mod tests {
             ("", &["--advertise", "host"], &["advertise", "a flag", "host:port"]),
             ("", &["--redis", "host:6379"], &["redis", "a flag", "redis://"]),
             ("", &["--store", "embedded"], &["data_dir", "the defaults", "directory"]),
+            ("durability = \"always\"", &[], &["durability", "dispatcher.toml", "replicated(1)"]),
+            ("", &["--durability", "replicated(99)"], &["durability", "a flag", "replicated(16)"]),
+            (
+                "",
+                &["--store", "embedded", "--data-dir", "/x", "--durability", "replicated(1)"],
+                &["durability", "a flag", "no replicas"],
+            ),
+            ("", &["--redis", "redis://a:1,b:2"], &["redis_mode", "sentinel or cluster"]),
+            ("redis_mode = \"sentinel\"", &[], &["redis_sentinel_service", "only then"]),
+            ("redis_mode = \"ring\"", &[], &["redis_mode", "dispatcher.toml", "single, sentinel, cluster"]),
             ("", &["--listen", "here"], &["listen", "a flag", "socket address"]),
             ("", &["--group-members-max", "0"], &["group_members_max", "a flag", "1 to"]),
             ("", &["--shards", "x"], &["--shards", "x"]),

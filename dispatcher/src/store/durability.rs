@@ -6,8 +6,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// What an answer waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Durability {
     /// Embedded: the round was handed to the kernel; it is synced to disk every [`ASYNC_SYNC_MS`] at the latest. The death
     /// of the process loses nothing. The death of the machine loses what was answered since the last sync: about a tenth
@@ -48,6 +51,20 @@ impl fmt::Display for Durability {
             Durability::Fsync => f.write_str("fsync"),
             Durability::Replicated(replicas) => write!(f, "replicated({replicas})"),
         }
+    }
+}
+
+impl From<Durability> for String {
+    fn from(level: Durability) -> Self {
+        level.to_string()
+    }
+}
+
+impl TryFrom<String> for Durability {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
     }
 }
 

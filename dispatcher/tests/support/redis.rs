@@ -83,12 +83,16 @@ impl RedisServer {
     /// A replica of this one, that has all of it.
     pub fn replica(&self) -> Self {
         let replica = Self::start_with(&["--replicaof", "127.0.0.1", &self.port.to_string()]);
+        replica.wait_for_link();
+        replica
+    }
+
+    fn wait_for_link(&self) {
         let deadline = Instant::now() + START_WAIT;
-        while !replica.cli(&["INFO", "replication"]).contains("master_link_status:up") {
+        while !self.cli(&["INFO", "replication"]).contains("master_link_status:up") {
             assert!(Instant::now() < deadline, "the replica has no link");
             std::thread::sleep(Duration::from_millis(20));
         }
-        replica
     }
 
     pub fn port(&self) -> u16 {
@@ -174,6 +178,8 @@ impl RedisCluster {
                 bus,
                 "--cluster-node-timeout",
                 "2000",
+                "--cluster-require-full-coverage",
+                "no",
             ])
         };
         let nodes: Vec<RedisServer> = bus.iter().map(node).collect();
@@ -196,6 +202,29 @@ impl RedisCluster {
             std::thread::sleep(Duration::from_millis(50));
         }
         Self { nodes }
+    }
+
+    /// Adds a replica of one of them, which takes its place when it is gone.
+    pub fn add_replica(&self, of: usize) -> RedisServer {
+        let bus = free_port().to_string();
+        let replica = RedisServer::start_with(&[
+            "--cluster-enabled",
+            "yes",
+            "--cluster-port",
+            &bus,
+            "--cluster-node-timeout",
+            "2000",
+        ]);
+        let met = self.nodes[0].cli(&["CLUSTER", "MEET", "127.0.0.1", &replica.port.to_string(), &bus]);
+        assert_eq!(met, "OK");
+        let of = self.nodes[of].cli(&["CLUSTER", "MYID"]);
+        let deadline = Instant::now() + START_WAIT;
+        while replica.cli(&["CLUSTER", "REPLICATE", &of]) != "OK" {
+            assert!(Instant::now() < deadline, "the replica was not met");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        replica.wait_for_link();
+        replica
     }
 
     /// Moves a slot, with what is in it.
@@ -292,7 +321,12 @@ fn spawn(port: u16, dir: &std::path::Path, args: &[String]) -> Child {
         .args(file.exists().then_some(file))
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir"])
         .arg(dir)
-        .args(if args.iter().any(|arg| arg == "--sentinel") { &[][..] } else { &["--save", ""] })
+        // Replicas are synced at once, instead of being waited for.
+        .args(if args.iter().any(|arg| arg == "--sentinel") {
+            &[][..]
+        } else {
+            &["--save", "", "--repl-diskless-sync-delay", "0"]
+        })
         .args(args)
         .stdout(Stdio::null())
         .spawn()

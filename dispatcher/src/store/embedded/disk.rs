@@ -47,44 +47,21 @@ pub(super) struct FenceRecord {
 }
 
 impl Disk {
-    pub(super) fn keyspaces(db: Database) -> fjall::Result<Self> {
+    /// Opens all keyspaces of a store that was made for so many partitions. One that was made otherwise is left as it is.
+    pub(super) fn open(db: Database, partitions: u16) -> Result<Self, FormatError> {
         let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES_MAX);
         let open = |name| db.keyspace(name, options);
+        let meta = open("meta")?;
+        check_format(&db, &meta, partitions)?;
         Ok(Self {
             log: open("log")?,
             answers: open("answers")?,
             conversations: open("conversations")?,
             lists: open("lists")?,
             events: open("events")?,
-            meta: open("meta")?,
+            meta,
             db: db.clone(),
         })
-    }
-
-    /// The partitions that this store was made for, or writes them down in a new one. `Err` says what was found.
-    pub(super) fn check_format(&self, partitions: u16) -> Result<(), FormatError> {
-        match self.meta.get(FORMAT_KEY)? {
-            None => {
-                let mut value = Vec::new();
-                value.put_u16(FORMAT);
-                value.put_u16(partitions);
-                self.meta.insert(FORMAT_KEY, value)?;
-                self.db.persist(fjall::PersistMode::SyncAll)?;
-                Ok(())
-            }
-            Some(value) => {
-                let mut value = &value[..];
-                let format = value.try_get_u16().unwrap_or(0);
-                let stored = value.try_get_u16().unwrap_or(0);
-                if format != FORMAT {
-                    return Err(FormatError::Version(format));
-                }
-                if stored != partitions {
-                    return Err(FormatError::Partitions(stored));
-                }
-                Ok(())
-            }
-        }
     }
 
     pub(super) fn fence(&self, partition: Partition) -> Result<Option<FenceRecord>, StoreError> {
@@ -148,6 +125,28 @@ pub(super) enum FormatError {
     Partitions(u16),
     #[error(transparent)]
     Engine(#[from] fjall::Error),
+}
+
+/// Compares the format and the number of partitions with what is written down, or writes them down in a new store.
+fn check_format(db: &Database, meta: &Keyspace, partitions: u16) -> Result<(), FormatError> {
+    let Some(value) = meta.get(FORMAT_KEY)? else {
+        let mut value = Vec::new();
+        value.put_u16(FORMAT);
+        value.put_u16(partitions);
+        meta.insert(FORMAT_KEY, value)?;
+        db.persist(fjall::PersistMode::SyncAll)?;
+        return Ok(());
+    };
+    let mut value = &value[..];
+    let format = value.try_get_u16().unwrap_or(0);
+    let stored = value.try_get_u16().unwrap_or(0);
+    if format != FORMAT {
+        return Err(FormatError::Version(format));
+    }
+    if stored != partitions {
+        return Err(FormatError::Partitions(stored));
+    }
+    Ok(())
 }
 
 /// A read that failed: damage is told apart from a disk that does not answer.

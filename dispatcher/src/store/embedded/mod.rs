@@ -16,6 +16,7 @@ mod leases;
 mod lists;
 mod loads;
 mod log;
+mod room;
 mod round;
 pub mod routes;
 
@@ -32,6 +33,7 @@ use self::conversations::Reading;
 use self::disk::{Disk, FormatError};
 use self::leases::Leases;
 use self::loads::{Load, Loads};
+use self::room::Room;
 use self::round::{Engine, Failure};
 use self::routes::Routes;
 use super::intake::{Intake, LATE_RETRY, Submission};
@@ -45,6 +47,8 @@ const IDLE_TICK: Duration = Duration::from_millis(250);
 const CACHE_BYTES: u64 = 32 << 20;
 /// Journals at most, bytes, before the engine flushes keyspaces that hold old ones back. Its smallest is 64 MiB.
 const JOURNAL_BYTES_MAX: u64 = 256 << 20;
+/// [`Settings::disk_reserve_bytes`] unless said otherwise: the journals' limit, which is also what a compaction or two need.
+const DISK_RESERVE_BYTES: u64 = 256 << 20;
 /// How long dropping the store waits for its thread.
 const DROP_WAIT: Duration = Duration::from_secs(5);
 /// The lock's file; it holds the process id of its holder.
@@ -57,6 +61,9 @@ pub struct Settings {
     pub partitions: u16,
     /// [`Durability::Fsync`], or [`Durability::Async`].
     pub durability: Durability,
+    /// With less room than this on its file system, bytes, the store takes in nothing that makes it grow, and says so. What
+    /// it has taken in still needs room when it is put in order.
+    pub disk_reserve_bytes: u64,
     /// Events are kept for this many positions of each partition (every write takes one); 0: none are kept.
     pub events_max: u64,
     /// Called once, from the store's thread, when the disk failed: the process must say so and exit.
@@ -70,7 +77,13 @@ impl Settings {
             eprintln!("millrace: {reason}");
             std::process::abort();
         };
-        Self { partitions, durability: Durability::Fsync, events_max: 0, on_fatal: Arc::new(on_fatal) }
+        Self {
+            partitions,
+            durability: Durability::Fsync,
+            disk_reserve_bytes: DISK_RESERVE_BYTES,
+            events_max: 0,
+            on_fatal: Arc::new(on_fatal),
+        }
     }
 }
 
@@ -86,12 +99,17 @@ pub enum OpenError {
         pid: String,
     },
     /// It was made by another version of millrace.
-    #[error("{path} has store format {found}, which this version can't read")]
+    #[error(
+        "{path} has store format {found}, and this version reads format {wanted} alone; nothing there was changed: go on \
+         with the version that made it, or begin with an empty directory"
+    )]
     Format {
         /// The directory.
         path: PathBuf,
         /// What was found.
         found: u16,
+        /// What could be read.
+        wanted: u16,
     },
     /// It was made for another number of partitions.
     #[error(
@@ -137,6 +155,7 @@ struct Shared {
     leases: Arc<Mutex<Leases>>,
     owners: Arc<Mutex<Vec<(String, u64)>>>,
     disk: Disk,
+    room: Arc<Room>,
     failed: AtomicBool,
     failure: OnceLock<String>,
     rounds: AtomicU64,
@@ -166,9 +185,10 @@ impl Embedded {
             .max_journaling_size(JOURNAL_BYTES_MAX)
             .open()
             .map_err(|e| unreadable(e.to_string()))?;
-        let disk = Disk::keyspaces(db).map_err(|e| unreadable(e.to_string()))?;
-        disk.check_format(settings.partitions).map_err(|error| match error {
-            FormatError::Version(found) => OpenError::Format { path: dir.to_owned(), found },
+        let disk = Disk::open(db, settings.partitions).map_err(|error| match error {
+            FormatError::Version(found) => {
+                OpenError::Format { path: dir.to_owned(), found, wanted: disk::FORMAT }
+            }
             FormatError::Partitions(found) => {
                 OpenError::Partitions { path: dir.to_owned(), found, wanted: settings.partitions }
             }
@@ -180,11 +200,13 @@ impl Embedded {
             Durability::Fsync | Durability::Replicated(_) => None,
         };
         let (leases, owners) = <(Arc<Mutex<Leases>>, Arc<Mutex<Vec<_>>>)>::default();
+        let room = Arc::new(Room::new(dir.to_owned(), settings.disk_reserve_bytes));
         let mut engine = Engine::new(
             disk.clone(),
             settings.partitions,
             NonZeroU64::new(settings.events_max),
             sync_within,
+            Arc::clone(&room),
             Arc::clone(&leases),
             Arc::clone(&owners),
         )
@@ -203,6 +225,7 @@ impl Embedded {
             leases,
             owners,
             disk,
+            room,
             failed: AtomicBool::new(false),
             failure: OnceLock::new(),
             rounds: AtomicU64::new(0),
@@ -247,7 +270,10 @@ impl Store for Embedded {
     }
 
     fn trouble(&self) -> Option<String> {
-        self.shared.failed.load(Ordering::Acquire).then(|| self.shared.failure().to_owned())
+        if self.shared.failed.load(Ordering::Acquire) {
+            return Some(self.shared.failure().to_owned());
+        }
+        self.shared.room.shortage()
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
@@ -509,6 +535,7 @@ mod tests {
         let settings = Settings {
             partitions: 4,
             durability: Durability::Fsync,
+            disk_reserve_bytes: 0,
             events_max: 0,
             on_fatal: Arc::new(move |reason: &str| told.send(reason.to_owned()).unwrap()),
         };

@@ -18,6 +18,7 @@ use super::append::Memory;
 use super::disk::{Disk, FenceRecord, read_error};
 use super::leases::Leases;
 use super::lists::item_key;
+use super::room::Room;
 use crate::store::{Change, FIRST_POSITION, Fence, Outcome, StoreError, UserItem, Work};
 
 /// Why a job was not carried out.
@@ -59,6 +60,7 @@ pub(super) struct Engine {
     unsynced_since: Option<Instant>,
     /// How long that may be; none: not beyond the round.
     sync_within: Option<Duration>,
+    room: Arc<Room>,
     leases: Arc<Mutex<Leases>>,
     /// The owners column of the view.
     owners: Arc<Mutex<Vec<(String, u64)>>>,
@@ -72,6 +74,7 @@ impl Engine {
         partitions: u16,
         events_kept: Option<NonZeroU64>,
         sync_within: Option<Duration>,
+        room: Arc<Room>,
         leases: Arc<Mutex<Leases>>,
         owners: Arc<Mutex<Vec<(String, u64)>>>,
     ) -> Result<Self, StoreError> {
@@ -93,6 +96,7 @@ impl Engine {
             pending_items: HashMap::new(),
             unsynced_since: None,
             sync_within,
+            room,
             leases,
             owners,
             #[cfg(test)]
@@ -107,8 +111,14 @@ impl Engine {
                 self.claim(partition, node, incarnation, wall_ms)
             }
             Work::Release { partition, fence } => self.release(partition, fence),
-            Work::Append(batch) => self.append(batch),
-            Work::UserItems(items) => self.user_items(items),
+            Work::Append(batch) => {
+                self.room.admit(&batch)?;
+                self.append(batch)
+            }
+            Work::UserItems(items) => {
+                self.room.admit_items(&items)?;
+                self.user_items(items)
+            }
             reading => {
                 self.commit()?;
                 Ok(self.read(reading)?)

@@ -7,12 +7,13 @@
 
 use std::time::Duration;
 
+use fred::error::Error;
 use fred::types::Value;
 use fred::types::config::Server;
 
 use super::Trouble;
 use super::command::{list, number, text, to_number, to_text};
-use super::session::{Session, unavailable};
+use super::session::{Reached, Session};
 use crate::store::{Durability, StoreError};
 
 /// How long replicas may take. An answer that is late is Unavailable; replicas that are gone must not hold up leases.
@@ -26,10 +27,12 @@ impl Mark {
     /// Names all connections anew.
     pub(super) async fn set(session: &Session) -> Result<Self, StoreError> {
         let word = format!("millrace-{:016x}", super::job::draw_nonce()?);
+        let mut reached = Reached::default();
         for server in session.servers() {
-            let args = vec![text("SETNAME"), text(&word)];
-            session.ask(server.as_ref(), "CLIENT", args).await.map_err(|e| unavailable(&e))?;
+            let named = session.ask(server.as_ref(), "CLIENT", vec![text("SETNAME"), text(&word)]).await;
+            reached.note(session, named.map(drop))?;
         }
+        reached.any()?;
         Ok(Self(word))
     }
 
@@ -41,7 +44,7 @@ impl Mark {
         replicas: u32,
     ) -> Result<(), Unmet> {
         let args = vec![number(u64::from(replicas)), number(REPLICA_WAIT.as_millis() as u64)];
-        let failed = |error: &fred::error::Error| Unmet::Connection(error.to_string());
+        let failed = |error: &Error| Unmet::Connection(error.to_string());
         let reply = session.ask(server, "WAIT", args).await.map_err(|e| failed(&e))?;
         let found = to_number(reply).map_err(|e| Unmet::Connection(e.to_string()))?;
         let reply = session.ask(server, "CLIENT", vec![text("GETNAME")]).await.map_err(|e| failed(&e))?;
@@ -69,27 +72,39 @@ pub(super) enum Unmet {
 /// What is wrong with the servers' settings, at this level of durability.
 pub(super) async fn look(session: &Session, durability: Durability) -> Result<Trouble, StoreError> {
     let mut trouble = Trouble { eviction_policy: "noeviction".into(), ..Trouble::default() };
+    let mut reached = Reached::default();
     for server in session.servers() {
-        let server = server.as_ref();
-        let memory = session.ask(server, "INFO", vec![text("memory")]).await.map_err(|e| unavailable(&e))?;
-        let memory = to_text(memory)?;
-        let policy = memory.lines().find_map(|line| line.strip_prefix("maxmemory_policy:"));
-        let policy = policy.unwrap_or("unknown").trim();
-        if policy != "noeviction" {
-            trouble.eviction_policy = policy.to_owned();
-        }
-        if durability == Durability::Fsync {
-            trouble.not_synced = trouble.not_synced.or(not_synced(session, server).await?);
-        }
+        let looked_at = look_at(session, server.as_ref(), durability, &mut trouble).await;
+        reached.note(session, looked_at)?;
     }
+    reached.any()?;
     Ok(trouble)
 }
 
+async fn look_at(
+    session: &Session,
+    server: Option<&Server>,
+    durability: Durability,
+    trouble: &mut Trouble,
+) -> Result<(), Error> {
+    let memory = session.ask(server, "INFO", vec![text("memory")]).await?;
+    let memory = to_text(memory).unwrap_or_default();
+    let policy = memory.lines().find_map(|line| line.strip_prefix("maxmemory_policy:"));
+    let policy = policy.unwrap_or("unknown").trim();
+    if policy != "noeviction" {
+        trouble.eviction_policy = policy.to_owned();
+    }
+    if durability == Durability::Fsync && trouble.not_synced.is_none() {
+        trouble.not_synced = not_synced(session, server).await?;
+    }
+    Ok(())
+}
+
 /// Why a server may answer before it has synced.
-async fn not_synced(session: &Session, server: Option<&Server>) -> Result<Option<String>, StoreError> {
+async fn not_synced(session: &Session, server: Option<&Server>) -> Result<Option<String>, Error> {
     for (name, wanted) in [("appendonly", "yes"), ("appendfsync", "always")] {
         let found = match session.ask(server, "CONFIG", vec![text("GET"), text(name)]).await {
-            Ok(reply) => list(reply)?.into_iter().nth(1).unwrap_or(Value::Null),
+            Ok(reply) => list(reply).ok().and_then(|reply| reply.into_iter().nth(1)).unwrap_or(Value::Null),
             // Of a connection that fails nothing is known; a command that is refused is refused for ever.
             Err(error) if is_refusal(&error) => {
                 return Ok(Some(format!(
@@ -97,16 +112,16 @@ async fn not_synced(session: &Session, server: Option<&Server>) -> Result<Option
                     error.details()
                 )));
             }
-            Err(error) => return Err(unavailable(&error)),
+            Err(error) => return Err(error),
         };
-        let found = to_text(found)?;
+        let found = to_text(found).unwrap_or_default();
         if found != wanted {
-            return Ok(Some(format!("it has {name} {found}; with durability fsync it must be {wanted}")));
+            return Ok(Some(format!("it has {name} «{found}»; with durability fsync it must be {wanted}")));
         }
     }
     Ok(None)
 }
 
-fn is_refusal(error: &fred::error::Error) -> bool {
+fn is_refusal(error: &Error) -> bool {
     ["NOPERM", "ERR"].iter().any(|word| error.details().starts_with(word))
 }

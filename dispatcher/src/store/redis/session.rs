@@ -76,12 +76,18 @@ impl Session {
 
     /// Sends the scripts to all servers, so that they can be called by their hashes.
     pub(super) async fn load_scripts(&self) -> Result<(), StoreError> {
+        let mut reached = Reached::default();
         for server in self.servers() {
-            for script in self.scripts.iter() {
-                let text = script.lua().cloned().unwrap_or_default();
-                let args = vec!["LOAD".into(), Value::from(text)];
-                self.ask(server.as_ref(), "SCRIPT", args).await.map_err(|e| unavailable(&e))?;
-            }
+            let loaded = self.load_scripts_of(server.as_ref()).await;
+            reached.note(self, loaded)?;
+        }
+        reached.any()
+    }
+
+    async fn load_scripts_of(&self, server: Option<&Server>) -> Result<(), Error> {
+        for script in self.scripts.iter() {
+            let text = script.lua().cloned().unwrap_or_default();
+            self.ask(server, "SCRIPT", vec!["LOAD".into(), Value::from(text)]).await?;
         }
         Ok(())
     }
@@ -172,6 +178,42 @@ impl Session {
         let error = error.unwrap_or_else(|| Error::new(ErrorKind::Protocol, "replies are missing"));
         vec![Err(error); sent]
     }
+}
+
+/// Something that is done on every server. In a cluster, those that can't be reached are left out: they are looked at when
+/// they are connected again, and the others serve meanwhile.
+#[derive(Debug, Default)]
+pub(super) struct Reached {
+    any: bool,
+    last_error: Option<StoreError>,
+}
+
+impl Reached {
+    /// Notes what came of it on one server; an error that is not to be left out comes back.
+    pub(super) fn note(&mut self, session: &Session, outcome: Result<(), Error>) -> Result<(), StoreError> {
+        match outcome {
+            Ok(()) => self.any = true,
+            Err(error) if session.is_cluster && is_away(&error) => {
+                self.last_error = Some(unavailable(&error));
+            }
+            Err(error) => return Err(unavailable(&error)),
+        }
+        Ok(())
+    }
+
+    /// Whether there was a server that could be reached.
+    pub(super) fn any(self) -> Result<(), StoreError> {
+        let nobody = || StoreError::Unavailable("no server of the cluster is known".into());
+        if self.any { Ok(()) } else { Err(self.last_error.unwrap_or_else(nobody)) }
+    }
+}
+
+/// Whether a failure is that of a connection, not of a command.
+fn is_away(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::IO | ErrorKind::Timeout | ErrorKind::Canceled | ErrorKind::Routing | ErrorKind::Cluster
+    )
 }
 
 fn no_script(reply: &Result<Value, Error>) -> bool {
