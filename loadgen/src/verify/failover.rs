@@ -104,7 +104,7 @@ pub struct Failovers {
 /// Runs all failovers.
 ///
 /// # Errors
-/// No namespaces, no Sentinel, or a fleet that does not become ready.
+/// No namespaces, or a fleet that does not become ready.
 pub fn run(args: &FailoverArgs, progress: Progress, stop: Arc<AtomicBool>) -> Result<Failovers, RunError> {
     // Beyond ten times Sentinel's patience, a replica is no candidate any more.
     let cut_max_ms = super::redis::DOWN_AFTER_MS * 9;
@@ -115,15 +115,11 @@ pub fn run(args: &FailoverArgs, progress: Progress, stop: Arc<AtomicBool>) -> Re
         bad("repeat", args.repeat, "1 to 1000")?;
     }
     let mut run = Run::new(progress, stop, args.io, args.keep_logs.clone())?;
-    if !run.abilities.sentinel || !run.abilities.durability {
-        let text = "these dispatchers do not follow Sentinel, or have no durability levels";
-        return Err(RunError::Stuck(text.into()));
-    }
     let first_seed = args.seed.unwrap_or_else(|| Rng::from_system().bits() >> 16);
     let length_ms = CUT_AT_MS + args.cut_ms + DOWN_MS + AFTER_MS;
     let mut levels = Vec::new();
     for &durability in &args.durability {
-        let (mut fleet, mut crowd) = run.fleet(Some(durability), None)?;
+        let (mut fleet, mut crowd) = run.fleet(durability, None)?;
         if fleet.net.tool().is_none() {
             let text = "a replica can be cut off only in network namespaces (see the reason above)";
             return Err(RunError::Stuck(text.into()));

@@ -57,10 +57,8 @@ pub(super) const NODES: [Node; 10] = [
 /// What the fleet is run with.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
-    /// When messages are acknowledged; `None`: as the dispatchers do by themselves.
-    pub(super) durability: Option<Durability>,
-    /// Dispatchers find the primary through Sentinel.
-    pub(super) sentinel: bool,
+    /// When messages are acknowledged.
+    pub(super) durability: Durability,
     /// `MILLRACE_FAILPOINTS` of dispatchers and gateways.
     pub(super) failpoints: Option<String>,
     /// Verifies the clients' tokens.
@@ -174,11 +172,6 @@ impl Fleet {
         self.faketime.is_some()
     }
 
-    /// Whether dispatchers follow Sentinel.
-    pub(super) fn follows_sentinel(&self) -> bool {
-        self.plan.sentinel
-    }
-
     /// Starts a process that is not there, on its old address and with its old files; does not wait until it listens.
     ///
     /// # Errors
@@ -263,20 +256,13 @@ impl Fleet {
             flag("partitions", PARTITIONS.to_string()),
             flag("shards", "2"),
         ]);
-        if self.plan.sentinel {
-            let sentinels: Vec<String> =
-                (1..=3).map(|at| self.address(Node::Sentinel(at)).to_string()).collect();
-            args.extend([
-                flag("redis-mode", "sentinel"),
-                flag("redis-sentinels", sentinels.join(",")),
-                flag("redis-master", redis::MASTER),
-            ]);
-        } else {
-            args.push(flag("redis", format!("redis://{}", self.address(Node::Redis(1)))));
-        }
-        if let Some(durability) = self.plan.durability {
-            args.push(flag("durability", durability.to_string()));
-        }
+        let sentinels: Vec<String> = (1..=3).map(|at| self.address(Node::Sentinel(at)).to_string()).collect();
+        args.extend([
+            flag("redis", format!("redis://{}", sentinels.join(","))),
+            flag("redis-mode", "sentinel"),
+            flag("redis-sentinel-service", redis::MASTER),
+            flag("durability", self.plan.durability.to_string()),
+        ]);
         args
     }
 

@@ -20,7 +20,6 @@ mod strike;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -109,9 +108,9 @@ pub struct VerifyArgs {
     /// The first schedule's seed; the next ones follow [default: random]
     #[arg(long)]
     pub seed: Option<u64>,
-    /// When messages are acknowledged: async, fsync or replicated(1) [default: the dispatchers']
-    #[arg(long, value_name = "LEVEL")]
-    pub durability: Option<Durability>,
+    /// When messages are acknowledged: async, fsync or replicated(1)
+    #[arg(long, value_name = "LEVEL", default_value = "fsync")]
+    pub durability: Durability,
     /// Kinds of faults [default: all that this machine allows]
     #[arg(long, value_name = "KIND,…", value_delimiter = ',')]
     pub faults: Option<Vec<String>>,
@@ -183,32 +182,6 @@ impl VerifyArgs {
 const BUILD_WITH_FAILPOINTS: &str =
     "a build with fail points: cargo build -p millrace-loadgen --features failpoints";
 
-/// What the dispatchers of this build can do.
-#[derive(Clone, Copy, Debug, Default)]
-struct Abilities {
-    /// They follow Sentinel.
-    sentinel: bool,
-    /// They take a durability.
-    durability: bool,
-}
-
-impl Abilities {
-    /// Asks this executable's own dispatcher for its flags.
-    fn of_dispatcher() -> std::io::Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(["dispatcher", "--scratch", "/nonexistent", "--", "--help"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        // It would end with its stdin.
-        let stdin = child.stdin.take();
-        let output = child.wait_with_output()?;
-        drop(stdin);
-        let help = String::from_utf8_lossy(&output.stdout);
-        Ok(Abilities { sentinel: help.contains("--redis-mode"), durability: help.contains("--durability") })
-    }
-}
-
 /// Which kinds of faults this fleet can have, and why not the others.
 fn possible(fleet: &Fleet) -> (Vec<Kind>, Vec<(Kind, String)>) {
     let (mut kinds, mut left_out) = (Vec::new(), Vec::new());
@@ -231,7 +204,6 @@ fn possible(fleet: &Fleet) -> (Vec<Kind>, Vec<(Kind, String)>) {
             }
             Kind::DiskFull if !fleet.has_disk() => Some("needs a mount namespace"),
             Kind::ClockJump if !fleet.has_clock() => Some("needs libfaketime (Debian package libfaketime)"),
-            Kind::Failover if !fleet.follows_sentinel() => Some("these dispatchers do not follow Sentinel"),
             _ => None,
         };
         match why {
@@ -246,7 +218,6 @@ fn possible(fleet: &Fleet) -> (Vec<Kind>, Vec<(Kind, String)>) {
 struct Run {
     progress: Progress,
     stop: Arc<AtomicBool>,
-    abilities: Abilities,
     signer: Signer,
     jwks: String,
     io: Io,
@@ -261,8 +232,7 @@ impl Run {
         keep_logs: Option<PathBuf>,
     ) -> Result<Self, RunError> {
         let (signer, jwks) = Signer::generate()?;
-        let abilities = Abilities::of_dispatcher()?;
-        Ok(Run { progress, stop, abilities, signer, jwks, io, keep_logs })
+        Ok(Run { progress, stop, signer, jwks, io, keep_logs })
     }
 
     fn is_stopped(&self) -> bool {
@@ -271,16 +241,11 @@ impl Run {
 
     fn fleet(
         &mut self,
-        durability: Option<Durability>,
+        durability: Durability,
         failpoints: Option<String>,
     ) -> Result<(Fleet, Crowd), RunError> {
         self.progress.phase("starting the fleet", 1);
-        let plan = Plan {
-            durability: durability.filter(|_| self.abilities.durability),
-            sentinel: self.abilities.sentinel,
-            failpoints,
-            jwks: self.jwks.clone(),
-        };
+        let plan = Plan { durability, failpoints, jwks: self.jwks.clone() };
         let stop = Arc::clone(&self.stop);
         let fleet = Fleet::start(plan, &move || stop.load(Ordering::Relaxed))?;
         let crowd = Crowd::open(self.io, fleet.gateways())?;
@@ -301,13 +266,7 @@ pub fn run(args: &VerifyArgs, progress: Progress, stop: Arc<AtomicBool>) -> Resu
         .messages
         .unwrap_or((MESSAGES_PER_S * f64::from(args.seconds) * f64::from(args.schedules)) as u64);
     let each = messages / u64::from(args.schedules);
-    let durability = args.durability.filter(|_| run.abilities.durability);
-    let mut report = Report::new(first_seed, args, durability);
-    if args.durability.is_some() && durability.is_none() {
-        report
-            .notes
-            .push("these dispatchers have no durability levels: what they do was judged as fsync".into());
-    }
+    let mut report = Report::new(first_seed, args);
     if !cfg!(feature = "failpoints") {
         report.notes.push(format!("no fail points: they need {BUILD_WITH_FAILPOINTS}"));
     }
@@ -324,7 +283,7 @@ pub fn run(args: &VerifyArgs, progress: Progress, stop: Arc<AtomicBool>) -> Resu
         let (fleet, crowd) = match &mut up {
             Some((fleet, crowd)) => (fleet, crowd),
             None => {
-                let (fleet, crowd) = up.insert(run.fleet(durability, args.failpoints.clone())?);
+                let (fleet, crowd) = up.insert(run.fleet(args.durability, args.failpoints.clone())?);
                 (fleet, crowd)
             }
         };
@@ -343,7 +302,7 @@ pub fn run(args: &VerifyArgs, progress: Progress, stop: Arc<AtomicBool>) -> Resu
             strikes: faults::schedule(&mut rng, length_ms, &kinds),
             length_ms,
             messages: each,
-            may_lose: durability.unwrap_or(Durability::Fsync).may_lose(),
+            may_lose: args.durability.may_lose(),
         };
         let round = round::run(&mut run, fleet, crowd, &spec)?;
         let is_clean = round.is_clean();

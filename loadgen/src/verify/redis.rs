@@ -25,9 +25,9 @@ pub(super) fn line(
     at: SocketAddr,
     dir: &Path,
     replica_of: Option<SocketAddr>,
-    durability: Option<Durability>,
+    durability: Durability,
 ) -> Vec<String> {
-    let fsync = if durability == Some(Durability::Async) { "everysec" } else { "always" };
+    let fsync = if durability == Durability::Async { "everysec" } else { "always" };
     let mut line: Vec<String> = [
         ("port", at.port().to_string()),
         ("bind", at.ip().to_string()),

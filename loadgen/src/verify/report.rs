@@ -73,8 +73,7 @@ pub struct Failure {
 pub struct Report {
     pub scenario: &'static str,
     pub seed: u64,
-    /// `None`: the dispatchers' own.
-    pub durability: Option<Durability>,
+    pub durability: Durability,
     pub users: u16,
     pub schedules: u64,
     pub seconds: f64,
@@ -115,11 +114,11 @@ pub struct Report {
 }
 
 impl Report {
-    pub(super) fn new(seed: u64, args: &VerifyArgs, durability: Option<Durability>) -> Self {
+    pub(super) fn new(seed: u64, args: &VerifyArgs) -> Self {
         Report {
             scenario: "verify",
             seed,
-            durability,
+            durability: args.durability,
             users: args.users,
             schedules: 0,
             seconds: 0.0,
@@ -222,10 +221,7 @@ impl Report {
         let mut rows = Vec::new();
         let mut row = |what: &str, figure: String| rows.push([what.to_owned(), figure]);
         row("schedules", format!("{} in {:.0} s, seed {} on", self.schedules, self.seconds, self.seed));
-        row(
-            "durability",
-            self.durability.map_or("the dispatchers' own".to_owned(), |level| level.to_string()),
-        );
+        row("durability", self.durability.to_string());
         row("messages", format!("{} sent, {} acknowledged", self.messages_sent, self.acknowledged));
         row("shown to devices", format!("{} (of {} entries in all logs)", self.shown, self.logged));
         row("acknowledged, lost and told", self.losses_told.to_string());

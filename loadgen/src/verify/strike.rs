@@ -104,9 +104,6 @@ pub(super) fn carry_out(
 }
 
 fn watch_primary(fleet: &Fleet, primary: &mut Option<Node>, told: &Mutex<Told>) {
-    if !fleet.follows_sentinel() {
-        return;
-    }
     if let Some(now) = fleet.primary() {
         if primary.is_some_and(|before| before != now) {
             told.lock().expect("not poisoned").promotions += 1;
