@@ -25,6 +25,7 @@
 pub mod affinity;
 pub mod clock;
 pub mod epoll;
+pub mod failpoint;
 pub mod limits;
 pub mod liveness;
 pub mod mailbox;

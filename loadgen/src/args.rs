@@ -10,6 +10,8 @@ use crate::clients::Transport;
 use crate::compare::CompareArgs;
 use crate::limits::{CONNECTIONS_MAX, THREADS_MAX};
 use crate::million::MillionArgs;
+use crate::verify::VerifyArgs;
+use crate::verify::failover::FailoverArgs;
 use crate::{measure, payload};
 
 /// Load, measurement and reports for millrace gateways.
@@ -47,6 +49,10 @@ pub enum Scenario {
     Million(MillionArgs),
     /// The same fan-out against other servers that are installed, and against floors.
     Compare(CompareArgs),
+    /// A real fleet under a seeded schedule of faults, and whether every promise held.
+    Verify(VerifyArgs),
+    /// What a failover of Redis loses, by durability level.
+    Failover(FailoverArgs),
 }
 
 /// Flags of every scenario.

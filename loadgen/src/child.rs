@@ -5,8 +5,9 @@
 //! then ends it in order, with a word first: one whose parent died without that word removes the directory that
 //! everything it wrote is in.
 
+use std::cell::OnceCell;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
@@ -101,13 +102,24 @@ pub fn remove_scratches() {
     }
 }
 
+/// What a server is started in.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// A command line that ends by becoming the one behind it, as nsenter's does.
+    pub before: Vec<OsString>,
+    /// Environment variables.
+    pub env: Vec<(OsString, OsString)>,
+}
+
 /// A running server.
 #[derive(Debug)]
 pub struct Child {
     what: &'static str,
     process: std::process::Child,
     stdin: Option<ChildStdin>,
-    listening: String,
+    /// Its `listening …` line, once it came.
+    listening: OnceCell<String>,
+    hear: mpsc::Receiver<String>,
     scratch: Arc<Scratch>,
 }
 
@@ -117,25 +129,63 @@ impl Child {
     /// # Errors
     /// It can't be started, or says nothing in time; the end of its log is in the error then.
     pub fn start(what: &'static str, args: Vec<OsString>, scratch: Arc<Scratch>) -> Result<Self, ChildError> {
+        Self::start_in(what, args, scratch, &Surroundings::default())
+    }
+
+    /// The same in other surroundings.
+    ///
+    /// # Errors
+    /// As [`Child::start`].
+    pub fn start_in(
+        what: &'static str,
+        args: Vec<OsString>,
+        scratch: Arc<Scratch>,
+        around: &Surroundings,
+    ) -> Result<Self, ChildError> {
+        let mut child = Self::spawn_in(what, args, scratch, around)?;
+        match child.hear.recv_timeout(Duration::from_millis(CHILD_START_MS)) {
+            Ok(line) => {
+                let _ = child.listening.set(line);
+                Ok(child)
+            }
+            Err(_) => {
+                let how = match child.process.try_wait() {
+                    Ok(Some(status)) => format!(" (it ended: {status})"),
+                    _ => format!(" within {} s", CHILD_START_MS / 1_000),
+                };
+                Err(ChildError::Silent { what, how, log: child.log_tail() })
+            }
+        }
+    }
+
+    /// Starts it, and does not wait.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn spawn_in(
+        what: &'static str,
+        args: Vec<OsString>,
+        scratch: Arc<Scratch>,
+        around: &Surroundings,
+    ) -> Result<Self, ChildError> {
         let fail = |error| ChildError::Start { what, error };
-        let log = File::create(log_path(&scratch, what)).map_err(fail)?;
-        let mut command = Command::new(std::env::current_exe().map_err(fail)?);
-        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).process_group(0);
+        // One that is started again goes on with its log.
+        let log =
+            OpenOptions::new().create(true).append(true).open(log_path(&scratch, what)).map_err(fail)?;
+        let own = std::env::current_exe().map_err(fail)?;
+        let mut line = around.before.iter().cloned().chain([own.into_os_string()]).chain(args);
+        let mut command = Command::new(line.next().unwrap_or_default());
+        command.args(line).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).process_group(0);
         // The user's settings are for gateways of their own.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("MILLRACE_") {
                 command.env_remove(name);
             }
         }
+        command.envs(around.env.iter().map(|(name, value)| (name, value)));
         let mut process = command.spawn().map_err(fail)?;
         let stdin = process.stdin.take();
         let stdout = process.stdout.take().expect("it was piped");
-        let mut child = Child { what, process, stdin, listening: String::new(), scratch };
-        child.listening = child.first_words(stdout)?;
-        Ok(child)
-    }
-
-    fn first_words(&mut self, stdout: impl Read + Send + 'static) -> Result<String, ChildError> {
         let (said, hear) = mpsc::sync_channel(1);
         thread::spawn(move || {
             // Read to its end, so that the child never blocks on a full pipe.
@@ -145,13 +195,7 @@ impl Child {
                 }
             }
         });
-        hear.recv_timeout(Duration::from_millis(CHILD_START_MS)).map_err(|_| {
-            let how = match self.process.try_wait() {
-                Ok(Some(status)) => format!(" (it ended: {status})"),
-                _ => format!(" within {} s", CHILD_START_MS / 1_000),
-            };
-            ChildError::Silent { what: self.what, how, log: self.log_tail() }
-        })
+        Ok(Child { what, process, stdin, listening: OnceCell::new(), hear, scratch })
     }
 
     /// The end of what it logged, each line indented.
@@ -165,8 +209,18 @@ impl Child {
 
     /// The address behind `key=` in its first line.
     pub fn address(&self, key: &str) -> Option<SocketAddr> {
+        self.said(key)?.parse().ok()
+    }
+
+    /// What is behind `key=` in its first line.
+    pub fn said(&self, key: &str) -> Option<&str> {
+        if self.listening.get().is_none()
+            && let Ok(line) = self.hear.try_recv()
+        {
+            let _ = self.listening.set(line);
+        }
         let prefix = format!("{key}=");
-        self.listening.split_whitespace().find_map(|part| part.strip_prefix(&prefix))?.parse().ok()
+        self.listening.get()?.split_whitespace().find_map(|part| part.strip_prefix(&prefix))
     }
 
     /// Its process id.
@@ -238,7 +292,11 @@ impl Child {
     }
 }
 
-fn is_ready(admin: SocketAddr) -> io::Result<bool> {
+/// Whether a server says on its admin port that it is ready.
+///
+/// # Errors
+/// It does not answer.
+pub fn is_ready(admin: SocketAddr) -> io::Result<bool> {
     let mut stream = TcpStream::connect_timeout(&admin, READY_LOOK)?;
     stream.set_read_timeout(Some(READY_LOOK))?;
     stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n")?;

@@ -22,5 +22,6 @@ pub mod rng;
 pub mod scenarios;
 pub mod schedule;
 pub mod tokens;
+pub mod verify;
 pub mod watch;
 pub mod world;

@@ -18,6 +18,7 @@ use millrace_loadgen::progress::Progress;
 use millrace_loadgen::report::Shown;
 use millrace_loadgen::rig::RunError;
 use millrace_loadgen::scenarios::{self, Stage};
+use millrace_loadgen::verify::inside;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -121,6 +122,14 @@ fn start_dispatcher(settings: &StandaloneSettings) -> Result<LocalDispatcher, Bo
 
 fn scenario() -> ExitCode {
     let cli = Cli::parse();
+    let wants_namespaces = match &cli.scenario {
+        Scenario::Verify(args) => !args.no_namespaces,
+        Scenario::Failover(_) => true,
+        _ => false,
+    };
+    if wants_namespaces && let Some(code) = inside::enter() {
+        return code;
+    }
     let stop = Arc::new(AtomicBool::new(false));
     let mut signals = match Signals::new([SIGINT, SIGTERM]) {
         Ok(signals) => signals,
@@ -154,6 +163,8 @@ fn files(scenario: &Scenario) -> (Option<&Path>, Option<&Path>) {
     let (json, html) = match scenario {
         Scenario::Million(args) => (&args.json, &args.html),
         Scenario::Compare(args) => (&args.json, &args.html),
+        Scenario::Verify(args) => (&args.json, &args.html),
+        Scenario::Failover(args) => (&args.json, &args.html),
         Scenario::Demo(common)
         | Scenario::Connect(common)
         | Scenario::Idle(common)

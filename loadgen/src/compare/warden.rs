@@ -94,7 +94,7 @@ pub fn serve(args: WardenArgs) -> io::Result<()> {
             break status;
         }
         if TcpStream::connect_timeout(&args.address, READY_LOOK).is_ok() {
-            println!("listening tcp={}", args.address);
+            println!("listening tcp={} pid={group}", args.address);
             break server.wait()?;
         }
         if Instant::now() > end {

@@ -17,6 +17,7 @@ use crate::progress::Progress;
 use crate::report::{Report, Shown};
 use crate::rig::{Rig, RunError};
 use crate::schedule::Schedule;
+use crate::verify;
 use crate::world::World;
 
 /// What a scenario needs from the process it runs in.
@@ -39,6 +40,12 @@ pub fn run(scenario: &Scenario, stage: Stage) -> Result<Box<dyn Shown>, RunError
         }
         Scenario::Compare(args) => {
             return Ok(Box::new(compare::run(args, stage.progress, &stage.stop)?));
+        }
+        Scenario::Verify(args) => {
+            return Ok(Box::new(verify::run(args, stage.progress, stage.stop)?));
+        }
+        Scenario::Failover(args) => {
+            return Ok(Box::new(verify::failover::run(args, stage.progress, stage.stop)?));
         }
         Scenario::Demo(common) => {
             let defaults = defaults(10_000, 10.0, &[10, 100, 1_000]);
