@@ -138,10 +138,13 @@ pub fn answered(
 ) {
     let more = match (&paging.want, outcome) {
         (Want::OwnCursor, Outcome::Cursors(cursors)) => {
-            let stored = cursors.into_iter().find(|(_, device, _)| *device == paging.device);
-            let stored = stored.map(|(.., cursor)| cursor).unwrap_or_default();
-            let moved = conversation.moved.get(&paging.user, &paging.device).unwrap_or_default();
-            paging.want = Want::After(stored.max(moved));
+            let known = |device: &str| {
+                let stored = cursors.iter().find(|(_, at, _)| at == device).map(|(.., cursor)| *cursor);
+                stored.max(conversation.moved.get(&paging.user, device))
+            };
+            // A device that is new here goes on from what its user has read on others.
+            let cursor = known(&paging.device).or_else(|| known("")).unwrap_or_default();
+            paging.want = Want::After(cursor);
             true
         }
         (Want::After(cursor), Outcome::Entries { entries, first_seq, head }) => {

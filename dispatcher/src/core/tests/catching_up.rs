@@ -176,6 +176,13 @@ fn without_a_cursor_a_page_begins_at_the_servers() {
     world.run();
     let token = sync(&mut world, "bob", "g:x", None, 0);
     assert_eq!(seqs(&page(&mut world, token).1)[0], 4, "also for a new owner");
+    let read = client::Read { conversation: "g:x".into(), seq: 2 };
+    world.request(0, session(1, 9), "bob", request::Op::Read(read));
+    world.run();
+    let ask = client::Sync { conversation: "g:x".into(), after: None, limit: 0 };
+    let token = world.request(0, session(1, 8), "bob", request::Op::Sync(ask));
+    world.run();
+    assert_eq!(seqs(&page(&mut world, token).1)[0], 3, "a new device goes on from what was read");
 }
 
 #[test]
