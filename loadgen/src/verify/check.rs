@@ -50,6 +50,8 @@ pub enum Broken {
     NotShown,
     /// A device was told to drop messages, where nothing may be lost.
     FalseTruncation,
+    /// A device was told of a head below what it has, where nothing may be lost.
+    StaleHead,
     /// A device was told that the log no longer has what it has.
     FalseGap,
     /// A message was never answered.
@@ -246,6 +248,11 @@ fn read_notes(history: &History, losses_allowed: bool, verdict: &mut Verdict) ->
                     });
                 }
             }
+            // Where messages may be lost, this is how a device learns that it must ask.
+            Note::Stale { .. } if losses_allowed => {}
+            Note::Stale { device, conversation, seq, head } => verdict.add(Broken::StaleHead, || {
+                format!("device {device}, {}: has {seq}, the head {head}", name(history, conversation))
+            }),
             Note::Missed { device, conversation, from, to } => {
                 verdict.missed += to.saturating_sub(from) + 1;
                 let held = read.held.entry((device, conversation)).or_default();

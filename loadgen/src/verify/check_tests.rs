@@ -147,6 +147,10 @@ fn each_broken_promise_is_found() {
             },
             &[Broken::FalseGap],
         ),
+        (
+            |h| h.notes.push((99, Note::Stale { device: 1, conversation: 0, seq: 3, head: 2 })),
+            &[Broken::StaleHead],
+        ),
         (|h| h.unanswered.push(tag(0, 3)), &[Broken::Unanswered]),
         (|h| h.logs[0] = None, &[Broken::LogUnread]),
         (|h| h.odd.push("a head went down".to_owned()), &[Broken::Odd]),

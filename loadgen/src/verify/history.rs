@@ -98,6 +98,8 @@ pub enum Note {
     Truncated { device: u16, conversation: u16, seq: u64 },
     /// A sender saw another entry in the place of its acknowledged message, before the log had come that far here.
     Rescinded { tag: Tag },
+    /// A device that has `seq` was told, to a question asked after, that the log ends at `head`.
+    Stale { device: u16, conversation: u16, seq: u64, head: u64 },
     /// A device was told that the log no longer has these, both included.
     Missed { device: u16, conversation: u16, from: u64, to: u64 },
 }

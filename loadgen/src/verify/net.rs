@@ -113,10 +113,13 @@ struct Spaces {
 
 impl Drop for Spaces {
     fn drop(&mut self) {
-        for holder in self.holders.values_mut() {
+        for (node, holder) in &mut self.holders {
             let _ = holder.kill();
             let _ = holder.wait();
+            // The kernel takes a namespace apart later; another fleet's devices have the same names.
+            let _ = shell(&format!("ip link del v-{node}"));
         }
+        let _ = shell("ip link del br0");
     }
 }
 

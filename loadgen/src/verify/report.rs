@@ -33,7 +33,7 @@ impl Times {
     fn of(mut us: Vec<u64>) -> Times {
         us.sort_unstable();
         let at = |index: usize| us.get(index).copied().unwrap_or(0) / 1_000;
-        Times { p50: at(us.len() / 2), max: at(us.len().saturating_sub(1)) }
+        Times { p50: at(us.len().saturating_sub(1) / 2), max: at(us.len().saturating_sub(1)) }
     }
 }
 

@@ -15,7 +15,7 @@ use super::cast::{Cast, Talk};
 use super::line::{Heard, Line, Who};
 use super::seat::{Counts, Desk, Seat, WINDOW};
 use crate::rng::Rng;
-use crate::verify::history::History;
+use crate::verify::history::{History, Note};
 
 /// Between two acknowledgements of a conversation, in us: what the protocol allows.
 const TELL_EVERY_US: u64 = 2_000_000;
@@ -332,9 +332,8 @@ impl Device {
             let Some(head) = standing.head.filter(|_| standing.code() == Code::None) else { continue };
             if head.seq < seq && head.epoch <= epoch {
                 // Read under the fence, a head can't be older than what was delivered before it was asked.
-                let name = &standing.conversation;
-                let device = self.index;
-                history.odd.push(format!("device {device}, {name}: has {seq}, and the head is {}", head.seq));
+                let (device, conversation) = (self.index, self.seats[at].talk);
+                history.note(now_us, Note::Stale { device, conversation, seq, head: head.seq });
             }
             if standing.news || head.seq > self.seats[at].seq() || head.seq < seq {
                 self.counts.peeks_with_news += 1;

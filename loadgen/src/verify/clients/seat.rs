@@ -374,6 +374,9 @@ impl Seat {
         if place.seq > self.cursor.1 {
             self.own.insert(place.seq, (place, tag, desk.now_us));
             self.absorb(desk);
+        } else if place.epoch > self.cursor.0 {
+            // The log was written anew below the cursor.
+            self.want_sync(desk.now_us);
         }
     }
 
