@@ -53,7 +53,7 @@ fn nothing_is_answered_before_replicas_have_it() {
     let outcome = world.call(claim.batch(vec![message("g:tea", 2)]));
     let Err(StoreError::Unavailable(reason)) = outcome else { panic!("{outcome:?}") };
     assert!(reason.contains("0 of 1 replicas"), "{reason}");
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     assert!(world.trouble().unwrap().contains("0 of 1 replicas"), "{:?}", world.trouble());
     // Neither its former owner nor the next one is told of it.
     assert!(matches!(world.call(claim.load("g:tea")), Err(StoreError::Unavailable(_))));
@@ -61,7 +61,7 @@ fn nothing_is_answered_before_replicas_have_it() {
     // Leases go on, also in the same round.
     let begun = Instant::now();
     world.beat("a", 60_000);
-    assert!(begun.elapsed() < Duration::from_millis(400), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(800), "{:?}", begun.elapsed());
 
     replica.signal("-CONT");
     until("the replica is back", Duration::from_secs(10), || world.try_claim(3, "a", 1_000).is_ok());

@@ -84,6 +84,13 @@ impl RedisServer {
     pub fn replica(&self) -> Self {
         let replica = Self::start_with(&["--replicaof", "127.0.0.1", &self.port.to_string()]);
         replica.wait_for_link();
+        // The primary counts it only when it has acknowledged something.
+        let online = format!("port={},state=online", replica.port);
+        let deadline = Instant::now() + START_WAIT;
+        while !self.cli(&["INFO", "replication"]).contains(&online) {
+            assert!(Instant::now() < deadline, "the replica is not online");
+            std::thread::sleep(Duration::from_millis(20));
+        }
         replica
     }
 

@@ -16,8 +16,9 @@ use super::command::{list, number, text, to_number, to_text};
 use super::session::{Reached, Session};
 use crate::store::{Durability, StoreError};
 
-/// How long replicas may take. An answer that is late is Unavailable; replicas that are gone must not hold up leases.
-const REPLICA_WAIT: Duration = Duration::from_millis(500);
+/// How long replicas may take: longer than one that forks for a snapshot. Replicas that are gone must not hold up leases,
+/// which are renewed in the next round at the latest.
+const REPLICA_WAIT: Duration = Duration::from_secs(1);
 
 /// The word that connections are named with.
 #[derive(Clone, Debug, Default)]
