@@ -132,8 +132,18 @@ fn each_broken_promise_is_found() {
             },
             &[Broken::ShownLate, Broken::Skipped],
         ),
-        (|h| drop(h.notes.remove(10)), &[Broken::Skipped, Broken::NotShown]),
-        (|h| drop(h.notes.pop()), &[Broken::NotShown]),
+        (
+            |h| {
+                h.notes.remove(10);
+            },
+            &[Broken::Skipped, Broken::NotShown],
+        ),
+        (
+            |h| {
+                h.notes.pop();
+            },
+            &[Broken::NotShown],
+        ),
         (|h| h.notes.truncate(9), &[Broken::NotShown]),
         (
             |h| h.notes.push((99, Note::Truncated { device: 1, conversation: 0, seq: 2 })),
