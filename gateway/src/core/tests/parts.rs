@@ -40,7 +40,11 @@ fn a_peek_is_joined_in_the_order_asked() {
     let ids = ["g:tea", "d:ann:bob", "g:cup", "g:not-mine"];
     world.request(conn, 5, peek(&ids));
     let mut parts = asked(&mut world);
-    assert_eq!((parts.len(), world.shard.sessions_of("ann")[0].requests), (4, 1), "one request of its session");
+    assert_eq!(
+        (parts.len(), world.shard.sessions_of("ann")[0].requests),
+        (4, 1),
+        "one request of its session"
+    );
     parts.reverse();
     for (at, (record, token, op)) in parts.iter().enumerate() {
         assert!(world.seen(conn).is_empty(), "not before all are answered");
