@@ -165,7 +165,6 @@ impl Shard {
     fn answer_silent(&mut self, slot: u32, response: &[u8]) {
         let outcome = Response::decode(response).ok().and_then(|response| response.outcome);
         if let Some(response::Outcome::Refused(_)) = &outcome {
-            self.stats.requests_refused += 1;
             self.respond(slot, 0, outcome.expect("found above"));
         }
     }
