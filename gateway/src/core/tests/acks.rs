@@ -238,7 +238,7 @@ fn who_leaves_owes_nothing() {
     world.say(0, Kind::Remove, partition_of("g:tea", PARTITIONS), 10, 0, &remove);
     world.run();
     // The number of the topic goes to another one, in which nothing is owed.
-    world.join(ann, "hall", 0);
+    world.join(ann, "hall", 5);
     world.later(6 * SECOND);
     assert_eq!((resyncs(&world.seen(ann)).len(), world.shard.stats().owing), (0, 0));
     world.closed(ann);
