@@ -117,11 +117,12 @@ impl Shard {
     pub(super) fn on_sent(&mut self, conn: Conn) {
         let Some(session) = self.session(conn) else { return };
         session.flags &= !IN_FLIGHT;
-        let (acknowledges, waiting) = (session.is(ACKNOWLEDGES), session.queue.bytes());
-        self.send_queued(conn.slot);
-        if acknowledges {
-            self.owed_sent(conn.slot, waiting);
+        if !session.is(ACKNOWLEDGES) {
+            return self.send_queued(conn.slot);
         }
+        let waiting_bytes = session.queue.bytes();
+        self.send_queued(conn.slot);
+        self.owed_sent(conn.slot, waiting_bytes);
     }
 
     /// Keeps back what is sent to a session, for [`CORK_US`], so that it goes out together.

@@ -203,8 +203,10 @@ fn requests_go_to_their_owner() {
     let conn = world.session(0, "ann");
     let of = |id: &str| partition_of(id, PARTITIONS);
     let user = user_partition("ann", PARTITIONS);
+    let send = Send { conversation: "g:mug".into(), client_seq: 1, stream: 1, ..Default::default() };
     for (op, partition) in [
         (request::Op::People(People::default()), user),
+        (request::Op::Send(send), of("g:mug")),
         (request::Op::Conversations(Conversations::default()), user),
         (request::Op::Block(Block { user: "bob".into(), block: true }), of("d:ann:bob")),
         (request::Op::GroupInfo(GroupInfo { group: "tea".into() }), of("g:tea")),
