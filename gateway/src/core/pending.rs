@@ -76,6 +76,7 @@ impl Shard {
     }
 
     /// Sends a request, or a part of one, to the owner of this partition, and waits for the answer.
+    #[inline]
     pub(super) fn ask_owner(
         &mut self,
         slot: u32,
@@ -104,6 +105,7 @@ impl Shard {
         Ok(())
     }
 
+    #[inline]
     fn take_pending(&mut self, token: u64) -> Option<Pending> {
         let pending = self.pending.remove(&token)?;
         self.pending_bytes -= pending.bytes;
