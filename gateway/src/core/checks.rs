@@ -65,6 +65,7 @@ impl Shard {
         self.check_own(slot, conversation).map(|()| conversation)
     }
 
+    #[inline]
     fn check_own(&self, slot: u32, conversation: Conversation<'_>) -> Result<(), Refuse> {
         let session = self.sessions.get(slot).expect("the asker");
         let others = matches!(conversation, Conversation::Direct(..))
@@ -75,6 +76,7 @@ impl Shard {
         Ok(())
     }
 
+    #[inline]
     fn check_in_room(&self, slot: u32, id: &str, conversation: Conversation<'_>) -> Result<(), Refuse> {
         if matches!(conversation, Conversation::Room(_)) && !self.listens(slot, id) {
             return Err(Refuse(Code::NotJoined, "join the room first", 0));

@@ -55,6 +55,7 @@ impl Shard {
     }
 
     /// Passes a request on to the owner of this partition.
+    #[inline]
     pub(super) fn pass_on(&mut self, slot: u32, id: u64, partition: Partition, request: Bytes) {
         let bytes = request.len() + RECORD_ENVELOPE_BYTES;
         if !self.admit(slot, id, 1, bytes) {

@@ -143,6 +143,7 @@ impl Shard {
     }
 
     /// A request of a session that is logged in.
+    #[inline]
     fn serve(&mut self, slot: u32, id: u64, op: Op, body: Bytes) {
         let partitions = self.config.partitions;
         if let Op::Send(send) = &op {
