@@ -15,7 +15,6 @@ impl Shard {
         let Some(topic) = self.conversations.find(&conversation) else { return };
         let capacity = self.config.slots_max;
         let Some(it) = self.topics.get_mut(topic) else { return };
-        self.stats.syncing += 1;
         let mut waits = false;
         for waiter in it.waiters.iter_mut().filter(|waiter| waiter.conn.slot == slot) {
             (waiter.catches_up, waits) = (true, true);
@@ -25,8 +24,9 @@ impl Shard {
             it.members.remove(slot, capacity);
             it.fan.left(slot);
             self.owed_forget(slot, topic);
-        } else {
-            self.detach(topic, slot);
+        }
+        if waits || self.detach(topic, slot) {
+            self.stats.syncing += 1;
         }
     }
 }

@@ -114,14 +114,14 @@ impl Shard {
         self.send_frame(slot, FrameKind::Notify, &Notify { event: Some(event) }.encode_to_vec());
     }
 
+    #[inline]
     pub(super) fn on_sent(&mut self, conn: Conn) {
         let Some(session) = self.session(conn) else { return };
         session.flags &= !IN_FLIGHT;
-        let (acknowledges, waiting) = (session.is(ACKNOWLEDGES), session.queue.bytes());
-        self.send_queued(conn.slot);
-        if acknowledges {
-            self.owed_sent(conn.slot, waiting);
+        if session.is(ACKNOWLEDGES) {
+            return self.on_sent_owing(conn.slot);
         }
+        self.send_queued(conn.slot);
     }
 
     /// Keeps back what is sent to a session, for [`CORK_US`], so that it goes out together.
@@ -145,7 +145,7 @@ impl Shard {
         }
     }
 
-    fn send_queued(&mut self, slot: u32) {
+    pub(super) fn send_queued(&mut self, slot: u32) {
         let Some(session) = self.sessions.get_mut(slot) else { return };
         // What waits while a session is being registered goes out behind its LoginAck.
         if !session.is(IN_FLIGHT)

@@ -14,6 +14,7 @@ use millrace_protocol::messages::client::{Gap, Notify, notify};
 use millrace_protocol::messages::link::{self, FanOut, Fetch, Page};
 use millrace_protocol::prost::Message;
 
+use super::action::Payload;
 use super::limits::*;
 use super::owed::Of;
 use super::pass::Item;
@@ -315,13 +316,22 @@ impl Shard {
         let id = session.id(&self.config, slot).0;
         if let Some(payload) = it.fan.payload_for(slot, id, session.is(WEBSOCKET)) {
             self.stats.deliveries += 1;
-            // Rooms are not acknowledged.
-            let owed = (session.is(ACKNOWLEDGES) && !it.room).then(|| it.fan.highest_for(slot, id)).flatten();
-            self.send(slot, payload);
-            if let Some(seq) = owed {
-                self.owe(slot, Of::Group(topic), seq);
+            if session.is(ACKNOWLEDGES) {
+                self.send_owed(topic, slot, id, payload);
+            } else {
+                self.send(slot, payload);
             }
         }
         true
+    }
+
+    /// Sends to a session that acknowledges; rooms are not acknowledged.
+    #[inline(never)]
+    fn send_owed(&mut self, topic: u32, slot: u32, session: u64, payload: Payload) {
+        self.send(slot, payload);
+        let it = self.topics.get(topic).filter(|it| !it.room);
+        if let Some(seq) = it.and_then(|it| it.fan.highest_for(slot, session)) {
+            self.owe(slot, Of::Group(topic), seq);
+        }
     }
 }

@@ -128,9 +128,12 @@ impl Shard {
         self.stats.owed_overflowed += u64::from(!kept);
     }
 
-    /// A send to a session that acknowledges completed; `waiting_bytes` waited behind it.
-    pub(super) fn owed_sent(&mut self, slot: u32, waiting_bytes: u32) {
+    /// A send to a session that acknowledges completed: the next one goes, and the clock may start.
+    #[inline(never)]
+    pub(super) fn on_sent_owing(&mut self, slot: u32) {
         let now_us = self.now.mono_us;
+        let waiting_bytes = self.sessions.get(slot).map_or(0, |session| session.queue.bytes());
+        self.send_queued(slot);
         let Some(session) = self.sessions.get_mut(slot) else { return };
         let next_bytes = waiting_bytes.saturating_sub(session.queue.bytes());
         if let Some(owed) = session.owed_mut() {

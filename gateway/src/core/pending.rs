@@ -55,6 +55,7 @@ impl Shard {
     }
 
     /// Passes a request on to the owner of this partition.
+    #[inline]
     pub(super) fn pass_on(&mut self, slot: u32, id: u64, partition: Partition, request: Bytes) {
         let bytes = request.len() + RECORD_ENVELOPE_BYTES;
         if !self.admit(slot, id, 1, bytes) {
@@ -76,6 +77,7 @@ impl Shard {
     }
 
     /// Sends a request, or a part of one, to the owner of this partition, and waits for the answer.
+    #[inline]
     pub(super) fn ask_owner(
         &mut self,
         slot: u32,
@@ -104,6 +106,7 @@ impl Shard {
         Ok(())
     }
 
+    #[inline]
     fn take_pending(&mut self, token: u64) -> Option<Pending> {
         let pending = self.pending.remove(&token)?;
         self.pending_bytes -= pending.bytes;
@@ -165,7 +168,6 @@ impl Shard {
     fn answer_silent(&mut self, slot: u32, response: &[u8]) {
         let outcome = Response::decode(response).ok().and_then(|response| response.outcome);
         if let Some(response::Outcome::Refused(_)) = &outcome {
-            self.stats.requests_refused += 1;
             self.respond(slot, 0, outcome.expect("found above"));
         }
     }

@@ -1,8 +1,9 @@
 //! What may be lost: typing, presence, receipts. To sessions that are named, or to all listeners of a conversation.
 //!
-//! The rule: nobody's messages wait for it. A session that has something waiting behind its send in flight does not get
-//! it; relays to a conversation wait in a ring of their own, which has what fan-out left of a turn's sends, and what
-//! waits there too long is dropped. They are no part of a conversation's order: nothing is fetched or told as missing.
+//! The rule: nobody's messages wait for it. A session with more than a little waiting behind its send in flight does not
+//! get it (two that come in one turn are no pressure yet); relays to a conversation wait in a ring of their own, which has
+//! what fan-out left of a turn's sends, and what waits there too long is dropped. They are no part of a conversation's
+//! order: nothing is fetched or told as missing.
 
 use millrace_protocol::frame::SharedFrame;
 use millrace_protocol::ids::SessionId;

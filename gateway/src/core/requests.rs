@@ -5,6 +5,7 @@
 
 use millrace_protocol::bytes::Bytes;
 use millrace_protocol::frame::{self, FrameKind};
+use millrace_protocol::ids::partition_of;
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::{Code, LoggedOut, Refused, Request, Response, response};
 use millrace_protocol::prost::Message;
@@ -128,22 +129,40 @@ impl Shard {
             let reason = "only DeliverAck, Read and Typing may have id 0";
             return self.refuse(slot, id, Refuse(Code::BadRequest, reason, 0));
         }
-        match (state, op) {
-            (State::New, Op::Login(login)) => self.on_login(slot, id, login),
-            (_, Op::Login(_)) => {
-                self.refuse(slot, id, Refuse(Code::AlreadyLoggedIn, "logged in once already", 0));
-            }
-            (State::Live, op) => self.serve(slot, id, op, body),
-            (State::Verifying | State::Registering, _) if self.hold_early(slot, &body) => {}
+        if let Op::Login(login) = op {
+            return match state {
+                State::New => self.on_login(slot, id, login),
+                _ => self.refuse(slot, id, Refuse(Code::AlreadyLoggedIn, "logged in once already", 0)),
+            };
+        }
+        match state {
+            State::Live => self.serve(slot, id, op, body),
+            State::Verifying | State::Registering if self.hold_early(slot, &body) => {}
             _ => self.refuse(slot, id, Refuse(Code::LoginRequired, "wait for LoginAck", 0)),
         }
     }
 
     /// A request of a session that is logged in.
+    #[inline]
     fn serve(&mut self, slot: u32, id: u64, op: Op, body: Bytes) {
+        let partitions = self.config.partitions;
+        if let Op::Send(send) = &op {
+            // What its key says, without a copy of the id: most requests are this.
+            let partition = partition_of(&send.conversation, partitions);
+            return match self.check_send(slot, send) {
+                Ok(()) => self.pass_on(slot, id, partition, body),
+                Err(refuse) => self.refuse(slot, id, refuse),
+            };
+        }
         let Some(session) = self.sessions.get(slot) else { return };
         let user = self.users.text(session.user);
         let Some(key) = Key::of(&op, user) else { return self.refuse(slot, id, BAD_NAME) };
+        if let Some(partition) = key.partition(user, partitions).filter(|_| !served_here(&op)) {
+            return match self.check(slot, &op) {
+                Ok(()) => self.pass_on(slot, id, partition, body),
+                Err(refuse) => self.refuse(slot, id, refuse),
+            };
+        }
         match (op, key) {
             (Op::RoomJoin(_), Key::Conversation(room)) => self.join_room(slot, id, room),
             (Op::RoomLeave(_), Key::Conversation(room)) => self.leave_room(slot, id, room),
@@ -154,13 +173,7 @@ impl Shard {
                 let response = Response { id, outcome: Some(response::Outcome::LoggedOut(LoggedOut {})) };
                 self.doom_after(slot, response, Code::LoggedOut, "logged out", 0);
             }
-            (op, key) => match key.partition(user, self.config.partitions) {
-                Some(partition) => match self.check(slot, &op) {
-                    Ok(()) => self.pass_on(slot, id, partition, body),
-                    Err(refuse) => self.refuse(slot, id, refuse),
-                },
-                None => self.refuse(slot, id, Refuse(Code::BadRequest, "not asked of a gateway", 0)),
-            },
+            _ => self.refuse(slot, id, Refuse(Code::BadRequest, "not asked of a gateway", 0)),
         }
     }
 
@@ -190,6 +203,12 @@ impl Shard {
     pub(super) fn busy(&mut self, slot: u32, id: u64, reason: &'static str) {
         self.refuse(slot, id, Refuse(Code::Busy, reason, RETRY_AFTER_BUSY_MS));
     }
+}
+
+/// What this shard does itself, though it concerns a conversation: rooms have no members beyond who listens, and
+/// acknowledgements go on together.
+fn served_here(op: &Op) -> bool {
+    matches!(op, Op::RoomJoin(_) | Op::RoomLeave(_) | Op::DeliverAck(_))
 }
 
 /// The answer to a WebSocket ping: a control frame carries at most 125 bytes.

@@ -203,8 +203,10 @@ fn requests_go_to_their_owner() {
     let conn = world.session(0, "ann");
     let of = |id: &str| partition_of(id, PARTITIONS);
     let user = user_partition("ann", PARTITIONS);
+    let send = Send { conversation: "g:mug".into(), client_seq: 1, stream: 1, ..Default::default() };
     for (op, partition) in [
         (request::Op::People(People::default()), user),
+        (request::Op::Send(send), of("g:mug")),
         (request::Op::Conversations(Conversations::default()), user),
         (request::Op::Block(Block { user: "bob".into(), block: true }), of("d:ann:bob")),
         (request::Op::GroupInfo(GroupInfo { group: "tea".into() }), of("g:tea")),
@@ -237,4 +239,68 @@ fn requests_without_an_id_are_answered_when_they_are_refused() {
     world.closed(conn);
     world.run();
     world.assert_empty();
+}
+
+#[test]
+fn parts_have_limits_and_those_that_cannot_go_are_told() {
+    let mut world = World::ready_with(Config { requests_max: 3, ..config() });
+    let conn = world.session(0, "ann");
+    world.request(conn, 5, peek(&["g:a", "g:b", "g:c", "g:d"]));
+    assert_eq!(refused(&world.seen(conn)), Code::Busy);
+    assert_eq!((asked(&mut world).len(), world.shard.stats().busy_limit), (0, 1));
+    // One of the partitions has no owner.
+    let (lost, kept) = ("g:tea", "d:ann:bob");
+    let partition = partition_of(lost, PARTITIONS);
+    assert_ne!(partition, partition_of(kept, PARTITIONS));
+    let back = wire::NotOwner {
+        partition: partition.into(),
+        epoch: 12,
+        kind: Kind::Acks as u32,
+        ..Default::default()
+    };
+    world.say(0, Kind::NotOwner, partition, 0, 0, &back);
+    world.run();
+    world.request(conn, 6, peek(&[lost, kept]));
+    let (record, token, _) = asked(&mut world).remove(0);
+    let standings = vec![Standing { unread: 3, ..Default::default() }];
+    reply(&mut world, &record, token, response::Outcome::Peeked(Peeked { standings }));
+    let response::Outcome::Peeked(Peeked { standings }) = response(&world.seen(conn)) else { panic!() };
+    let got: Vec<_> = standings.iter().map(|it| (it.conversation.as_str(), it.code(), it.unread)).collect();
+    assert_eq!(got, [(lost, Code::Busy, 0), (kept, Code::None, 3)]);
+    // Of a PresenceSubscribe nothing is answered then.
+    let users = [partition, partition_of(kept, PARTITIONS)].map(user_in);
+    world.request(conn, 7, watch(&users));
+    let (record, token, _) = asked(&mut world).remove(0);
+    reply(&mut world, &record, token, response::Outcome::PresencePage(PresencePage::default()));
+    assert_eq!(refused(&world.seen(conn)), Code::Busy);
+    // The link breaks for good: what was asked is given up.
+    world.request(conn, 8, peek(&[kept, kept]));
+    world.cut(0);
+    world.nodes[0].link = node_link("n0", 5_000, 8 << 20);
+    world.connect(0);
+    let response::Outcome::Peeked(Peeked { standings }) = response(&world.seen(conn)) else { panic!() };
+    assert!(standings.len() == 2 && standings.iter().all(|it| it.code() == Code::Busy));
+    world.announce(0, 0..PARTITIONS, 13);
+    world.closed(conn);
+    world.run();
+    world.assert_empty();
+}
+
+#[test]
+fn a_peek_right_behind_a_login_is_answered_after_it() {
+    let mut world = World::ready();
+    let conn = world.accept(0, 1, ClientSession::tcp());
+    world.request(conn, 1, login("ann"));
+    world.request(conn, 2, peek(&["g:tea"]));
+    world.request(conn, 0, request::Op::Typing(Typing { conversation: "g:tea".into(), what: 1 }));
+    assert!(asked(&mut world).is_empty());
+    world.registered(&[], 1);
+    world.seen(conn);
+    let parts = asked(&mut world);
+    assert_eq!(parts.len(), 2);
+    let peeked = response::Outcome::Peeked(Peeked { standings: vec![Standing::default()] });
+    reply(&mut world, &parts[0].0, parts[0].1, peeked);
+    reply(&mut world, &parts[1].0, parts[1].1, response::Outcome::Done(Done {}));
+    let seen = world.seen(conn);
+    assert!(matches!(&seen[..], [Seen::Response(Response { id: 2, .. })]), "{seen:?}");
 }

@@ -116,7 +116,7 @@ fn skipped_direct_messages_are_asked_for() {
     world.say(0, Kind::DirectGap, partition_of("d:ann:bob", PARTITIONS), 10, 0, &gap);
     world.run();
     let resync = Seen::Notify(notify::Event::Resync(Resync { conversations: vec!["d:ann:bob".into()] }));
-    assert_eq!(world.seen(conn), [resync.clone()]);
+    assert_eq!(world.seen(conn), std::slice::from_ref(&resync));
     assert_eq!(world.take(0, Kind::NoSession).len(), 1);
     assert!(world.seen(early).is_empty());
     world.registered(&[], 4);
