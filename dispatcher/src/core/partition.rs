@@ -370,6 +370,10 @@ impl Partition {
 
     /// A timer of this partition went off.
     pub fn timer(&mut self, cx: &mut Cx) {
+        if !self.is_serving() {
+            // What was to be told is told no more, and the next conversation that has something starts the clock again.
+            cx.hub.touched.remove(&self.id);
+        }
         match &mut self.phase {
             Phase::Serving(_) => self.tell(cx),
             Phase::Claiming { retry_at_us: Some(at_us), release } if *at_us <= cx.now.mono_us => {

@@ -141,3 +141,27 @@ fn a_sender_is_told_what_became_of_a_message() {
     world.pass(1_000);
     assert!(fates(&mut world).is_empty(), "once");
 }
+
+#[test]
+fn a_handover_within_the_window_stops_no_later_receipt() {
+    let mut world = World::serving(1, &[1]);
+    world.register(0, session(1, 1), "ann", "phone", "ios");
+    world.run();
+    let name = direct("ann", "bob");
+    world.send(session(1, 1), "ann", &name, 1);
+    world.run();
+    ack(&mut world, &name, "bob", 1);
+    let partition = conversation_partition(&name);
+    world.release(0, partition);
+    world.run();
+    world.pass(1_000);
+    world.claim(0, partition);
+    world.run();
+    let token = world.send(session(1, 1), "ann", &name, 2);
+    world.run();
+    assert_eq!(world.ack(token).seq, 2);
+    world.clear();
+    ack(&mut world, &name, "bob", 2);
+    world.pass(300);
+    assert_eq!(told(&mut world, 1).len(), 1);
+}
