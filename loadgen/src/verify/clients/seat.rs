@@ -324,7 +324,7 @@ impl Seat {
     }
 
     /// The cursor, if it is time to tell it to the server.
-    pub(super) fn to_tell(&mut self, now_us: u64, every_us: u64) -> Option<Cursor> {
+    pub(super) fn take_told(&mut self, now_us: u64, every_us: u64) -> Option<Cursor> {
         if self.cursor.1 == self.told_seq || now_us < self.tell_at_us {
             return None;
         }
