@@ -16,11 +16,8 @@ pub enum Point {
     /// Dispatcher: a session's route goes to the store, or is in it.
     BeforeRouteWrite,
     AfterRouteWrite,
-    /// Dispatcher: what devices have goes to the store, or is in it.
+    /// Dispatcher: what devices acknowledged goes to the store, in a batch of its partition.
     BeforeCursorWrite,
-    AfterCursorWrite,
-    /// Dispatcher: how far fan-out went goes to the store.
-    BeforeFannedWrite,
     /// Dispatcher: answers and deliveries go to a gateway, or are with the kernel.
     BeforeLinkSend,
     AfterLinkSend,
@@ -39,14 +36,12 @@ pub enum Point {
 
 impl Point {
     /// All of them.
-    pub const ALL: [Point; 16] = [
+    pub const ALL: [Point; 14] = [
         Point::BeforeAppend,
         Point::AfterAppend,
         Point::BeforeRouteWrite,
         Point::AfterRouteWrite,
         Point::BeforeCursorWrite,
-        Point::AfterCursorWrite,
-        Point::BeforeFannedWrite,
         Point::BeforeLinkSend,
         Point::AfterLinkSend,
         Point::BeforeForward,

@@ -149,13 +149,13 @@ pub fn answered(
         }
         (Want::After(cursor), Outcome::Entries { entries, first_seq, head }) => {
             match after(*cursor, entries, first_seq, head) {
-                Ok((mut entries, gap)) => {
+                Some(Following { mut entries, gap }) => {
                     entries.truncate(paging.limit);
                     let end = entries.last().map_or(head.min(cursor.seq), |last| last.seq);
                     synced(cx, owner, conversation, name, &paging, entries, gap, end);
                     false
                 }
-                Err(()) => {
+                None => {
                     let seq = cursor.seq.min(head);
                     paging.want = Want::End(Cursor { seq, ..*cursor });
                     true
@@ -209,30 +209,31 @@ pub fn answered(
     cx.hub.fetches -= 1;
 }
 
-/// Entries after a cursor, and the gap before them, in what was read from the cursor's own entry on. `Err`: the log does
-/// not have that entry.
-fn after(
-    cursor: Cursor,
-    mut entries: Vec<Entry>,
-    first_seq: u64,
-    head: u64,
-) -> Result<(Vec<Entry>, Option<(u64, u64)>), ()> {
+/// What follows a cursor.
+struct Following {
+    entries: Vec<Entry>,
+    /// Seqs between the cursor and the first entry that the log no longer has.
+    gap: Option<(u64, u64)>,
+}
+
+/// What follows a cursor in what was read from its own entry on. `None`: the log does not have that entry.
+fn after(cursor: Cursor, mut entries: Vec<Entry>, first_seq: u64, head: u64) -> Option<Following> {
     if cursor.seq > head {
-        return Err(());
+        return None;
     }
     if cursor.seq > 0 && entries.first().is_some_and(|entry| entry.seq == cursor.seq) {
         if entries[0].epoch != cursor.epoch {
-            return Err(());
+            return None;
         }
         entries.remove(0);
-        return Ok((entries, None));
+        return Some(Following { entries, gap: None });
     }
     // Its entry is past its retention; one of an earlier epoch can't follow it.
     if entries.first().is_some_and(|entry| entry.epoch < cursor.epoch) {
-        return Err(());
+        return None;
     }
     let gap = (cursor.seq + 1 < first_seq).then(|| (cursor.seq + 1, first_seq - 1));
-    Ok((entries, gap))
+    Some(Following { entries, gap })
 }
 
 #[expect(clippy::too_many_arguments, reason = "everything that a page says")]
@@ -325,7 +326,8 @@ mod tests {
     fn a_cursor_counts_only_if_the_log_has_its_entry() {
         // The log: 3..=6, of which 5 and 6 are of epoch 9.
         let log = [entry(3, 2), entry(4, 2), entry(5, 9), entry(6, 9)];
-        let cases: [(u64, u64, Option<(Vec<u64>, Option<(u64, u64)>)>); 8] = [
+        type Expected = Option<(Vec<u64>, Option<(u64, u64)>)>;
+        let cases: [(u64, u64, Expected); 8] = [
             (2, 4, Some((vec![5, 6], None))),
             (9, 6, Some((vec![], None))),
             (2, 5, None),

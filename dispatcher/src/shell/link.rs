@@ -10,6 +10,7 @@ use std::net::{Shutdown, TcpStream as StdTcpStream};
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
+use millrace_edge::failpoint::{self, Point};
 use millrace_edge::liveness::bound_silence;
 use millrace_edge::mailbox;
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt, Splitable};
@@ -183,6 +184,7 @@ async fn write(world: Rc<World>, link: Rc<Link>, mut half: TcpOwnedWriteHalf) {
             let Some(batch) = world.transmit(link.key) else { break };
             socket.writing.set(true);
             let (result, _) = half.write_all(batch).await;
+            failpoint::hit(Point::AfterLinkSend);
             if result.is_err() && !link.lost.get() {
                 link.end();
                 world.link_ready(&link);

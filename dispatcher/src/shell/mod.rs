@@ -15,6 +15,7 @@ mod log;
 mod metrics;
 mod node;
 mod notify;
+mod points;
 pub mod policies;
 mod runtime;
 mod shard;

@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use millrace_edge::clock;
+use millrace_edge::failpoint::{self, Point};
 use millrace_edge::mailbox::{self, Receiver, Sender};
 use millrace_edge::wake::Waker;
 use millrace_protocol::ids::{Now, Partition};
@@ -27,6 +28,7 @@ use super::limits::{FLUSH_MS, RETRY_US, TURN_INPUTS};
 use super::link::{Carrier, Link};
 use super::log;
 use super::notify::Timers;
+use super::points;
 use super::runtime::{block_on, pump};
 use crate::core::action::Action;
 use crate::core::event::{Event, LinkKey, Sibling};
@@ -179,7 +181,9 @@ impl World {
 
     /// The next batch of a link.
     pub(crate) fn transmit(&self, link: LinkKey) -> Option<Bytes> {
-        self.core.borrow_mut().transmit(link)
+        let batch = self.core.borrow_mut().transmit(link)?;
+        failpoint::hit(Point::BeforeLinkSend);
+        Some(batch)
     }
 
     /// One turn. Returns whether to go on.
@@ -247,6 +251,7 @@ impl World {
         for _ in 0..TURN_INPUTS {
             let Some(answers) = self.answers.recv() else { return false };
             for done in answers {
+                points::after(&done);
                 self.step(Event::Store(done));
             }
         }
@@ -349,7 +354,10 @@ impl World {
             let action = self.queue.borrow_mut().pop_front();
             let Some(action) = action else { break };
             match action {
-                Action::Store(job) => self.jobs.borrow_mut().push(job),
+                Action::Store(job) => {
+                    points::before(&job);
+                    self.jobs.borrow_mut().push(job);
+                }
                 Action::Sibling { shard, message } => self.send_sibling(shard, message),
                 Action::ResetLink { link, reason } => {
                     log::warn(format_args!(

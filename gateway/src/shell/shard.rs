@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use millrace_edge::failpoint::{self, Point};
 use millrace_edge::mailbox::{Receiver, Sender};
 use millrace_edge::wake::Waker;
 use millrace_edge::{self as edge, Budget, Edge, Refused, affinity, clock};
@@ -312,12 +313,14 @@ impl Pump {
         }
         for _ in 0..LINK_CHUNKS_PER_TURN {
             let Some((node, event)) = self.links.next(begun.mono_us) else { break };
+            failpoint::hit(Point::BeforeLinkTake);
             let event = match event {
                 LinkEvent::Connected => Event::LinkConnected { node },
                 LinkEvent::Bytes(bytes) => Event::LinkBytes { node, bytes },
                 LinkEvent::Lost => Event::LinkLost { node },
             };
             self.step(now(), event);
+            failpoint::hit(Point::AfterLinkTake);
             self.naps.stir();
         }
         for _ in 0..CHECKS_PER_TURN {
@@ -371,9 +374,13 @@ impl Pump {
                 }
                 edge::Event::Received { conn, mut bytes } => {
                     self.naps.received();
+                    failpoint::hit(Point::ClientBytes);
                     self.step(now, Event::Received { conn: to_core(conn), bytes: &mut bytes });
                 }
-                edge::Event::Sent { conn } => self.step(now, Event::Sent { conn: to_core(conn) }),
+                edge::Event::Sent { conn } => {
+                    failpoint::hit(Point::AfterDelivery);
+                    self.step(now, Event::Sent { conn: to_core(conn) });
+                }
                 edge::Event::Closed { conn, .. } => {
                     self.naps.stir();
                     self.step(now, Event::Closed { conn: to_core(conn) });
@@ -408,6 +415,7 @@ impl Pump {
     fn act(&mut self, action: Action, now: Now) {
         match action {
             Action::Send { conn, payload } => {
+                failpoint::hit(Point::BeforeDelivery);
                 let payload = match payload {
                     Payload::Shared { bytes, start } => edge::Payload::Shared { bytes, start },
                     Payload::Owned(bytes) => edge::Payload::Owned(bytes),
@@ -463,7 +471,9 @@ impl Pump {
         let mut nodes = core.borrow().nodes_with_output();
         nodes.extend(self.links.unsent());
         for node in nodes {
+            failpoint::hit(Point::BeforeForward);
             self.links.send(node, now_us, || core.borrow_mut().transmit(node));
+            failpoint::hit(Point::AfterForward);
         }
     }
 

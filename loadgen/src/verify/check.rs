@@ -346,12 +346,13 @@ fn compare(
     for (place, tag) in &held.entries {
         let content = tag.map_or(Content::System, Content::Message);
         match entry_at(place.seq) {
-            Some(entry) if entry.place == *place && entry.content == content => {
-                has[(place.seq - first) as usize] = true;
-            }
             Some(entry) => {
-                let there = entry.place;
-                verdict.add(Broken::ShownOther, || format!("{}: has {place}, the log {there}", who()));
+                // One that has something else there is told apart from one that has nothing.
+                has[(place.seq - first) as usize] = true;
+                if entry.place != *place || entry.content != content {
+                    let there = entry.place;
+                    verdict.add(Broken::ShownOther, || format!("{}: has {place}, the log {there}", who()));
+                }
             }
             None => verdict.add(Broken::ShownOther, || format!("{}: {place} is beyond the log", who())),
         }

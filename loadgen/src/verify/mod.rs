@@ -275,10 +275,10 @@ pub fn run(args: &VerifyArgs, progress: Progress, stop: Arc<AtomicBool>) -> Resu
         if run.is_stopped() {
             break;
         }
-        if number % SCHEDULES_PER_FLEET == 0 {
-            if let Some((fleet, _)) = up.take() {
-                report.add_failpoints(&fleet.failpoint_counts());
-            }
+        if number % SCHEDULES_PER_FLEET == 0
+            && let Some((fleet, _)) = up.take()
+        {
+            report.add_failpoints(&fleet.failpoint_counts());
         }
         let (fleet, crowd) = match &mut up {
             Some((fleet, crowd)) => (fleet, crowd),

@@ -44,7 +44,12 @@ impl Key {
 pub(super) const ENV_PREFIX: &str = "MILLRACE_";
 
 /// Variables of the other programs of the house begin with these, and are not looked at.
-pub(super) const ENV_OTHERS: [&str; 3] = ["MILLRACE_DISPATCHER_", "MILLRACE_LOADGEN_", "MILLRACE_TEST_"];
+pub(super) const ENV_OTHERS: [&str; 4] =
+    ["MILLRACE_DISPATCHER_", "MILLRACE_LOADGEN_", "MILLRACE_TEST_", ENV_FAILPOINTS];
+
+/// Where there are none, a variable that asks for some is refused: nothing would come of it.
+const ENV_FAILPOINTS: &str =
+    if cfg!(feature = "failpoints") { "MILLRACE_FAILPOINTS" } else { "MILLRACE_TEST_" };
 
 const fn key(name: &'static str, kind: Kind, help: &'static str) -> Key {
     Key { name, kind, help }

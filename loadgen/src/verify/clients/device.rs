@@ -199,7 +199,7 @@ impl Device {
                 let what = Asked::Send { seat: at, round, stream, client_seq };
                 self.line.ask(now_us, what, Op::Send(send));
             }
-            if let Some(cursor) = seat.to_tell(now_us, TELL_EVERY_US) {
+            if let Some(cursor) = seat.take_told(now_us, TELL_EVERY_US) {
                 let conversation = seat.name.clone();
                 self.line.tell(Op::DeliverAck(DeliverAck { conversation, cursor: Some(cursor) }));
             }

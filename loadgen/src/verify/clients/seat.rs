@@ -104,6 +104,9 @@ pub(super) struct Seat {
     device: u16,
     run: u32,
     cursor: (u64, u64),
+    /// The highest epoch under which the cursor is known to be in the log. What comes under a higher one says nothing of
+    /// what is below it: an owner whose store lost the end may have written other entries there.
+    known_epoch: u64,
     /// Own messages, acknowledged above the cursor: by seq, with the time.
     own: BTreeMap<u64, (Place, Tag, u64)>,
     sync: Sync,
@@ -129,6 +132,7 @@ impl Seat {
             device,
             run,
             cursor: (0, 0),
+            known_epoch: 0,
             own: BTreeMap::new(),
             sync: Sync::Wanted(0),
             told_seq: 0,
@@ -203,11 +207,11 @@ impl Seat {
         let (epoch, seq) = self.cursor;
         if deliver.seq <= seq && deliver.epoch <= epoch {
             desk.counts.repeats += 1;
-        } else if deliver.seq == seq + 1 && deliver.epoch >= epoch {
+        } else if deliver.seq == seq + 1 && deliver.epoch == self.known_epoch {
             self.show(desk, deliver);
             self.absorb(desk);
         } else {
-            // One before it is missing, or the log was written anew below the cursor.
+            // One before it is missing, or is not known to be what it was.
             desk.counts.dropped_early += 1;
             self.want_sync(desk.now_us);
         }
@@ -236,14 +240,18 @@ impl Seat {
         let (device, conversation) = (self.device, self.talk);
         desk.history.note(desk.now_us, Note::Shown { device, conversation, place, tag });
         self.cursor = (place.epoch, place.seq);
+        self.known_epoch = self.known_epoch.max(place.epoch);
     }
 
     /// Own messages that are next.
     fn absorb(&mut self, desk: &mut Desk<'_>) {
         while self.sync == Sync::Attached
             && let Some(&(place, tag, _)) = self.own.get(&(self.cursor.1 + 1))
-            && place.epoch >= self.cursor.0
         {
+            if place.epoch != self.known_epoch {
+                self.want_sync(desk.now_us);
+                return;
+            }
             self.took(desk, place, Some(tag));
         }
     }
@@ -289,6 +297,7 @@ impl Seat {
             ));
         }
         self.sync = Sync::Attached;
+        self.known_epoch = self.known_epoch.max(page.epoch);
         // What was acknowledged before the page was read, and is above its head, is gone.
         while let Some(last) = self.own.last_entry()
             && last.get().2 < asked_us
@@ -315,7 +324,7 @@ impl Seat {
     }
 
     /// The cursor, if it is time to tell it to the server.
-    pub(super) fn to_tell(&mut self, now_us: u64, every_us: u64) -> Option<Cursor> {
+    pub(super) fn take_told(&mut self, now_us: u64, every_us: u64) -> Option<Cursor> {
         if self.cursor.1 == self.told_seq || now_us < self.tell_at_us {
             return None;
         }
