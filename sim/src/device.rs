@@ -384,6 +384,9 @@ impl Device {
 
     fn answered(&mut self, out: &mut Outside, response: Response) {
         let Response { id, outcome: Some(outcome) } = response else { return };
+        out.trace.say(out.now_us, |text| {
+            *text += &format!("{}/{} < {id} {outcome:?}", self.user, self.name);
+        });
         let Some(session) = &mut self.session else { return };
         if id == session.login && !session.logged_in {
             return self.login_answered(out, outcome);
@@ -476,6 +479,7 @@ impl Device {
 
     fn notified(&mut self, out: &mut Outside, notify: Notify) {
         let now_us = out.now_us;
+        out.trace.say(now_us, |text| *text += &format!("{}/{} < {}", self.user, self.name, brief(&notify)));
         match notify.event {
             Some(notify::Event::Deliver(deliver)) => {
                 let fresh = self.seen.note(&deliver.conversation, deliver.epoch, deliver.seq);
@@ -517,4 +521,15 @@ enum Got {
 /// Whether the same request may succeed later.
 fn again(refused: &Refused) -> bool {
     matches!(refused.code(), Code::Busy | Code::Unavailable) || refused.retry_after_ms > 0
+}
+
+fn brief(notify: &Notify) -> String {
+    match &notify.event {
+        Some(notify::Event::Deliver(it)) => {
+            let payload = String::from_utf8_lossy(&it.payload);
+            let text = payload.split(';').next().unwrap_or_default();
+            format!("Deliver {} {} under {} {text}", it.conversation, it.seq, it.epoch)
+        }
+        other => format!("{other:?}"),
+    }
 }

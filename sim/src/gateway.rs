@@ -76,6 +76,8 @@ struct Station {
     core: Shard,
     thread: Thread<Input, Action>,
     slots: Vec<Slot>,
+    /// Connections that have a slot.
+    conns: BTreeMap<ConnId, Conn>,
     links: BTreeMap<NodeKey, Link>,
 }
 
@@ -146,6 +148,7 @@ impl Gateway {
                 core: Shard::new(config),
                 thread: Thread::default(),
                 slots: Vec::new(),
+                conns: BTreeMap::new(),
                 links: BTreeMap::new(),
             });
         }
@@ -318,25 +321,27 @@ impl Gateway {
                 it.conn = Some(id);
                 it.sending = false;
                 let conn = Conn { slot: slot as u32, generation: it.generation };
-                out.network.set_slot(id, Some(conn));
+                station.conns.insert(id, conn);
                 let peer = [127, 0, 0, 1].into();
                 self.step(out, thread, now, Event::Accepted { conn, peer }, 1);
             }
             Input::Received(id, bytes) => {
-                let Some(conn) = self.conn_of(out, thread, id) else { return };
+                let Some(conn) = self.conn_of(thread, id) else { return };
                 let mut bytes = bytes.to_vec();
                 self.step(out, thread, now, Event::Received { conn, bytes: &mut bytes }, 2);
             }
             Input::Sent(id) => {
-                let Some(conn) = self.conn_of(out, thread, id) else { return };
+                let Some(conn) = self.conn_of(thread, id) else { return };
                 let slot = &mut self.stations[thread].slots[conn.slot as usize];
                 if std::mem::take(&mut slot.sending) {
                     self.step(out, thread, now, Event::Sent { conn }, 3);
                 }
             }
             Input::Closed(id) => {
-                let Some(conn) = self.conn_of(out, thread, id) else { return };
-                self.stations[thread].slots[conn.slot as usize].conn = None;
+                let Some(conn) = self.conn_of(thread, id) else { return };
+                let station = &mut self.stations[thread];
+                station.conns.remove(&id);
+                station.slots[conn.slot as usize].conn = None;
                 out.close(id, 1);
                 self.step(out, thread, now, Event::Closed { conn }, 4);
             }
@@ -355,10 +360,8 @@ impl Gateway {
     }
 
     /// The slot of a connection, if it still has one.
-    fn conn_of(&self, out: &Outside, thread: usize, id: ConnId) -> Option<Conn> {
-        let conn = out.network.slot(id)?;
-        let slot = self.stations[thread].slots.get(conn.slot as usize)?;
-        (slot.conn == Some(id)).then_some(conn)
+    fn conn_of(&self, thread: usize, id: ConnId) -> Option<Conn> {
+        self.stations[thread].conns.get(&id).copied()
     }
 
     // ---- links ----

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use millrace_gateway::core::event::{Conn, NodeKey};
+use millrace_gateway::core::event::NodeKey;
 
 use crate::agenda::{Agenda, Due, Seat};
 use crate::clock::MS;
@@ -61,8 +61,6 @@ struct Connection {
     ends: [End; 2],
     open: [bool; 2],
     pipes: [Pipe; 2],
-    /// The slot at a gateway, once it has one.
-    slot: Option<Conn>,
 }
 
 /// What a pipe's front brought.
@@ -108,7 +106,6 @@ impl Network {
             ends: [from, to],
             open: [true, false],
             pipes: [Pipe::default(), Pipe::default()],
-            slot: None,
         };
         self.connections.insert(id, connection);
         let at_us = now_us + self.delay_us();
@@ -294,17 +291,5 @@ impl Network {
     pub fn of_kind(&self, links: bool) -> Vec<ConnId> {
         let is_link = |end: End| matches!(end, End::GatewayLink(..));
         self.connections.iter().filter(|(_, it)| is_link(it.ends[0]) == links).map(|(id, _)| *id).collect()
-    }
-
-    /// The slot that a gateway gave to a connection.
-    pub fn slot(&self, id: ConnId) -> Option<Conn> {
-        self.connections.get(&id).and_then(|it| it.slot)
-    }
-
-    /// The gateway gives it a slot.
-    pub fn set_slot(&mut self, id: ConnId, slot: Option<Conn>) {
-        if let Some(it) = self.connections.get_mut(&id) {
-            it.slot = slot;
-        }
     }
 }

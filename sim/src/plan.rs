@@ -131,7 +131,7 @@ impl Plan {
             gateway_lease_ms: random.pick(&[1_000, 2_000, 4_000]),
             heartbeat_ms: 2_000,
             outbox_bytes_max: random.pick(&[16 << 10, 256 << 10]),
-            link_window_bytes: random.pick(&[4 << 10, 64 << 10, 1 << 20]),
+            link_window_bytes: random.pick(&[128 << 10, 1 << 20]),
             conversations_max: random.pick(&[4, 64, 8_192]),
         })
     }
