@@ -10,21 +10,30 @@ use millrace_dispatcher::store::embedded::{Embedded, OpenError, Settings};
 use millrace_dispatcher::store::redis::{ConnectError, RedisStore, Settings as RedisSettings};
 use millrace_dispatcher::store::{Outcome, StoreError, Work, Write};
 use support::cases::CASES;
+use support::kept::KEPT;
 use support::redis::RedisServer;
-use support::world::{PARTITIONS, World, entry, message, open_embedded, registration, session, until};
+use support::world::{PARTITIONS, World, entry, message, open_embedded, read, registration, session, until};
 
 #[test]
 fn embedded_keeps_the_promises() {
-    for (name, case) in CASES {
+    for (name, case) in KEPT.iter().chain(CASES) {
         println!("embedded: {name}");
         case(&World::embedded());
     }
 }
 
 #[test]
+fn the_model_keeps_the_promises() {
+    for (name, case) in KEPT {
+        println!("model: {name}");
+        case(&World::model());
+    }
+}
+
+#[test]
 fn redis_keeps_the_promises() {
     let server = RedisServer::start();
-    for (at, (name, case)) in CASES.iter().enumerate() {
+    for (at, (name, case)) in KEPT.iter().chain(CASES).enumerate() {
         println!("redis: {name}");
         case(&World::redis(&server, &format!("c{at}")));
         server.cli(&["FLUSHALL"]);
@@ -111,9 +120,9 @@ fn embedded_corruption_is_named() {
         db.persist(fjall::PersistMode::SyncAll).unwrap();
     }
     let world = World::over(Box::new(open_embedded(dir.path())));
-    let work =
-        Work::Read { partition: 3, conversation: "g:tea".into(), after: 0, through: 9, limit_bytes: 9_999 };
-    let Err(StoreError::Corrupted(what)) = world.call(work) else { panic!("it was read") };
+    let Err(StoreError::Corrupted(what)) = world.call(read("g:tea", 0, 9, 9_999)) else {
+        panic!("it was read")
+    };
     assert!(what.contains("g:tea") && what.contains("seq 2"), "{what}");
     assert_eq!(world.read("g:tea", 2, 9, 9_999).0.len(), 1, "the others are still there");
 }
@@ -122,11 +131,11 @@ fn embedded_corruption_is_named() {
 fn redis_corruption_is_named() {
     let server = RedisServer::start();
     let world = World::redis(&server, "c");
-    server.cli(&["XADD", "{mr:c:p3}:l:g:tea", "1-0", "e", "rubbish"]);
-    let work =
-        Work::Read { partition: 3, conversation: "g:tea".into(), after: 0, through: 9, limit_bytes: 9_999 };
-    let Err(StoreError::Corrupted(what)) = world.call(work) else { panic!("it was read") };
-    assert!(what.contains("g:tea") && what.contains("1-0"), "{what}");
+    server.cli(&["HSET", "{mr:c:p3}:l:g:tea", "1", "rubbish", "h", "1"]);
+    let Err(StoreError::Corrupted(what)) = world.call(read("g:tea", 0, 9, 9_999)) else {
+        panic!("it was read")
+    };
+    assert!(what.contains("g:tea") && what.contains("seq 1"), "{what}");
 }
 
 #[test]

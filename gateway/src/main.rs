@@ -5,6 +5,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use millrace_dispatcher::shell::policies::Policies;
 use millrace_dispatcher::shell::standalone;
 use millrace_gateway::shell::{self, LocalDispatcher, LocalProbe, StandaloneSettings};
 
@@ -19,6 +20,9 @@ fn start_dispatcher(settings: &StandaloneSettings) -> Result<LocalDispatcher, Bo
     let mut own = standalone::Settings::new(&settings.data_dir);
     own.cluster = settings.cluster.clone();
     own.partitions = settings.partitions;
+    if let Some(file) = &settings.policies {
+        own.limits = Policies::read(file)?.limits();
+    }
     let dispatcher = Arc::new(standalone::start(own)?);
     let (connects, troubles, counts) =
         (Arc::clone(&dispatcher), Arc::clone(&dispatcher), Arc::clone(&dispatcher));

@@ -113,6 +113,7 @@ fn the_hex_dumps_are_what_is_sent() {
         epoch: EPOCH,
         payload: "hello".into(),
         content_kind: 0,
+        ..Deliver::default()
     };
     let head = Head { conversation: "g:team".into(), epoch: EPOCH, seq: 41 };
     let send = request(2, op::send("g:team", 7, 1, "hello"));

@@ -24,6 +24,15 @@ pub enum Effect {
         /// The Notify body.
         notify: Bytes,
     },
+    /// An entry about a change of a group: everyone who listens gets it.
+    Noted {
+        /// Where.
+        conversation: String,
+        /// Its number there.
+        seq: u64,
+        /// The Notify body.
+        notify: Bytes,
+    },
     /// Nobody waits for it.
     None,
     /// The round of membership changes of this group.
@@ -51,6 +60,10 @@ pub struct Owner {
     bytes: usize,
     /// Direct messages of the batch that gathers.
     outstanding: Vec<(String, u64)>,
+    /// Whether the batch at the store has some.
+    outstanding_in_flight: bool,
+    /// Batches before this position were fanned out.
+    fanned_out: u64,
 }
 
 impl Owner {
@@ -67,6 +80,8 @@ impl Owner {
             effects: Vec::new(),
             bytes: 0,
             outstanding: Vec::new(),
+            outstanding_in_flight: false,
+            fanned_out: 0,
         }
     }
 
@@ -106,6 +121,7 @@ impl Owner {
             return None;
         }
         let writes = std::mem::take(&mut self.writes);
+        self.outstanding_in_flight = !self.outstanding.is_empty();
         self.in_flight = Some((std::mem::take(&mut self.effects), writes.len() as u64));
         self.bytes = 0;
         Some(Batch {
@@ -114,7 +130,7 @@ impl Owner {
             position: self.position,
             writes,
             outstanding: std::mem::take(&mut self.outstanding),
-            fanned_out: 0,
+            fanned_out: self.fanned_out,
         })
     }
 
@@ -123,6 +139,21 @@ impl Owner {
         let (effects, writes) = self.in_flight.take().expect("one batch at the store per partition");
         self.position += writes;
         effects
+    }
+
+    /// Where the next batch begins.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Whether the batch that was just appended has messages whose fan-out must be followed.
+    pub fn is_to_be_followed(&mut self) -> bool {
+        std::mem::take(&mut self.outstanding_in_flight)
+    }
+
+    /// Batches before this position were fanned out: the next batch says so.
+    pub fn fanned_out(&mut self, position: u64) {
+        self.fanned_out = self.fanned_out.max(position);
     }
 
     /// The partition stops: the effects of everything that was not answered, in order.

@@ -10,12 +10,16 @@ use bytes::Bytes;
 use millrace_protocol::link::Record;
 use rustc_hash::FxHashMap;
 
+use super::cursors::Moved;
 use super::event::LinkKey;
+use super::fates::Awaited;
+use super::group_info::{Group, Info};
 use super::groups::Rounds;
 use super::holds::Holds;
 use super::hub::Asker;
 use super::limits::{LOAD_WAITING_MAX, REFERRED_MAX, WAITING_BYTES_MAX};
 use super::members::Members;
+use super::receipts::Positions;
 use super::streams::Streams;
 use crate::store::{Entry, Loaded};
 
@@ -46,7 +50,25 @@ pub struct Conversation {
     pub listed: bool,
     /// Entries that messages referred to lately; `None`: there is no such one.
     pub referred: VecDeque<(u64, Option<Entry>)>,
-    /// State as the store has it.
+    /// Cursors that moved and are not written yet, and since when.
+    pub moved: Moved,
+    /// See `moved`.
+    pub moved_since_us: u64,
+    /// Who has what, to be told.
+    pub positions: Positions,
+    /// Messages whose senders want to know what becomes of them.
+    pub fates: Vec<Awaited>,
+    /// The newest message's Notify, once somebody asked for it.
+    pub last: Option<Bytes>,
+    /// Jobs at the store that are about this conversation.
+    pub jobs: u32,
+    /// The oldest entries are being looked at, and the head when that was last done.
+    pub trimming: bool,
+    /// See `trimming`.
+    pub trimmed_at: u64,
+    /// Groups: what else is known of it.
+    pub group: Group,
+    /// State as the store has it, without what has a field of its own here.
     pub state: BTreeMap<String, Bytes>,
     /// Who asked again for a seq that is not durable yet.
     pub repeats: Vec<(u64, Asker)>,
@@ -58,6 +80,9 @@ pub struct Conversation {
 
 impl Conversation {
     fn new(loaded: Loaded) -> Self {
+        let mut state = loaded.state.into_iter().collect();
+        let mut members = loaded.members.map(|(users, version)| Members::new(users, version));
+        let group = Group::take(&mut state, &mut members);
         Conversation {
             head: loaded.head,
             durable: loaded.head,
@@ -66,16 +91,22 @@ impl Conversation {
             bytes: loaded.bytes,
             first_seq: loaded.first_seq,
             listed: loaded.head > 0,
-            state: loaded.state.into_iter().collect(),
-            members: loaded.members.map(|(users, version)| Members::new(users, version)),
+            group,
+            state,
+            members,
             streams: Streams::new(loaded.head == 0),
             ..Conversation::default()
         }
     }
 
+    /// What is known of this group behind everything that is in batches, as messages will come behind it too.
+    pub fn info_ahead(&self) -> &Info {
+        self.rounds.info().unwrap_or(self.group.info())
+    }
+
     /// Whether a user is an admin of this group.
-    pub fn is_admin(&self, _user: &str) -> bool {
-        false
+    pub fn is_admin(&self, user: &str) -> bool {
+        self.info_ahead().is_admin(user)
     }
 
     /// The entry that a message refers to; `None`: it must be read first.
@@ -103,6 +134,11 @@ impl Conversation {
             && self.repeats.is_empty()
             && self.rounds.is_idle()
             && self.holds.is_empty()
+            && self.moved.is_empty()
+            && self.positions.is_idle()
+            && self.fates.is_empty()
+            && self.jobs == 0
+            && !self.trimming
     }
 }
 
@@ -232,6 +268,14 @@ impl Table {
     /// Conversations here, loading ones included.
     pub fn count(&self) -> usize {
         self.slots.len()
+    }
+
+    /// All conversations that are ready, with their names.
+    pub fn all_ready(&mut self) -> impl Iterator<Item = (&str, &mut Conversation)> {
+        self.slots.iter_mut().filter_map(|(name, slot)| match slot {
+            Slot::Ready(conversation) => Some((name.as_str(), &mut **conversation)),
+            Slot::Loading(_) => None,
+        })
     }
 
     /// Forgets what a link subscribed to.

@@ -9,7 +9,8 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use millrace_protocol::ids::SessionId;
 use millrace_protocol::link::{Kind, Record};
-use millrace_protocol::messages::link::{Attach, FanOut, Gap, Remove, Reply, Subscribed};
+use millrace_protocol::messages::client::{Notify, notify};
+use millrace_protocol::messages::link::{Attach, Direct, DirectGap, FanOut, Gap, Remove, Reply, Subscribed};
 use millrace_protocol::prost::Message;
 use rustc_hash::FxHashMap;
 
@@ -41,6 +42,8 @@ pub enum Kept {
     Marked,
     /// It was dropped: the log holds it.
     Dropped,
+    /// It was dropped: nobody needs it later.
+    Forgotten,
     /// There is no room: the link's state must be dropped.
     Overflow,
 }
@@ -63,7 +66,8 @@ impl Waiting {
                 Ok(message) => self.mark(record, message),
                 Err(_) => Kept::Dropped,
             },
-            Kind::Direct => Kept::Dropped,
+            Kind::Direct => self.direct_mark(record, bytes_max),
+            Kind::Relay => Kept::Forgotten,
             _ => {
                 if let Some(conversation) = changes_listeners(&record) {
                     self.open.remove(&conversation);
@@ -71,6 +75,20 @@ impl Waiting {
                 self.bytes += record.size_bytes();
                 self.append(Item::Record(record), bytes_max)
             }
+        }
+    }
+
+    /// In the place of a direct message its sessions are told that they missed something.
+    fn direct_mark(&mut self, record: Record, bytes_max: usize) -> Kept {
+        let Ok(Direct { targets, notify }) = Direct::decode(&record.body[..]) else { return Kept::Dropped };
+        let event = Notify::decode(notify).ok().and_then(|notify| notify.event);
+        let Some(notify::Event::Deliver(deliver)) = event else { return Kept::Dropped };
+        let gap = DirectGap { targets, conversation: deliver.conversation, head: deliver.seq };
+        let mark = Record { kind: Kind::DirectGap, body: gap.encode_to_vec().into(), ..record };
+        self.bytes += mark.size_bytes();
+        match self.append(Item::Record(mark), bytes_max) {
+            Kept::Overflow => Kept::Overflow,
+            _ => Kept::Dropped,
         }
     }
 
@@ -220,6 +238,7 @@ mod tests {
     fn bounded_in_bytes_and_directs_are_dropped() {
         let mut waiting = Waiting::default();
         assert_eq!(waiting.push(record(Kind::Direct, &Reply::default()), 1 << 20), Kept::Dropped);
+        assert_eq!(waiting.push(record(Kind::Relay, &Reply::default()), 1 << 20), Kept::Forgotten);
         let reply = Reply { response: Bytes::from(vec![0; 600]), ..Default::default() };
         assert_eq!(waiting.push(record(Kind::Reply, &reply), 1_000), Kept::Waits);
         assert_eq!(waiting.push(record(Kind::Reply, &reply), 1_000), Kept::Overflow);

@@ -9,12 +9,14 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use millrace_protocol::ids::SessionId;
 use millrace_protocol::link::Kind;
-use millrace_protocol::messages::link::{Attach, Direct, Target};
+use millrace_protocol::messages::link::{Attach, Direct, Relay, Target};
 use rustc_hash::FxHashMap;
 
 use super::event::LinkKey;
 use super::hub::{Cx, From, Pending, link_of};
-use super::limits::{ROUTE_ASKS_MAX, ROUTE_LOOKUPS_MAX, ROUTE_TRIES_MAX, ROUTE_USERS_MAX, TARGETS_MAX};
+use super::limits::{
+    ROUTE_ASKS_MAX, ROUTE_LOOKUPS_MAX, ROUTE_SOFT_ASKS_MAX, ROUTE_TRIES_MAX, ROUTE_USERS_MAX, TARGETS_MAX,
+};
 use crate::store::{Outcome, Route, StoreError, Work};
 
 /// Something for all sessions of some users.
@@ -44,23 +46,37 @@ pub enum What {
     },
     /// To be attached to this conversation.
     Attach(String),
+    /// Something that may be lost (a receipt, a friend's request): dropped under pressure, and when routes can't be read.
+    Relay {
+        /// What it is about; may be empty.
+        conversation: String,
+        /// The body of its Notify.
+        notify: Bytes,
+    },
 }
 
 /// The line of asks.
 #[derive(Debug, Default)]
 pub struct Delivery {
-    /// Of this turn.
-    asks: Vec<Ask>,
+    /// Of this turn; `true`: it went to the end of the line before.
+    asks: Vec<(Ask, bool)>,
     /// At the store, in order. The first has number `first`.
     line: VecDeque<Lookup>,
     first: u64,
     /// Asks in `asks` and `line`.
     count: usize,
+    /// Asks ever.
+    asked: u64,
+    /// Asks that went to the end of the line and are not answered: until they are, `asked` less `count` says nothing of
+    /// those before them.
+    again: usize,
+    /// What was answered before the first of them.
+    frozen: u64,
 }
 
 #[derive(Debug)]
 struct Lookup {
-    asks: Vec<Ask>,
+    asks: Vec<(Ask, bool)>,
     users: Vec<String>,
     tries: u32,
     state: State,
@@ -80,12 +96,32 @@ impl Delivery {
         self.count >= ROUTE_ASKS_MAX
     }
 
+    /// Queues something soft, unless messages wait in numbers: those come first. Returns whether it was queued.
+    pub fn ask_soft(&mut self, ask: Ask) -> bool {
+        let fits = self.count < ROUTE_SOFT_ASKS_MAX;
+        if fits {
+            self.ask(ask);
+        }
+        fits
+    }
+
     /// Queues an ask; it goes to the store at the end of the turn.
     pub fn ask(&mut self, mut ask: Ask) {
         // A round of a group leaves out hundreds.
         ask.except.sort_unstable();
         self.count += 1;
-        self.asks.push(ask);
+        self.asked += 1;
+        self.asks.push((ask, false));
+    }
+
+    /// Asks so far.
+    pub fn asked(&self) -> u64 {
+        self.asked
+    }
+
+    /// Of them, those that were answered or given up, and all before them.
+    pub fn answered_through(&self) -> u64 {
+        if self.again > 0 { self.frozen } else { self.asked - self.count as u64 }
     }
 
     /// When the next retry is due.
@@ -105,7 +141,7 @@ pub fn turn(cx: &mut Cx) {
         true => std::mem::take(&mut cx.hub.delivery.asks),
         false => Vec::new(),
     };
-    for ask in asks {
+    for (ask, again) in asks {
         let (now, known) = lookup.get_or_insert_with(|| {
             let now = Lookup { asks: Vec::new(), users: Vec::new(), tries: 0, state: State::RetryAt(0) };
             (now, FxHashMap::default())
@@ -115,7 +151,7 @@ pub fn turn(cx: &mut Cx) {
                 now.users.push(user.clone());
             }
         }
-        now.asks.push(ask);
+        now.asks.push((ask, again));
         if now.users.len() >= ROUTE_USERS_MAX {
             cx.hub.delivery.line.extend(lookup.take().map(|(lookup, _)| lookup));
         }
@@ -149,17 +185,39 @@ pub fn answered(cx: &mut Cx, number: u64, outcome: Result<Outcome, StoreError>) 
     {
         let lookup = cx.hub.delivery.line.pop_front().expect("looked at");
         cx.hub.delivery.first += 1;
+        let through = cx.hub.delivery.answered_through();
         cx.hub.delivery.count -= lookup.asks.len();
         match lookup.state {
-            State::Answered(routes) => deliver(cx, lookup.asks, lookup.users, routes),
-            _ => cx.hub.stats.routes_failed += lookup.asks.len() as u64,
+            State::Answered(routes) => {
+                cx.hub.delivery.again -= lookup.asks.iter().filter(|(_, again)| *again).count();
+                deliver(cx, lookup.asks, lookup.users, routes);
+            }
+            _ => again(cx, lookup.asks, through),
         }
     }
 }
 
-fn deliver(cx: &mut Cx, asks: Vec<Ask>, users: Vec<String>, routes: Vec<Vec<Route>>) {
+/// Routes that could not be read in many tries: what is soft is dropped, messages go to the end of the line. Their order
+/// is lost, which their clients mend; the messages themselves are not.
+fn again(cx: &mut Cx, asks: Vec<(Ask, bool)>, through: u64) {
+    let (soft, hard): (Vec<_>, Vec<_>) =
+        asks.into_iter().partition(|(ask, _)| matches!(ask.what, What::Relay { .. }));
+    cx.hub.stats.relays_dropped += soft.len() as u64;
+    cx.hub.stats.routes_failed += hard.len() as u64;
+    let delivery = &mut cx.hub.delivery;
+    if delivery.again == 0 {
+        delivery.frozen = through;
+    }
+    for (ask, was_again) in hard {
+        delivery.again += usize::from(!was_again);
+        delivery.count += 1;
+        delivery.asks.push((ask, true));
+    }
+}
+
+fn deliver(cx: &mut Cx, asks: Vec<(Ask, bool)>, users: Vec<String>, routes: Vec<Vec<Route>>) {
     let routes: FxHashMap<String, Vec<Route>> = users.into_iter().zip(routes).collect();
-    for ask in asks {
+    for (ask, _) in asks {
         for (link, targets) in targets(cx, &ask, &routes) {
             for targets in targets.chunks(TARGETS_MAX) {
                 let targets = targets.to_vec();
@@ -171,6 +229,11 @@ fn deliver(cx: &mut Cx, asks: Vec<Ask>, users: Vec<String>, routes: Vec<Vec<Rout
                     What::Attach(conversation) => {
                         let attach = Attach { conversation: conversation.clone(), targets };
                         ask.from.record(Kind::Attach, SessionId::NONE, &attach)
+                    }
+                    What::Relay { conversation, notify } => {
+                        let (conversation, notify) = (conversation.clone(), notify.clone());
+                        let relay = Relay { targets, conversation, notify, ..Relay::default() };
+                        ask.from.record(Kind::Relay, SessionId::NONE, &relay)
                     }
                 };
                 cx.send(link, record);

@@ -95,6 +95,18 @@ pub enum Sibling {
         /// The gateway's.
         incarnation: u64,
     },
+    /// Shard `shard` asks when all records that it sent on links of the receiver so far are acknowledged.
+    Mark {
+        /// Who asks.
+        shard: usize,
+        /// Its number for it.
+        id: u64,
+    },
+    /// They are.
+    Marked {
+        /// The asker's number.
+        id: u64,
+    },
     /// The sender serves a partition under this epoch, or no more: what this node announces on every link.
     Serving {
         /// Which.

@@ -1,30 +1,39 @@
-//! Groups: creating, joining, leaving, and telling who is in.
+//! Groups: carrying out what may be changed, in the order of the messages, and telling everyone concerned.
 //!
-//! Changes of one group go in rounds, one at a time: users' lists get the group first (durable), then the members are
-//! appended, then everyone is told, then lists of those who left lose it. What arrives meanwhile waits for the next
-//! round. The rule that keeps it right: a list may name a group that its user is not in, which is refused when it is
-//! used; never the other way round.
+//! Changes of one group go in rounds, one at a time: users' lists get the group first (durable), then members, what is
+//! known of the group and an entry about it are appended in one batch, then everyone is told, then lists of those who
+//! left lose it. What arrives meanwhile waits for the next round. Joins and leaves share rounds; any other change has one
+//! for itself. A dissolved group's members and their lists are cleaned in slices; its stored members are what is left
+//! to do, so that a new owner goes on with it. What may be changed is judged in [`super::admin`]. The rule that keeps it
+//! right: a list may name a group that its user is not in, which is refused when it is used; never the other way round.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use millrace_protocol::conversation::is_name;
 use millrace_protocol::ids::SessionId;
 use millrace_protocol::link::Kind;
-use millrace_protocol::messages::client::{Code, GroupMembers, Joined, Left, Members as Page, response};
+use millrace_protocol::messages::client::group_change::Kind as Became;
+use millrace_protocol::messages::client::{
+    Action, Code, GroupAsked, GroupChange, Joined, Left, Notify, notify, response,
+};
 use millrace_protocol::messages::link::{Remove, Reply};
+use millrace_protocol::prost::Message;
 use rustc_hash::FxHashSet;
 
+use super::admin::{self, Plan, Standing, Verdict};
 use super::batch::{Effect, Owner};
 use super::conversation::Conversation;
 use super::delivery::{Ask, What};
+use super::entry::{self, Draft};
+use super::group_info::{INFO_KEY, Info, asking_key};
 use super::hub::PartitionJob;
 use super::hub::{Asker, Cx, Pending};
-use super::limits::{CHANGES_WAITING_MAX, MEMBERS_PAGE_MAX, ROUND_CHANGES_MAX};
+use super::limits::{CHANGES_WAITING_MAX, CLEAN_MEMBERS, NOTED_MEMBERS_MAX, ROUND_CHANGES_MAX};
 use super::members::Members;
+use super::send;
 use crate::store::{Change as ItemChange, List, Outcome, StoreError, UserItem, Work, Write};
 
-/// A request to change a group's members.
+/// A request to change a group.
 #[derive(Debug)]
 pub struct Change {
     /// Who waits for the answer.
@@ -32,18 +41,7 @@ pub struct Change {
     /// Who asked.
     pub user: String,
     /// What for.
-    pub kind: ChangeKind,
-}
-
-/// What a change is.
-#[derive(Debug)]
-pub enum ChangeKind {
-    /// A new group with these members besides the asker.
-    Create(Vec<String>),
-    /// The asker comes in.
-    Join,
-    /// The asker goes.
-    Leave,
+    pub kind: admin::Kind,
 }
 
 /// The changes of one group.
@@ -57,10 +55,8 @@ pub struct Rounds {
 struct Round {
     stage: Stage,
     changes: Vec<Change>,
-    create: bool,
-    add: Vec<String>,
-    remove: Vec<String>,
-    /// Those in `add` and `remove`, while changes enter: one change of each user.
+    plan: Plan,
+    /// Those who come and go, while changes enter: one change of each user.
     named: FxHashSet<String>,
 }
 
@@ -72,6 +68,10 @@ enum Stage {
     Appending,
     /// The group is taken out of lists.
     Unlisting,
+    /// The group is dissolved; it is taken out of a slice of its members' lists.
+    Cleaning,
+    /// These members are being removed from what is stored.
+    Cleaned,
 }
 
 impl Rounds {
@@ -82,15 +82,23 @@ impl Rounds {
 
     /// Whether this user's leaving is already in a batch, so that nothing of theirs may follow it.
     pub fn is_leaving(&self, user: &str) -> bool {
-        self.round.as_ref().is_some_and(|round| {
-            round.stage == Stage::Appending && round.remove.iter().any(|leaving| leaving == user)
-        })
+        self.appending()
+            .is_some_and(|plan| plan.dissolve || plan.remove.iter().any(|leaving| leaving == user))
+    }
+
+    /// What is known of the group behind what is in batches; `None`: it does not change.
+    pub fn info(&self) -> Option<&Info> {
+        self.appending()?.info.as_ref()
+    }
+
+    fn appending(&self) -> Option<&Plan> {
+        let round = self.round.as_ref().filter(|round| round.stage == Stage::Appending)?;
+        Some(&round.plan)
     }
 
     /// Everyone who waits, oldest first: the partition stops.
     pub fn stop(self) -> impl Iterator<Item = Asker> {
-        let unanswered = self.round.filter(|round| round.stage != Stage::Unlisting);
-        let changes = unanswered.map(|round| round.changes).unwrap_or_default();
+        let changes = self.round.map(|round| round.changes).unwrap_or_default();
         changes.into_iter().chain(self.queue).map(|change| change.asker)
     }
 
@@ -102,12 +110,15 @@ impl Rounds {
     }
 }
 
-/// A request to change members.
+/// A request to change a group.
 pub fn change(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation, name: &str, change: Change) {
-    if let ChangeKind::Create(members) = &change.kind
-        && !members.iter().all(|member| is_name(member))
-    {
-        return cx.refuse(owner.from, change.asker, Code::BadRequest, "a member's name is not valid");
+    if let Some((code, reason)) = change.kind.fault() {
+        return cx.refuse(owner.from, change.asker, code, reason);
+    }
+    if conversation.group.info().dissolved {
+        // It need not wait for the cleaning, which goes on if it got stuck.
+        refuse_dissolved(cx, owner, conversation, change);
+        return resume(cx, owner, conversation, name);
     }
     if conversation.rounds.queue.len() >= CHANGES_WAITING_MAX {
         return cx.busy(owner.from, change.asker, "too many changes of this group wait");
@@ -118,18 +129,29 @@ pub fn change(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation, n
     }
 }
 
+fn refuse_dissolved(cx: &mut Cx, owner: &Owner, conversation: &Conversation, change: Change) {
+    if let Verdict::Refused(code, reason) = judge(cx, conversation, 0, &change) {
+        cx.refuse(owner.from, change.asker, code, reason);
+    }
+}
+
+fn judge(cx: &Cx, conversation: &Conversation, coming: usize, change: &Change) -> Verdict {
+    let standing = Standing {
+        members: conversation.members.as_ref(),
+        group: &conversation.group,
+        coming,
+        members_max: cx.hub.config.limits.group_members_max,
+        wall_ms: cx.now.wall_ms,
+    };
+    admin::judge(standing, &change.user, &change.kind)
+}
+
 /// Begins the next round with what waits.
 fn start(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation, name: &str) {
-    let mut round = Round {
-        stage: Stage::Listing,
-        changes: Vec::new(),
-        create: false,
-        add: Vec::new(),
-        remove: Vec::new(),
-        named: FxHashSet::default(),
-    };
+    let plan = Plan { ordinary: true, ..Plan::default() };
+    let mut round = Round { stage: Stage::Listing, changes: Vec::new(), plan, named: FxHashSet::default() };
     while round.changes.len() < ROUND_CHANGES_MAX
-        && !round.create
+        && round.plan.ordinary
         && let Some(change) = conversation.rounds.queue.pop_front()
     {
         if let Some(change) = enter(cx, owner, conversation, name, &mut round, change) {
@@ -141,10 +163,10 @@ fn start(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation, name: 
         return;
     }
     round.named = FxHashSet::default();
-    if round.add.is_empty() {
+    if round.plan.add.is_empty() {
         return append(cx, owner, conversation, name, round);
     }
-    let work = listing(&round.add, name, true);
+    let work = listing(&round.plan.add, name, true);
     store(cx, owner, name, work);
     conversation.rounds.round = Some(round);
 }
@@ -158,50 +180,28 @@ fn enter(
     round: &mut Round,
     change: Change,
 ) -> Option<Change> {
-    let limit = cx.hub.config.limits.group_members_max;
-    let user = &change.user;
-    if round.named.contains(user) {
+    let follows = !round.changes.is_empty();
+    if follows && (!change.kind.is_coming_or_going() || round.named.contains(&change.user)) {
         return Some(change);
     }
-    let refusal = match (&change.kind, &conversation.members) {
-        (ChangeKind::Create(_), Some(_)) => (Code::GroupExists, "the group exists"),
-        (ChangeKind::Create(members), None) => {
-            let mut add: Vec<String> = members.iter().cloned().chain([user.clone()]).collect();
-            add.sort_unstable();
-            add.dedup();
-            if add.len() <= limit {
-                round.add = add;
-                round.create = true;
-                round.changes.push(change);
-                return None;
-            }
-            (Code::LimitReached, "too many members")
+    match judge(cx, conversation, round.plan.add.len(), &change) {
+        Verdict::Refused(code, reason) => cx.refuse(owner.from, change.asker, code, reason),
+        Verdict::Done => cx.done(owner.from, change.asker),
+        Verdict::In => joined(cx, owner, conversation, name, change.asker),
+        Verdict::Asks => refuse_pending(cx, owner, change.asker),
+        Verdict::Plan(plan) if follows && !plan.ordinary => return Some(change),
+        Verdict::Plan(plan) if follows => {
+            round.named.insert(change.user.clone());
+            round.plan.add.extend(plan.add);
+            round.plan.remove.extend(plan.remove);
+            round.changes.push(change);
         }
-        (_, None) => (Code::NoSuchGroup, "there is no such group"),
-        (ChangeKind::Join, Some(members)) => {
-            if members.contains(user) {
-                joined(cx, owner, conversation, name, change.asker);
-                return None;
-            }
-            if members.count() + round.add.len() < limit {
-                round.named.insert(user.clone());
-                round.add.push(user.clone());
-                round.changes.push(change);
-                return None;
-            }
-            (Code::LimitReached, "the group is full")
+        Verdict::Plan(plan) => {
+            round.named.insert(change.user.clone());
+            round.plan = plan;
+            round.changes.push(change);
         }
-        (ChangeKind::Leave, Some(members)) => {
-            if members.contains(user) {
-                round.named.insert(user.clone());
-                round.remove.push(user.clone());
-                round.changes.push(change);
-                return None;
-            }
-            (Code::NotMember, "not a member of this group")
-        }
-    };
-    cx.refuse(owner.from, change.asker, refusal.0, refusal.1);
+    }
     None
 }
 
@@ -231,7 +231,7 @@ pub fn listed(
     name: &str,
     outcome: Result<Outcome, StoreError>,
 ) {
-    let Some(round) = conversation.rounds.round.take() else { return };
+    let Some(mut round) = conversation.rounds.round.take() else { return };
     match (round.stage, outcome) {
         (Stage::Listing, Ok(_)) => return append(cx, owner, conversation, name, round),
         (Stage::Listing, Err(_)) => {
@@ -239,66 +239,243 @@ pub fn listed(
                 cx.busy(owner.from, change.asker, "the store is not available");
             }
         }
+        (Stage::Cleaning, Ok(_)) => {
+            let version = conversation.group.leftover.as_ref().map_or(0, |members| members.version) + 1;
+            let (add, remove) = (Vec::new(), round.plan.remove.clone());
+            let write = Write::Members { conversation: name.to_owned(), add, remove, version };
+            owner.push(write, Effect::Round { conversation: name.to_owned() });
+            cx.hub.ready.push(owner.from.partition);
+            round.stage = Stage::Cleaned;
+            conversation.rounds.round = Some(round);
+            return;
+        }
         (_, Ok(_)) => {}
+        // Of a dissolved group: whoever asks for it next, or loads it, has the cleaning go on.
         (_, Err(_)) => cx.hub.stats.unlistings_failed += 1,
     }
     start(cx, owner, conversation, name);
 }
 
+/// Puts a round into the next batch.
 fn append(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation, name: &str, mut round: Round) {
+    let Round { plan, changes, .. } = &mut round;
+    if plan.ordinary {
+        plan.notes = notes_of(conversation, plan);
+    }
     let version = conversation.members.as_ref().map_or(0, |members| members.version) + 1;
-    let write = if round.create {
-        Write::GroupCreate { conversation: name.to_owned(), members: round.add.clone(), version }
-    } else {
-        let (add, remove) = (round.add.clone(), round.remove.clone());
-        Write::Members { conversation: name.to_owned(), add, remove, version }
-    };
-    owner.push(write, Effect::Round { conversation: name.to_owned() });
+    let mut writes = Vec::new();
+    if plan.create {
+        writes.push(Write::GroupCreate { conversation: name.to_owned(), members: plan.add.clone(), version });
+    } else if !plan.add.is_empty() || !plan.remove.is_empty() {
+        let (add, remove) = (plan.add.clone(), plan.remove.clone());
+        writes.push(Write::Members { conversation: name.to_owned(), add, remove, version });
+    }
+    let state = |key, value| Write::State { conversation: name.to_owned(), key, value };
+    let info = plan.info.as_ref().map(|info| state(INFO_KEY.to_owned(), Some(info.encode())));
+    let asking = plan.asking.iter();
+    let asking = asking.map(|(user, asks)| state(asking_key(user), asks.then(Bytes::new)));
+    writes.extend(info.into_iter().chain(asking));
+    // Its members hear of the end before they are members no more; of anything else, whoever is one afterwards.
+    if plan.dissolve {
+        append_notes(cx, owner, conversation, name, plan, &changes[0].user);
+    }
+    let mut effect = Effect::Round { conversation: name.to_owned() };
+    for write in writes {
+        owner.push(write, std::mem::replace(&mut effect, Effect::None));
+    }
+    if !plan.dissolve {
+        append_notes(cx, owner, conversation, name, plan, &changes[0].user);
+    }
     cx.hub.ready.push(owner.from.partition);
     round.stage = Stage::Appending;
     conversation.rounds.round = Some(round);
 }
 
-/// The round is durable: members change, and everyone concerned hears of it.
+/// What the log is told of a round of joins and leaves.
+fn notes_of(conversation: &Conversation, plan: &Plan) -> Vec<GroupChange> {
+    let before = conversation.members.as_ref().map_or(0, Members::count);
+    if before + plan.add.len() > NOTED_MEMBERS_MAX {
+        return Vec::new();
+    }
+    let kinds = [(Became::Joined, &plan.add), (Became::Left, &plan.remove)];
+    let some = kinds.into_iter().filter(|(_, users)| !users.is_empty());
+    some.map(|(kind, users)| admin::note(kind, &users[0], users)).collect()
+}
+
+fn append_notes(
+    cx: &mut Cx,
+    owner: &mut Owner,
+    conversation: &mut Conversation,
+    name: &str,
+    plan: &mut Plan,
+    sender: &str,
+) {
+    for note in std::mem::take(&mut plan.notes) {
+        let draft = Draft {
+            sender: sender.to_owned(),
+            payload: note.encode_to_vec().into(),
+            action: Action::System,
+            ..Draft::default()
+        };
+        let entry = entry::next(owner, conversation, name, cx.now.wall_ms, draft);
+        let (seq, notify) = (entry.seq, entry.notify.clone());
+        owner.push(Write::Message(entry), Effect::Noted { conversation: name.to_owned(), seq, notify });
+    }
+}
+
+/// An entry about a change is durable: everyone who listens hears of it.
+pub fn noted(
+    cx: &mut Cx,
+    owner: &Owner,
+    conversation: &mut Conversation,
+    name: String,
+    seq: u64,
+    notify: Bytes,
+) {
+    cx.hub.stats.notes += 1;
+    send::became_durable(owner, conversation, &name, seq);
+    conversation.last = Some(notify.clone());
+    send::fan_out(cx, owner, conversation, name, seq, SessionId::NONE, notify);
+}
+
+/// The round is durable: the group changes, and everyone concerned hears of it.
 pub fn appended(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation, name: &str) {
     let Some(mut round) = conversation.rounds.round.take() else { return };
-    let members = conversation.members.get_or_insert_with(Members::default);
-    members.version += 1;
-    for user in &round.add {
-        members.insert(user);
+    if round.stage == Stage::Cleaned {
+        return cleaned(cx, owner, conversation, name, &round.plan.remove);
     }
-    for user in &round.remove {
-        members.remove(user);
-    }
-    let members_version = members.version;
+    let plan = &mut round.plan;
+    let members_version = take_effect(conversation, plan);
     let mut answered = Vec::new();
     for change in std::mem::take(&mut round.changes) {
         answered.push(change.asker.session);
         match change.kind {
-            ChangeKind::Leave => left(cx, owner, name, change),
-            _ => joined(cx, owner, conversation, name, change.asker),
+            admin::Kind::Join if plan.asks => {
+                refuse_pending(cx, owner, change.asker);
+                tell_admins(cx, owner, conversation, name, change.user);
+            }
+            admin::Kind::Create(_) | admin::Kind::Join => joined(cx, owner, conversation, name, change.asker),
+            admin::Kind::Leave => left(cx, owner, name, change),
+            _ => cx.done(owner.from, change.asker),
         }
     }
-    if !round.remove.is_empty() {
-        let users = round.remove.clone();
-        let remove = Remove { conversation: name.to_owned(), users, members_version };
-        let record = owner.from.record(Kind::Remove, SessionId::NONE, &remove);
-        for link in conversation.listeners() {
-            cx.send(link, record.clone());
+    if plan.dissolve {
+        while let Some(change) = conversation.rounds.queue.pop_front() {
+            refuse_dissolved(cx, owner, conversation, change);
         }
+        return resume(cx, owner, conversation, name);
     }
-    if !round.add.is_empty() {
+    if !plan.remove.is_empty() {
+        tell_removed(cx, owner, conversation, name, plan.remove.clone(), members_version);
+    }
+    if !plan.add.is_empty() {
         let what = What::Attach(name.to_owned());
-        let users = std::mem::take(&mut round.add);
+        let users = std::mem::take(&mut plan.add);
         cx.hub.delivery.ask(Ask { users, except: answered, from: owner.from, what });
     }
-    if round.remove.is_empty() {
+    if plan.remove.is_empty() {
         return start(cx, owner, conversation, name);
     }
-    let work = listing(&round.remove, name, false);
+    let work = listing(&plan.remove, name, false);
     store(cx, owner, name, work);
     round.stage = Stage::Unlisting;
     conversation.rounds.round = Some(round);
+}
+
+/// Members, and what else is known of the group, change. Returns the version of the members.
+fn take_effect(conversation: &mut Conversation, plan: &mut Plan) -> u64 {
+    if plan.create {
+        conversation.members = Some(Members::default());
+    }
+    let group = &mut conversation.group;
+    if let Some(info) = plan.info.take() {
+        group.set(info);
+    }
+    for (user, asks) in plan.asking.drain(..) {
+        match asks {
+            true => group.asking.insert(user),
+            false => group.asking.remove(&user),
+        };
+    }
+    if plan.dissolve {
+        group.leftover = conversation.members.take();
+    }
+    let Some(members) = &mut conversation.members else { return 0 };
+    if !plan.add.is_empty() || !plan.remove.is_empty() {
+        members.version += 1;
+    }
+    for user in &plan.add {
+        members.insert(user);
+    }
+    for user in &plan.remove {
+        members.remove(user);
+    }
+    members.version
+}
+
+/// Sessions of these users listen no more, before anything later is fanned out.
+fn tell_removed(
+    cx: &mut Cx,
+    owner: &Owner,
+    conversation: &Conversation,
+    name: &str,
+    users: Vec<String>,
+    members_version: u64,
+) {
+    let remove = Remove { conversation: name.to_owned(), users, members_version };
+    let record = owner.from.record(Kind::Remove, SessionId::NONE, &remove);
+    for link in conversation.listeners() {
+        cx.send(link, record.clone());
+    }
+}
+
+// ---- the end of a group ----
+
+/// Goes on with the cleaning of a dissolved group: the next members' lists lose it.
+pub fn resume(cx: &mut Cx, owner: &Owner, conversation: &mut Conversation, name: &str) {
+    let Some(leftover) = conversation.group.leftover.as_ref().filter(|_| conversation.rounds.is_idle())
+    else {
+        return;
+    };
+    let slice: Vec<String> = leftover.after("").take(CLEAN_MEMBERS).map(str::to_owned).collect();
+    if slice.is_empty() {
+        conversation.group.leftover = None;
+        conversation.subscribers.clear();
+        return;
+    }
+    let work = listing(&slice, name, false);
+    store(cx, owner, name, work);
+    let plan = Plan { remove: slice, ..Plan::default() };
+    let (changes, named) = (Vec::new(), FxHashSet::default());
+    conversation.rounds.round = Some(Round { stage: Stage::Cleaning, changes, plan, named });
+}
+
+/// A slice is members no more.
+fn cleaned(cx: &mut Cx, owner: &Owner, conversation: &mut Conversation, name: &str, users: &[String]) {
+    let Some(leftover) = &mut conversation.group.leftover else { return };
+    leftover.version += 1;
+    for user in users {
+        leftover.remove(user);
+    }
+    let members_version = leftover.version;
+    tell_removed(cx, owner, conversation, name, users.to_vec(), members_version);
+    resume(cx, owner, conversation, name);
+}
+
+// ---- answers ----
+
+fn refuse_pending(cx: &mut Cx, owner: &Owner, asker: Asker) {
+    cx.refuse(owner.from, asker, Code::JoinPending, "an admin of the group must let this user in");
+}
+
+/// Those who run the group hear of who asks to join. Softly: the group's state says it too.
+fn tell_admins(cx: &mut Cx, owner: &Owner, conversation: &Conversation, name: &str, user: String) {
+    let info = conversation.group.info();
+    let users: Vec<String> = [&info.owner].into_iter().chain(&info.admins).cloned().collect();
+    let asked = GroupAsked { conversation: name.to_owned(), user };
+    let notify = Notify { event: Some(notify::Event::GroupAsked(asked)) }.encode_to_vec().into();
+    let what = What::Relay { conversation: name.to_owned(), notify };
+    cx.tell_softly(Ask { users, except: Vec::new(), from: owner.from, what });
 }
 
 /// The asker is in: its link listens from here on, then it is told.
@@ -325,30 +502,4 @@ fn left(cx: &mut Cx, owner: &Owner, name: &str, change: Change) {
     let left = Left { conversation: name.to_owned() };
     let reply = Reply { left: name.to_owned(), user: change.user, ..Reply::default() };
     cx.reply(owner.from, change.asker, response::Outcome::Left(left), reply);
-}
-
-/// A page of members, for a member.
-pub fn members(
-    cx: &mut Cx,
-    owner: &Owner,
-    conversation: &Conversation,
-    asker: Asker,
-    user: &str,
-    ask: &GroupMembers,
-) {
-    let Some(members) = &conversation.members else {
-        return cx.refuse(owner.from, asker, Code::NoSuchGroup, "there is no such group");
-    };
-    if !members.contains(user) {
-        return cx.refuse(owner.from, asker, Code::NotMember, "not a member of this group");
-    }
-    let limit = match ask.limit {
-        0 => MEMBERS_PAGE_MAX,
-        limit => limit.min(MEMBERS_PAGE_MAX),
-    };
-    let mut after = members.after(&ask.after);
-    let page: Vec<String> = after.by_ref().take(limit as usize).map(str::to_owned).collect();
-    let more = after.next().is_some();
-    let page = Page { members: page, more, total: members.count() as u32, roles: Vec::new() };
-    cx.reply(owner.from, asker, response::Outcome::Members(page), Reply::default());
 }

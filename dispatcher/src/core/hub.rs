@@ -10,20 +10,28 @@ use std::sync::Arc;
 
 use millrace_protocol::ids::{Now, Partition, SessionId};
 use millrace_protocol::link::{Kind, Record};
-use millrace_protocol::messages::client::{Code, Refused, Response, response};
+use millrace_protocol::messages::client::{Code, Done, Refused, Response, response};
 use millrace_protocol::messages::link::Reply;
 use millrace_protocol::prost::Message;
 use rustc_hash::FxHashMap;
 
 use super::action::Action;
-use super::delivery::Delivery;
+use super::batch::Owner;
+use super::cursors::Marking;
+use super::delivery::{Ask, Delivery};
 use super::event::{LinkKey, Sibling};
+use super::events;
+use super::fanned::Fanned;
 use super::holds::Need;
-use super::limits::{BACKOFF_MS, BUSY_RETRY_MS};
+use super::limits::{BACKOFF_MS, BUSY_RETRY_MS, TELL_WINDOW_US};
 use super::links::Links;
+use super::receipts::Position;
 use super::register::{Closes, Login};
+use super::retention::Clocks;
 use super::shard::Config;
+use super::standing::Peeking;
 use super::stats::Stats;
+use super::sync::Paging;
 use crate::store::{Job, Route, StreamKey, View, Work};
 
 /// Shared by all partitions of a shard.
@@ -39,6 +47,14 @@ pub struct Hub {
     pub delivery: Delivery,
     /// Sessions told to close.
     pub closes: Closes,
+    /// Events that wait for batches.
+    pub events: Vec<events::Waiting>,
+    /// Whether the clocks agree.
+    pub clocks: Clocks,
+    /// How far fan-out has come.
+    pub fanned: Fanned,
+    /// Conversations with something to be told or written when their window is over.
+    pub touched: BTreeMap<Partition, BTreeSet<String>>,
     /// Who is alive.
     pub cluster: Cluster,
     /// Partitions that may have a batch to start, each at most a few times.
@@ -122,6 +138,18 @@ pub enum PartitionJob {
     Held(String, StreamKey, Need),
     /// Reads for this fetch.
     Read(Box<super::subscribe::Fetching>),
+    /// A page of this conversation for a client.
+    Page(String, Box<Paging>),
+    /// How this conversation stands, for a client.
+    Peek(String, Box<Peeking>),
+    /// The entry that a user has read up to.
+    Mark(String, Box<Marking>),
+    /// Everyone's cursors in this conversation, and those read so far.
+    Tally(String, BTreeMap<String, Position>),
+    /// Messages of this conversation that a former owner may not have fanned out.
+    Outstanding(String),
+    /// The oldest entries of this conversation.
+    Oldest(String),
     /// Lists of groups of the members of this group's round.
     Listing(String),
 }
@@ -193,6 +221,16 @@ pub struct Cx<'a> {
 }
 
 impl Cx<'_> {
+    /// A conversation has something to be told, or cursors to be written: soon.
+    pub fn touched(&mut self, owner: &Owner, name: &str) {
+        let partition = owner.from.partition;
+        let touched = self.hub.touched.entry(partition).or_default();
+        if touched.is_empty() {
+            self.hub.timers.push(Reverse((self.now.mono_us + TELL_WINDOW_US, partition)));
+        }
+        touched.insert(name.to_owned());
+    }
+
     /// Sends a record on a link, wherever that is at home.
     pub fn send(&mut self, link: LinkKey, record: Record) {
         let home = link.home(self.hub.config.shards);
@@ -211,6 +249,13 @@ impl Cx<'_> {
         }
     }
 
+    /// Tells users' sessions something that may be lost.
+    pub fn tell_softly(&mut self, ask: Ask) {
+        if !self.hub.delivery.ask_soft(ask) {
+            self.hub.stats.relays_dropped += 1;
+        }
+    }
+
     /// Hands a job to the store.
     pub fn store(&mut self, work: Work, pending: Pending) {
         let jobs = &mut self.hub.jobs;
@@ -224,6 +269,13 @@ impl Cx<'_> {
         let response = Response { id: asker.request_id, outcome: Some(outcome) };
         let reply = Reply { token: asker.token, response: response.encode_to_vec().into(), ..reply };
         self.send(asker.link, from.record(Kind::Reply, asker.session, &reply));
+    }
+
+    /// Answers Done, unless the client wants no answer.
+    pub fn done(&mut self, from: From, asker: Asker) {
+        if asker.request_id != 0 {
+            self.reply(from, asker, response::Outcome::Done(Done {}), Reply::default());
+        }
     }
 
     /// Refuses a client's request for good.

@@ -3,11 +3,28 @@
 use millrace_protocol::frame::PAYLOAD_BYTES_MAX;
 use millrace_protocol::link::record::RECORD_BYTES_MAX;
 
+/// How much of a conversation is kept; what is beyond any of these goes. 0: no bound.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Retention {
+    /// Entries.
+    pub count: u64,
+    /// Age of the entries, ms.
+    pub age_ms: u64,
+    /// Bytes of bodies.
+    pub bytes: u64,
+}
+
 /// The bounds that an operator may change.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Bytes of a message's payload; a larger one is refused PAYLOAD_TOO_LARGE.
     pub payload_bytes_max: usize,
+    /// Logins, logouts and receipts are written as events.
+    pub events: bool,
+    /// Of direct conversations and groups.
+    pub retention: Retention,
+    /// Of rooms.
+    pub retention_rooms: Retention,
     /// How long after a message its sender may edit it, ms.
     pub edit_window_ms: u64,
     /// How long after a message its sender may recall it, ms. A group's admins always may.
@@ -28,6 +45,9 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             payload_bytes_max: PAYLOAD_BYTES_MAX,
+            events: false,
+            retention: Retention::default(),
+            retention_rooms: Retention::default(),
             edit_window_ms: 24 * 3_600_000,
             recall_window_ms: 3_600_000,
             group_members_max: 100_000,
@@ -85,6 +105,31 @@ pub const CHANGES_WAITING_MAX: usize = 4_096;
 /// Membership requests that go into one round, so that one record and one job stay of bounded size.
 pub const ROUND_CHANGES_MAX: usize = 512;
 
+/// Users named in one invitation or removal; more are refused LIMIT_REACHED. As many as joins go into one round.
+pub const GROUP_USERS_MAX: usize = ROUND_CHANGES_MAX;
+
+/// Admins of one group besides its owner; a further one is refused LIMIT_REACHED. All are told of who asks to join.
+pub const ADMINS_MAX: usize = 64;
+
+/// Members of one group who are muted, each until a time of its own; a further one is refused LIMIT_REACHED. They are
+/// written whole with every change of what is known of the group: some 70 KiB at most.
+pub const MUTED_MAX: usize = 1_000;
+
+/// Users who wait to be let into one group; a further one is refused LIMIT_REACHED.
+pub const ASKING_MAX: usize = 1_000;
+
+/// Bytes of what a group shows of itself, and of its announcement; more are refused PAYLOAD_TOO_LARGE.
+pub const ABOUT_BYTES_MAX: usize = 4 << 10;
+
+/// Users named in one entry about a change; the others are only counted.
+pub const NOTED_USERS_MAX: usize = 64;
+
+/// In a group of more members, joins and leaves of ordinary members make no entries: they would drown the messages.
+pub const NOTED_MEMBERS_MAX: usize = 500;
+
+/// Members of a dissolved group whose lists are cleaned in one go.
+pub const CLEAN_MEMBERS: usize = 512;
+
 /// Names on one page of members, and when the client does not say how many: a page fits in a client frame.
 pub const MEMBERS_PAGE_MAX: u32 = 512;
 
@@ -98,8 +143,11 @@ pub const ROUTE_LOOKUPS_MAX: usize = 64;
 /// they are appended.
 pub const ROUTE_ASKS_MAX: usize = 65_536;
 
+/// Above so many, what may be lost (receipts, friends' requests) is dropped instead of waiting among them.
+pub const ROUTE_SOFT_ASKS_MAX: usize = ROUTE_ASKS_MAX / 2;
+
 /// Tries of one lookup of routes. With their pauses some 10 s: a store that was restarted is back by then. After the
-/// last one the messages stay in the log undelivered, and are counted.
+/// last one the messages go to the end of the line, and are counted, so that others need not wait for them.
 pub const ROUTE_TRIES_MAX: u32 = 14;
 
 /// Targets in one Attach record.
@@ -123,6 +171,49 @@ pub const FETCHES_MAX: usize = 4_096;
 /// Bytes of bodies on one page: two pages fit in a link's first credit, and a page with its envelopes in a record.
 pub const PAGE_BYTES_MAX: usize = 256 << 10;
 
+/// Bytes of bodies on one page for a client, and entries: a page fits in a client's frame, and costs the store a
+/// millisecond at most.
+pub const SYNC_PAGE_BYTES: usize = 48 << 10;
+
+/// See [`SYNC_PAGE_BYTES`].
+pub const SYNC_ENTRIES_MAX: usize = 256;
+
+/// Entries read in one step back to where a cursor's log ends.
+pub const TRUNCATION_STEP: usize = 256;
+
+/// Entries looked at for a conversation's newest message; when none is a message the newest entry stands for it.
+pub const NEWEST_LOOKED_AT: usize = 8;
+
+/// Cursors read of a direct conversation: two users with all their devices.
+pub const PAIR_CURSORS_MAX: usize = 256;
+
+/// Cursors read in one job when all of a conversation's are needed.
+pub const TALLY_PAGE: usize = 4_096;
+
+/// Members up to which a group's newest sender is told how many have its message. In larger ones whoever wants to know
+/// asks.
+pub const TALLY_PUSHED_MAX: usize = 10_000;
+
+/// Receipts are gathered this long before they are told, us.
+pub const TELL_WINDOW_US: u64 = 200_000;
+
+/// Cursors are written this long after the first of their conversation moved, us: a crash loses no more of them, and costs
+/// that many repeats.
+pub const CURSORS_US: u64 = 1_000_000;
+
+/// Messages of one conversation whose senders want to know what becomes of them; of further ones they are told at once
+/// that they were not delivered in time.
+pub const FATES_MAX: usize = 256;
+
+/// The longest time that a sender may wait to be told so, ms.
+pub const FATE_WITHIN_MS_MAX: u32 = 60_000;
+
+/// Entries of a conversation that may be beyond its retention before it is trimmed: one write for many.
+pub const TRIM_SLACK: u64 = 64;
+
+/// Oldest entries looked at in one step of trimming by age and bytes.
+pub const TRIM_STEP: usize = 256;
+
 /// After a record of a served partition was given back NotOwner for want of room or lease, its gateway is told so much
 /// later, us, that the partition is served here after all.
 pub const REANNOUNCE_US: u64 = 100_000;
@@ -140,4 +231,6 @@ const _: () = {
     // 192 bytes per target: two names, three numbers, tags.
     assert!(TARGETS_MAX * 192 < RECORD_BYTES_MAX);
     assert!(GROUPS_TOLD_MAX * 72 < RECORD_BYTES_MAX);
+    // One byte counts a group's admins in its record.
+    assert!(ADMINS_MAX <= 255 && MUTED_MAX <= 65_535 && ABOUT_BYTES_MAX <= 65_535);
 };

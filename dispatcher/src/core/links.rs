@@ -32,6 +32,7 @@ pub struct Links {
     overflowed: Vec<LinkKey>,
     /// Links that have something waiting, in no order.
     blocked: Vec<LinkKey>,
+    born: u64,
 }
 
 #[derive(Debug)]
@@ -45,6 +46,10 @@ struct Link {
     listed: bool,
     overflowed: bool,
     blocked: bool,
+    /// Tells apart the states that one key had.
+    born: u64,
+    /// Records taken for sending, those that wait included.
+    accepted: u64,
     /// When records taken in are acknowledged though there is nothing to send; 0: nothing is due.
     ack_due_us: u64,
 }
@@ -61,7 +66,24 @@ impl Links {
             output: Vec::new(),
             overflowed: Vec::new(),
             blocked: Vec::new(),
+            born: 0,
         }
+    }
+
+    /// How many records each link took so far.
+    pub fn accepted(&self) -> Vec<(LinkKey, u64, u64)> {
+        self.map.iter().map(|(key, link)| (*key, link.born, link.accepted)).collect()
+    }
+
+    /// Forgets those links that have acknowledged as much, or are gone. Returns whether none are left.
+    pub fn settled(&self, sent: &mut Vec<(LinkKey, u64, u64)>) -> bool {
+        sent.retain(|(key, born, accepted)| {
+            self.map.get(key).filter(|link| link.born == *born).is_some_and(|link| {
+                let open = link.end.unacknowledged() + link.waiting.count();
+                link.accepted - (open as u64).min(link.accepted) < *accepted
+            })
+        });
+        sent.is_empty()
     }
 
     /// A transport of this link is up. `false`: there are too many links.
@@ -78,7 +100,10 @@ impl Links {
             overflowed: false,
             blocked: false,
             ack_due_us: 0,
+            born: self.born,
+            accepted: 0,
         });
+        self.born += 1;
         link.end.connected();
         link.connected = true;
         list(&mut self.output, key, link);
@@ -144,6 +169,7 @@ impl Links {
             return;
         };
         let kind = record.kind;
+        link.accepted += 1;
         let refused = match link.waiting.is_empty() {
             true => link.end.queue(record).err().map(|NoCredit(record)| record),
             false => Some(record),
@@ -157,6 +183,7 @@ impl Links {
             Kept::Waits => {}
             Kept::Marked => stats.gap_marked += 1,
             Kept::Dropped => stats.directs_dropped += 1,
+            Kept::Forgotten => stats.relays_dropped += 1,
             Kept::Overflow => {
                 link.overflowed = true;
                 stats.links_overflowed += 1;
@@ -272,6 +299,7 @@ fn count(kind: Kind, stats: &mut Stats) {
     match kind {
         Kind::FanOut => stats.fan_outs += 1,
         Kind::Direct => stats.directs += 1,
+        Kind::Relay => stats.relays += 1,
         Kind::Gap => stats.gaps += 1,
         _ => {}
     }

@@ -9,16 +9,26 @@
 //! | [`partition`], [`batch`] | one partition's life; its writes and what follows them |
 //! | [`ask`], [`conversation`], [`streams`], [`members`] | records read; a conversation in memory; repeats; who is in |
 //! | [`holds`] | messages that wait for something to be read |
-//! | [`send`], [`groups`], [`subscribe`] | what can be asked of a conversation |
+//! | [`entry`] | what goes into a log |
+//! | [`send`], [`subscribe`] | what can be asked of a conversation |
+//! | [`admin`], [`groups`], [`group_info`], [`group_members`] | who may change a group; carrying it out; what is known of it; reading it |
 //! | [`register`], [`delivery`] | users' sessions; messages for single sessions |
 
 pub mod action;
+pub mod admin;
 pub mod ask;
 pub mod batch;
 pub mod conversation;
 pub mod credit;
+mod cursors;
 pub mod delivery;
+pub mod entry;
 pub mod event;
+mod events;
+mod fanned;
+mod fates;
+pub mod group_info;
+pub mod group_members;
 pub mod groups;
 pub mod holds;
 pub mod hub;
@@ -27,14 +37,18 @@ pub mod links;
 pub mod members;
 pub mod ownership;
 pub mod partition;
+mod receipts;
 mod refer;
 pub mod register;
+mod retention;
 pub mod send;
 mod serve;
 pub mod shard;
+mod standing;
 pub mod stats;
 pub mod streams;
 pub mod subscribe;
+mod sync;
 
 #[cfg(test)]
 mod tests;

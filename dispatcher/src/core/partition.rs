@@ -11,16 +11,19 @@
 //! all of it is forgotten, everyone who waits is told to come again, and the store is asked anew.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
-use millrace_protocol::ids::Partition as PartitionId;
+use millrace_protocol::ids::{Partition as PartitionId, SessionId};
 
 use super::action::Action;
 use super::batch::{Effect, Owner};
-use super::conversation::{Backlog, Slot, Table};
+use super::conversation::{Backlog, Conversation, Slot, Table};
 use super::event::{LinkKey, Sibling};
+use super::fanned::Reached;
 use super::groups;
-use super::hub::{Cx, From, PartitionJob, Pending};
-use super::{send, subscribe};
+use super::hub::{Asker, Cx, From, PartitionJob, Pending};
+use super::limits::CURSORS_US;
+use super::{cursors, fates, receipts, retention, send, standing, subscribe, sync};
 use crate::store::{Outcome, StoreError, StreamKey, Work};
 
 /// One partition of this shard.
@@ -61,6 +64,10 @@ pub(super) enum Phase {
 pub(super) struct Serving {
     pub(super) owner: Owner,
     pub(super) table: Table,
+    /// Conversations whose messages a former owner may not have fanned out are being read: records wait.
+    pub(super) recovering: usize,
+    /// Where this owner began.
+    claimed_at: u64,
 }
 
 impl Partition {
@@ -166,6 +173,14 @@ impl Partition {
 
     fn release_if_quiet(&mut self, cx: &mut Cx) {
         let Phase::Releasing { serving, asked, .. } = &mut self.phase else { return };
+        // What moved goes with the last batches.
+        let Serving { owner, table, .. } = &mut **serving;
+        for (name, conversation) in table.all_ready() {
+            conversation.moved.write(owner, name);
+        }
+        if !serving.owner.is_quiet() {
+            cx.hub.ready.push(self.id);
+        }
         if !serving.owner.is_quiet() || *asked {
             return;
         }
@@ -193,12 +208,13 @@ impl Partition {
     fn claimed(&mut self, cx: &mut Cx, outcome: Result<Outcome, StoreError>) {
         let Phase::Claiming { release, .. } = self.phase else { return };
         match outcome {
-            Ok(Outcome::Claimed { fence, position, last_message_id, outstanding: _ }) => {
+            Ok(Outcome::Claimed { fence, position, last_message_id, outstanding }) => {
                 self.tries = 0;
                 cx.hub.stats.claims += 1;
                 self.epoch = fence.epoch;
                 let owner = Owner::new(self.from(), fence, self.generation, last_message_id, position);
-                let serving = Box::new(Serving { owner, table: Table::default() });
+                let serving =
+                    Box::new(Serving { owner, table: Table::default(), recovering: 0, claimed_at: position });
                 self.phase = Phase::Serving(serving);
                 let (partition, epoch) = (self.id, fence.epoch);
                 if release {
@@ -208,9 +224,8 @@ impl Partition {
                 cx.hub.announce.push((partition, epoch));
                 cx.tell_siblings(|| Sibling::Serving { partition, epoch: Some(epoch) });
                 cx.actions.push(Action::Claimed { partition, epoch });
-                for (link, record) in self.waiting.take() {
-                    self.handle(cx, link, record);
-                }
+                self.recover(cx, &outstanding);
+                self.go_on(cx);
             }
             Err(error @ StoreError::Held { .. }) => {
                 cx.hub.stats.claims_failed += 1;
@@ -222,6 +237,105 @@ impl Partition {
                     return self.not_served(cx, format!("the claim failed: {other:?}"));
                 }
                 self.claim_later(cx);
+            }
+        }
+    }
+
+    /// Reads again what a former owner may not have fanned out.
+    fn recover(&mut self, cx: &mut Cx, outstanding: &[(String, u64)]) {
+        let mut ranges: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+        for (conversation, seq) in outstanding {
+            let (first, last) = ranges.entry(conversation).or_insert((*seq, *seq));
+            (*first, *last) = ((*first).min(*seq), (*last).max(*seq));
+        }
+        let Phase::Serving(serving) = &mut self.phase else { return };
+        serving.recovering = ranges.len();
+        let fence = Some(serving.owner.fence);
+        for (conversation, (first, last)) in ranges {
+            let work = Work::Read {
+                partition: self.id,
+                fence,
+                conversation: conversation.to_owned(),
+                after: first - 1,
+                through: last,
+                limit_bytes: usize::MAX,
+                entries_max: usize::MAX,
+                newest_first: false,
+            };
+            self.store(cx, work, PartitionJob::Outstanding(conversation.to_owned()));
+        }
+    }
+
+    /// One conversation's messages are fanned out again.
+    fn recovered(&mut self, cx: &mut Cx, name: &str, outcome: Result<Outcome, StoreError>) {
+        let Phase::Serving(serving) = &mut self.phase else { return };
+        let entries = match outcome {
+            Ok(Outcome::Entries { entries, .. }) => entries,
+            Ok(_) => Vec::new(),
+            Err(error) => return self.stop(cx, &error.to_string()),
+        };
+        serving.recovering -= 1;
+        cx.hub.stats.recovered += entries.len() as u64;
+        for entry in entries {
+            let conversation = Conversation::default();
+            let except = SessionId::NONE;
+            send::fan_out(
+                cx,
+                &serving.owner,
+                &conversation,
+                name.to_owned(),
+                entry.seq,
+                except,
+                entry.notify,
+            );
+        }
+        self.go_on(cx);
+    }
+
+    /// Handles what waited, once nothing is left to be recovered.
+    fn go_on(&mut self, cx: &mut Cx) {
+        let Phase::Serving(serving) = &mut self.phase else { return };
+        if serving.recovering > 0 {
+            return;
+        }
+        let position = serving.claimed_at;
+        cx.hub.fanned.note(Reached { partition: self.id, generation: self.generation, position });
+        for (link, record) in self.waiting.take() {
+            self.handle(cx, link, record);
+        }
+    }
+
+    /// Fan-out has come so far.
+    pub fn fanned_out(&mut self, reached: Reached) {
+        if let Phase::Serving(serving) | Phase::Releasing { serving, .. } = &mut self.phase
+            && reached.generation == self.generation
+        {
+            serving.owner.fanned_out(reached.position);
+        }
+    }
+
+    /// The window of some conversations is over: receipts are told, fates decided, cursors written.
+    fn tell(&mut self, cx: &mut Cx) {
+        let Phase::Serving(serving) = &mut self.phase else { return };
+        let Some(names) = cx.hub.touched.remove(&self.id) else { return };
+        let Serving { owner, table, .. } = &mut **serving;
+        for name in names {
+            let Some(conversation) = table.ready(&name) else { continue };
+            receipts::tell(cx, owner, conversation, &name);
+            let mut again = fates::expire(cx, owner, conversation, &name);
+            if !conversation.moved.is_empty() {
+                if conversation.moved_since_us == 0 {
+                    conversation.moved_since_us = cx.now.mono_us;
+                }
+                if cx.now.mono_us >= conversation.moved_since_us + CURSORS_US {
+                    conversation.moved_since_us = 0;
+                    conversation.moved.write(owner, &name);
+                    cx.hub.ready.push(self.id);
+                }
+                again |= !conversation.moved.is_empty();
+            }
+            if again {
+                cx.touched(owner, &name);
             }
         }
     }
@@ -256,6 +370,7 @@ impl Partition {
     /// A timer of this partition went off.
     pub fn timer(&mut self, cx: &mut Cx) {
         match &mut self.phase {
+            Phase::Serving(_) => self.tell(cx),
             Phase::Claiming { retry_at_us: Some(at_us), release } if *at_us <= cx.now.mono_us => {
                 let release = *release;
                 self.ask_claim(cx, release);
@@ -301,6 +416,9 @@ impl Partition {
                         cx.busy(from, asker, reason);
                     }
                     waiting.append(&mut conversation.holds.drain());
+                    for asker in conversation.positions.stop() {
+                        cx.busy(from, asker, reason);
+                    }
                 }
             }
         }
@@ -339,6 +457,16 @@ impl Partition {
             return;
         }
         if generation != self.generation {
+            let asker = match job {
+                PartitionJob::Page(_, paging) => Some((paging.asker, true)),
+                PartitionJob::Peek(_, peeking) => Some((peeking.asker, true)),
+                PartitionJob::Mark(_, marking) => Some((marking.asker(), false)),
+                _ => None,
+            };
+            if let Some((asker, counted)) = asker {
+                cx.hub.fetches -= usize::from(counted);
+                cx.busy(self.from(), asker, "the partition was claimed again");
+            }
             return;
         }
         match job {
@@ -348,7 +476,79 @@ impl Partition {
             PartitionJob::Load(name, stream) => self.loaded(cx, name, stream, outcome),
             PartitionJob::Held(name, stream, need) => self.read_for(cx, &name, &stream, need, outcome),
             PartitionJob::Listing(name) => self.listed(cx, &name, outcome),
+            PartitionJob::Outstanding(name) => self.recovered(cx, &name, outcome),
+            PartitionJob::Oldest(name) => {
+                if let Some((owner, conversation)) = self.conversation(&name) {
+                    retention::looked(cx, owner, conversation, &name, outcome.ok());
+                }
+            }
+            PartitionJob::Tally(name, so_far) => {
+                if let Some((owner, conversation)) = self.conversation(&name) {
+                    let page = outcome.ok().and_then(|outcome| match outcome {
+                        Outcome::Cursors(cursors) => Some(cursors),
+                        _ => None,
+                    });
+                    receipts::loaded(cx, owner, conversation, &name, so_far, page);
+                }
+            }
+            PartitionJob::Page(name, paging) => match outcome {
+                Err(error) => self.not_read(cx, &name, paging.asker, true, &error),
+                Ok(outcome) => {
+                    if let Some((owner, conversation)) = self.asked_for(&name) {
+                        sync::answered(cx, owner, conversation, &name, *paging, outcome);
+                    }
+                }
+            },
+            PartitionJob::Peek(name, peeking) => match outcome {
+                Err(error) => self.not_read(cx, &name, peeking.asker, true, &error),
+                Ok(outcome) => {
+                    if let Some((owner, conversation)) = self.asked_for(&name) {
+                        standing::answered(cx, owner, conversation, &name, *peeking, outcome);
+                    }
+                }
+            },
+            PartitionJob::Mark(name, marking) => match outcome {
+                Err(error) => self.not_read(cx, &name, marking.asker(), false, &error),
+                Ok(outcome) => {
+                    if let Some((owner, conversation)) = self.asked_for(&name) {
+                        cursors::marked(cx, owner, conversation, &name, *marking, outcome);
+                    }
+                }
+            },
             PartitionJob::Read(_) => {}
+        }
+    }
+
+    /// What is written for it goes through this one; `None`: it is not served here.
+    pub fn owner(&mut self) -> Option<&mut Owner> {
+        match &mut self.phase {
+            Phase::Serving(serving) => Some(&mut serving.owner),
+            _ => None,
+        }
+    }
+
+    fn conversation(&mut self, name: &str) -> Option<(&mut Owner, &mut Conversation)> {
+        let (Phase::Serving(serving) | Phase::Releasing { serving, .. }) = &mut self.phase else {
+            return None;
+        };
+        let Serving { owner, table, .. } = &mut **serving;
+        Some((owner, table.ready(name)?))
+    }
+
+    /// The conversation that a job was about, which is done.
+    fn asked_for(&mut self, name: &str) -> Option<(&mut Owner, &mut Conversation)> {
+        let (owner, conversation) = self.conversation(name)?;
+        conversation.jobs -= 1;
+        Some((owner, conversation))
+    }
+
+    /// A page or a standing can't be read.
+    fn not_read(&mut self, cx: &mut Cx, name: &str, asker: Asker, counted: bool, error: &StoreError) {
+        self.asked_for(name);
+        cx.hub.fetches -= usize::from(counted);
+        cx.busy(self.from(), asker, "the store is not available");
+        if matches!(error, StoreError::Fenced { .. }) {
+            self.stop(cx, &error.to_string());
         }
     }
 
@@ -366,7 +566,7 @@ impl Partition {
         if let Err(error) = outcome {
             return self.stop(cx, &error.to_string());
         }
-        let Serving { owner, table } = &mut **serving;
+        let Serving { owner, table, .. } = &mut **serving;
         for effect in owner.appended() {
             match effect {
                 Effect::None => {}
@@ -374,11 +574,19 @@ impl Partition {
                     let conversation = table.ready(&name).expect("not evicted with writes under way");
                     send::sent(cx, owner, conversation, name, sent, notify);
                 }
+                Effect::Noted { conversation: name, seq, notify } => {
+                    let conversation = table.ready(&name).expect("not evicted with entries under way");
+                    groups::noted(cx, owner, conversation, name, seq, notify);
+                }
                 Effect::Round { conversation: name } => {
                     let conversation = table.ready(&name).expect("not evicted with a round under way");
                     groups::appended(cx, owner, conversation, &name);
                 }
             }
+        }
+        if serving.owner.is_to_be_followed() {
+            let (partition, generation, position) = (self.id, self.generation, serving.owner.position());
+            cx.hub.fanned.note(Reached { partition, generation, position });
         }
         cx.hub.ready.push(self.id);
         self.release_if_quiet(cx);
@@ -406,6 +614,9 @@ impl Partition {
         if let Some((conversation, stream)) = serving.table.ready(&name).zip(stream) {
             conversation.streams.loaded(stream, answers, conversation.durable);
         }
+        if let Some(conversation) = serving.table.ready(&name) {
+            groups::resume(cx, &serving.owner, conversation, &name);
+        }
         for (link, record) in waited {
             match failed {
                 true => self.give_back(cx, link, record),
@@ -421,7 +632,7 @@ impl Partition {
 
     fn listed(&mut self, cx: &mut Cx, name: &str, outcome: Result<Outcome, StoreError>) {
         let Phase::Serving(serving) = &mut self.phase else { return };
-        let Serving { owner, table } = &mut **serving;
+        let Serving { owner, table, .. } = &mut **serving;
         if let Some(conversation) = table.ready(name) {
             groups::listed(cx, owner, conversation, name, outcome);
         }

@@ -12,6 +12,7 @@ use millrace_protocol::messages::link::{Close, Closed, NoSession, Register, Regi
 use rustc_hash::FxHashMap;
 
 use super::event::LinkKey;
+use super::events;
 use super::hub::{Cx, From, Pending, link_of};
 use super::limits::{BUSY_RETRY_MS, CLOSE_REPEAT_US, CLOSES_MAX, GROUPS_TOLD_MAX, REGISTERS_MAX};
 use crate::store::{Outcome, Registration, Route, StoreError, Work};
@@ -89,6 +90,9 @@ pub fn registered(cx: &mut Cx, login: Login, outcome: Result<Outcome, StoreError
                 return refuse(cx, &login, Code::Displaced, "a newer login of this device took its place");
             }
             cx.hub.stats.registered += 1;
+            if login.login_number == 0 {
+                events::session(cx, login.from.partition, "login", &login.user, &login.device, login_number);
+            }
             cx.hub.stats.groups_left_out += groups.len().saturating_sub(GROUPS_TOLD_MAX) as u64;
             groups.truncate(GROUPS_TOLD_MAX);
             let registered = Registered {
@@ -182,6 +186,8 @@ pub fn repeat_closes(cx: &mut Cx) {
 
 /// An Unregister record. The store compares before it removes, so it needs no owner.
 pub fn unregister(cx: &mut Cx, link: LinkKey, ask: Unregister) {
+    let partition = user_partition(&ask.user, cx.hub.config.partitions);
+    events::session(cx, partition, "logout", &ask.user, &ask.device, ask.login_number);
     remove_route(cx, link, ask.user, ask.device, ask.login_number);
 }
 

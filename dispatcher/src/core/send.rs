@@ -7,20 +7,19 @@ use bytes::Bytes;
 use millrace_protocol::conversation::Conversation as Id;
 use millrace_protocol::ids::{MessageId, SessionId};
 use millrace_protocol::link::{Kind, Record};
-use millrace_protocol::messages::client::{
-    Action, Code, Deliver, Notify, Refused, Send, SendAck, notify, response,
-};
+use millrace_protocol::messages::client::{Action, Code, Refused, Send, SendAck, response};
 use millrace_protocol::messages::link::{FanOut, Reply};
-use millrace_protocol::prost::Message;
 
 use super::batch::{Effect, Owner};
 use super::conversation::Conversation;
 use super::delivery::{Ask, What};
+use super::entry::{self, Draft};
 use super::holds::Need;
 use super::hub::{Asker, Cx};
 use super::limits::REPEATS_MAX;
 use super::refer::{self, Judged};
 use super::streams::Check;
+use super::{fates, retention};
 use crate::store::{Answer, Change, Entry, List, StreamKey, UserItem, Work, Write};
 
 /// What a message waits for, by its stream; `None`: behind another message of its stream.
@@ -74,6 +73,10 @@ pub fn send(
             cx.refuse_with(from, asker, Refused { code, reason, retry_after_ms: 0, expected });
             return Ok(());
         }
+    }
+    if let Some((code, reason)) = silenced(cx, id, conversation, &key.user) {
+        cx.refuse(from, asker, code, reason);
+        return Ok(());
     }
     let refers = match refer::judge(cx, conversation, &key.user, &ask) {
         Ok(refers) => refers,
@@ -134,6 +137,21 @@ fn forbidden(id: Option<Id<'_>>, conversation: &Conversation, user: &str) -> Opt
     }
 }
 
+/// Why a new message of a user who may send there is refused all the same. Repeats are not: they were taken before.
+fn silenced(
+    cx: &Cx,
+    id: Option<Id<'_>>,
+    conversation: &Conversation,
+    user: &str,
+) -> Option<(Code, &'static str)> {
+    match id? {
+        Id::Group(_) if conversation.info_ahead().is_muted(user, cx.now.wall_ms) => {
+            Some((Code::Muted, "muted in this group"))
+        }
+        _ => None,
+    }
+}
+
 #[expect(clippy::too_many_arguments, reason = "everything that is fixed when a message enters its batch")]
 fn append(
     cx: &mut Cx,
@@ -145,48 +163,28 @@ fn append(
     ask: Send,
     refers: Option<Entry>,
 ) {
-    let epoch = owner.from.epoch;
-    let message_id = owner.next_message_id(cx.now.wall_ms);
-    conversation.head += 1;
-    let seq = conversation.head;
     let direct = matches!(Id::parse(&ask.conversation), Some(Id::Direct(..)));
-    let deliver = Deliver {
-        conversation: ask.conversation.clone(),
-        seq,
-        message_id: message_id.0,
-        sender: key.user.clone(),
-        sender_device: key.device.clone(),
-        server_time_ms: message_id.wall_ms(),
-        epoch,
-        payload: ask.payload,
-        content_kind: ask.content_kind,
-        action: ask.action,
-        refers_to: ask.refers_to,
-    };
-    let notify: Bytes = Notify { event: Some(notify::Event::Deliver(deliver)) }.encode_to_vec().into();
-    conversation.messages += u64::from(ask.action == Action::Message as i32);
-    conversation.bytes += notify.len() as u64;
-    let entry = Entry {
-        conversation: ask.conversation.clone(),
-        seq,
-        message_id,
-        epoch,
-        action: ask.action as u8,
-        messages: conversation.messages,
-        bytes: conversation.bytes,
+    let is_message = ask.action == Action::Message as i32;
+    let draft = Draft {
         sender: key.user.clone(),
         device: key.device.clone(),
         stream: key.stream,
         client_seq: ask.client_seq,
         payload_hash,
-        notify: notify.clone(),
+        payload: ask.payload,
+        content_kind: ask.content_kind,
+        // Judged before: it is one that is known.
+        action: Action::try_from(ask.action).unwrap_or_default(),
+        refers_to: ask.refers_to,
     };
+    let entry = entry::next(owner, conversation, &ask.conversation, cx.now.wall_ms, draft);
+    let Entry { seq, message_id, epoch, .. } = entry;
+    let notify = entry.notify.clone();
     if direct {
         owner.outstanding(&ask.conversation, seq);
     }
     let fate_within_ms = if direct { ask.fate_within_ms } else { 0 };
-    let sent =
-        Sent { seq, message_id, messages: entry.messages, asker, user: key.user.clone(), fate_within_ms };
+    let sent = Sent { seq, message_id, is_message, asker, user: key.user.clone(), fate_within_ms };
     let effect = Effect::Sent { conversation: ask.conversation.clone(), sent, notify };
     owner.push(Write::Message(entry), effect);
     if let Some(entry) = refers {
@@ -226,8 +224,8 @@ pub struct Sent {
     pub seq: u64,
     /// Its id.
     pub message_id: MessageId,
-    /// Messages of the conversation up to it.
-    pub messages: u64,
+    /// It is a message, not something about one.
+    pub is_message: bool,
     /// Who waits for the SendAck.
     pub asker: Asker,
     /// Who sent it.
@@ -239,7 +237,7 @@ pub struct Sent {
 /// A message is durable: its sender hears of it, then all others.
 pub fn sent(
     cx: &mut Cx,
-    owner: &Owner,
+    owner: &mut Owner,
     conversation: &mut Conversation,
     name: String,
     sent: Sent,
@@ -249,10 +247,18 @@ pub fn sent(
     became_durable(owner, conversation, &name, seq);
     cx.hub.stats.messages += 1;
     acknowledge(cx, owner, asker, seq, message_id, owner.from.epoch);
+    if sent.is_message {
+        conversation.last = Some(notify.clone());
+        conversation.positions.sent(seq, &sent.user);
+    }
+    if sent.fate_within_ms > 0 {
+        fates::awaits(cx, owner, conversation, &name, (seq, &sent.user), asker, sent.fate_within_ms);
+    }
     for (_, asker) in conversation.repeats.extract_if(.., |(waits_for, _)| *waits_for == seq) {
         cx.hub.stats.repeats += 1;
         acknowledge(cx, owner, asker, seq, message_id, owner.from.epoch);
     }
+    retention::appended(cx, owner, conversation, &name);
     fan_out(cx, owner, conversation, name, seq, asker.session, notify);
 }
 

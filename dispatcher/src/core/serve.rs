@@ -3,11 +3,12 @@
 //! The partition's life is in [`super::partition`]. The rule that keeps it right: a record is handled whole, or it waits
 //! whole, or it goes back whole.
 
+use millrace_protocol::conversation::Conversation as Id;
 use millrace_protocol::ids::{partition_of, user_partition};
 use millrace_protocol::link::{Kind, Record};
-use millrace_protocol::messages::client::Code;
 use millrace_protocol::messages::client::request::Op;
-use millrace_protocol::messages::link as wire;
+use millrace_protocol::messages::client::{self, Code};
+use millrace_protocol::messages::link::{self as wire, Acks, DeviceAck};
 use millrace_protocol::prost::Message;
 use millrace_protocol::request::Key;
 
@@ -15,12 +16,12 @@ use super::ask::{Ask, Client, asker_of};
 use super::batch::Owner;
 use super::conversation::{Conversation, Wait};
 use super::event::LinkKey;
-use super::groups::{self, Change, ChangeKind};
+use super::groups::{self, Change};
 use super::holds::Need;
 use super::hub::{Asker, Cx, From, PartitionJob};
 use super::limits::{CLAIM_WAITING_MAX, REANNOUNCE_US};
 use super::partition::{Partition, Phase, Serving};
-use super::{register, send, subscribe};
+use super::{admin, cursors, group_members, receipts, register, send, standing, subscribe, sync};
 use crate::store::{Outcome, StoreError, StreamKey, Work};
 
 impl Partition {
@@ -31,8 +32,8 @@ impl Partition {
                 cx.hub.stats.lease_lapsed += 1;
                 self.give_back(cx, link, record);
             }
-            Phase::Serving(_) => self.serve(cx, link, record),
-            Phase::Claiming { .. } => {
+            Phase::Serving(serving) if serving.recovering == 0 => self.serve(cx, link, record),
+            Phase::Serving(_) | Phase::Claiming { .. } => {
                 if let Err(record) = self.waiting.push(link, record, CLAIM_WAITING_MAX) {
                     self.not_owner(cx, link, record);
                 }
@@ -48,10 +49,10 @@ impl Partition {
         };
         let from = self.from();
         let Phase::Serving(serving) = &mut self.phase else { return };
-        let Serving { owner, table } = &mut **serving;
+        let Serving { owner, table, .. } = &mut **serving;
         let name = match ask {
             Ask::Register(ask) => return register::register(cx, link, from, record.session, ask),
-            Ask::Acks(_) => return,
+            Ask::Acks(acks) => return self.acks(cx, link, &record, acks),
             Ask::Client(Client { key: Key::User, .. }) => {
                 return refuse_unbuilt(cx, owner, asker_of(link, &record));
             }
@@ -95,6 +96,35 @@ impl Partition {
         }
     }
 
+    /// Acknowledgements: each for itself, so that those of conversations in memory don't wait for others.
+    fn acks(&mut self, cx: &mut Cx, link: LinkKey, record: &Record, acks: Acks) {
+        for ack in acks.acks {
+            let Phase::Serving(serving) = &mut self.phase else { return };
+            let Serving { owner, table, .. } = &mut **serving;
+            let name = ack.conversation.clone();
+            if let Some(conversation) = table.ready(&name) {
+                cursors::delivered(cx, owner, conversation, &ack);
+                continue;
+            }
+            if Id::parse(&name).is_none() {
+                cx.hub.stats.acks_refused += 1;
+                continue;
+            }
+            let body = Acks { acks: vec![ack] }.encode_to_vec().into();
+            let count_max = cx.hub.config.limits.conversations_per_partition_max;
+            match table.wait(&name, link, Record { body, ..record.clone() }, count_max) {
+                Wait::Waits => {}
+                Wait::Load => {
+                    let (partition, fence, conversation) = (self.id, owner.fence, name.clone());
+                    let work = Work::Load { partition, fence, conversation, stream: None };
+                    self.store(cx, work, PartitionJob::Load(name, None));
+                }
+                // Losing it means a repeat.
+                Wait::Full(_) => cx.hub.stats.acks_refused += 1,
+            }
+        }
+    }
+
     /// Whether an ask came to its partition.
     fn belongs(&self, cx: &Cx, ask: &Ask) -> bool {
         let partitions = cx.hub.config.partitions;
@@ -123,7 +153,7 @@ impl Partition {
         record: Record,
     ) {
         let Phase::Serving(serving) = &mut self.phase else { return };
-        let Serving { owner, table } = &mut **serving;
+        let Serving { owner, table, .. } = &mut **serving;
         let Some(conversation) = table.ready(name) else { return };
         if let Err(record) = conversation.holds.push(stream.clone(), link, record) {
             return self.give_back(cx, link, record);
@@ -200,6 +230,8 @@ impl Partition {
                     register::refuse_busy(cx, link, self.from(), record.session, ask);
                 }
             }
+            // Losing them means repeats.
+            Kind::Acks => cx.hub.stats.acks_refused += 1,
             _ => self.not_owner(cx, link, record),
         }
     }
@@ -244,20 +276,29 @@ fn client(
     let Client { user, device, op, .. } = ask;
     match op {
         Op::Send(ask) => return send::send(cx, owner, conversation, asker, (user, device), ask),
-        Op::GroupCreate(ask) => {
-            let kind = ChangeKind::Create(ask.members);
-            groups::change(cx, owner, conversation, name, Change { asker, user, kind });
-        }
-        Op::GroupJoin(_) => {
-            groups::change(cx, owner, conversation, name, Change { asker, user, kind: ChangeKind::Join });
-        }
-        Op::GroupLeave(_) => {
-            groups::change(cx, owner, conversation, name, Change { asker, user, kind: ChangeKind::Leave });
-        }
-        Op::GroupMembers(ask) => groups::members(cx, owner, conversation, asker, &user, &ask),
+        Op::GroupMembers(ask) => group_members::members(cx, owner, conversation, asker, &user, &ask),
+        Op::GroupInfo(_) => group_members::info(cx, owner, conversation, name, asker, &user),
         Op::RoomJoin(_) => groups::joined(cx, owner, conversation, name, asker),
         Op::RoomLeave(_) => subscribe::room_leave(cx, owner, name, asker, user),
-        _ => refuse_unbuilt(cx, owner, Some(asker)),
+        Op::Sync(ask) => sync::sync(cx, owner, conversation, name, asker, user, device, ask),
+        Op::History(ask) => sync::history(cx, owner, conversation, name, asker, user, &ask),
+        Op::Peek(ask) => {
+            let item = ask.items.into_iter().next();
+            standing::peek(cx, owner, conversation, name, asker, user, device, item);
+        }
+        Op::Read(ask) => cursors::read(cx, owner, conversation, name, asker, user, &ask),
+        Op::Receipts(ask) => receipts::list(cx, owner, conversation, name, asker, user, ask),
+        Op::DeliverAck(ask) => {
+            let client::Cursor { epoch, seq } = ask.cursor.unwrap_or_default();
+            let conversation_id = name.to_owned();
+            let ack = DeviceAck { conversation: conversation_id, user, device, epoch, seq };
+            cursors::delivered(cx, owner, conversation, &ack);
+            cx.done(owner.from, asker);
+        }
+        op => match admin::Kind::of(op) {
+            Some(kind) => groups::change(cx, owner, conversation, name, Change { asker, user, kind }),
+            None => refuse_unbuilt(cx, owner, Some(asker)),
+        },
     }
     Ok(())
 }

@@ -18,11 +18,14 @@ use millrace_protocol::prost::Message;
 use super::action::Action;
 use super::delivery::{self, Delivery};
 use super::event::{Event, LinkKey, Sibling};
+use super::events;
+use super::fanned::{self, Fanned};
 use super::hub::{Cluster, Cx, From, Hub, Jobs, Pending};
 use super::limits::{Limits, REANNOUNCE_US};
 use super::links::Links;
 use super::partition::Partition;
 use super::register::{self, Closes};
+use super::retention::Clocks;
 use super::stats::Stats;
 use crate::store::{Done, Outcome, StoreError, View, Work};
 
@@ -92,6 +95,10 @@ impl Shard {
                 jobs: Jobs::default(),
                 delivery: Delivery::default(),
                 closes: Closes::default(),
+                events: Vec::new(),
+                clocks: Clocks::default(),
+                fanned: Fanned::default(),
+                touched: BTreeMap::new(),
                 cluster: Cluster::default(),
                 ready: Vec::new(),
                 announce: Vec::new(),
@@ -154,6 +161,10 @@ impl Shard {
                 partition.timer(cx);
             }
         }
+        for event in std::mem::take(&mut cx.hub.events) {
+            let partition = own(&mut self.partitions, cx, event.partition);
+            events::write(cx, partition.and_then(Partition::owner), event);
+        }
         for partition in std::mem::take(&mut cx.hub.ready) {
             if let Some(partition) = own(&mut self.partitions, cx, partition) {
                 partition.start_batch(cx);
@@ -171,6 +182,11 @@ impl Shard {
         let Hub { links, stats, .. } = &mut *cx.hub;
         links.turn(now, stats);
         drop_overflowed(cx, &mut self.partitions);
+        for reached in fanned::turn(cx) {
+            if let Some(partition) = own(&mut self.partitions, cx, reached.partition) {
+                partition.fanned_out(reached);
+            }
+        }
         let hub = &self.hub;
         let deadlines = [
             hub.timers.peek().map(|Reverse((at_us, _))| *at_us),
@@ -323,6 +339,11 @@ fn sibling(cx: &mut Cx, partitions: &mut [Partition], message: Sibling) {
             links.send(link, record, stats);
         }
         Sibling::LinkGone { link } => forget_link(cx, partitions, link),
+        Sibling::Mark { shard, id } => {
+            let Hub { fanned, links, .. } = &mut *cx.hub;
+            fanned.foreign(shard, id, links);
+        }
+        Sibling::Marked { id } => cx.hub.fanned.answered(id),
         Sibling::LinkUp { link, incarnation } => {
             cx.hub.cluster.links.insert(link, incarnation);
         }

@@ -11,10 +11,36 @@ pub struct Stats {
     pub malformed: u64,
     /// Messages appended.
     pub messages: u64,
+    /// Entries about changes of groups appended.
+    pub notes: u64,
     /// Batches handed to the store.
     pub batches: u64,
     /// Repeats answered with their first answer.
     pub repeats: u64,
+    /// Acknowledgements taken.
+    pub acks: u64,
+    /// Acknowledgements that were of nothing durable, of no member, or found no room.
+    pub acks_refused: u64,
+    /// Read positions taken.
+    pub reads: u64,
+    /// Pages read for clients.
+    pub pages: u64,
+    /// Clients told that the log ends below their cursor.
+    pub truncated: u64,
+    /// Standings told.
+    pub peeks: u64,
+    /// Senders told what became of a message.
+    pub fates: u64,
+    /// Messages whose fate could not be watched, as too many are.
+    pub fates_unwatched: u64,
+    /// Messages of former owners fanned out again.
+    pub recovered: u64,
+    /// Events that found no room in a batch, or no owner.
+    pub events_dropped: u64,
+    /// Entries trimmed.
+    pub trimmed: u64,
+    /// Looks at old entries that trimmed nothing by age, as the clocks disagree.
+    pub trims_held: u64,
     /// Sends refused OUT_OF_ORDER.
     pub out_of_order: u64,
     /// Sends refused CONFLICT.
@@ -35,7 +61,11 @@ pub struct Stats {
     pub directs: u64,
     /// Messages to single sessions dropped for want of credit; the log holds them.
     pub directs_dropped: u64,
-    /// Messages whose routes could not be read; the log holds them.
+    /// Relay records queued.
+    pub relays: u64,
+    /// Relays dropped for want of credit, room or routes: nobody needs them later.
+    pub relays_dropped: u64,
+    /// Messages whose routes could not be read in many tries, each time that this was so; they are tried again.
     pub routes_failed: u64,
     /// Records for links that are not here.
     pub no_link: u64,

@@ -462,7 +462,7 @@ mod tests {
             lease_renew_ms: 1_000,
             link_window_bytes: 1 << 23,
             sibling_queue: 16,
-            group_members_max: 16,
+            limits: crate::core::limits::Limits::default(),
         };
         let (shards, commands, turned_us) = Shards::one_for_test();
         let store = Arc::new(Held::default());

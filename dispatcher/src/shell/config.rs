@@ -67,6 +67,8 @@ pub struct Settings {
     pub sibling_queue: usize,
     /// Members of a group.
     pub group_members_max: usize,
+    /// A TOML file that says what messages may do and how long they are kept; the same on every node.
+    pub policies: Option<PathBuf>,
     /// Time for handing over and flushing after SIGTERM, in ms.
     pub stop_deadline_ms: u32,
 }
@@ -89,6 +91,7 @@ impl Default for Settings {
             link_window_bytes: limits::LINK_WINDOW_BYTES,
             sibling_queue: limits::SIBLING_QUEUE,
             group_members_max: Limits::default().group_members_max,
+            policies: None,
             stop_deadline_ms: limits::STOP_DEADLINE_MS,
         }
     }
@@ -181,6 +184,10 @@ struct Flags {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     group_members_max: Option<usize>,
+    /// A TOML file: what messages may do, and how long they are kept
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policies: Option<PathBuf>,
     /// Time for handing over after SIGTERM [default: 8000]
     #[arg(long, value_name = "MS")]
     #[serde(skip_serializing_if = "Option::is_none")]

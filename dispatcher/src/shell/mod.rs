@@ -15,6 +15,7 @@ mod log;
 mod metrics;
 mod node;
 mod notify;
+pub mod policies;
 mod runtime;
 mod shard;
 pub mod standalone;
@@ -105,6 +106,19 @@ fn node_config(settings: &Settings, links: SocketAddr) -> Result<NodeConfig, Sta
         lease_renew_ms: settings.lease_renew_ms,
         link_window_bytes: settings.link_window_bytes,
         sibling_queue: settings.sibling_queue,
-        group_members_max: settings.group_members_max,
+        limits: policies(settings)?,
     })
+}
+
+/// What messages may do: the file, and the flag for groups, which is older and counts when the file says nothing.
+fn policies(settings: &Settings) -> Result<crate::core::limits::Limits, StartError> {
+    let policies = match &settings.policies {
+        Some(file) => {
+            policies::Policies::read(file).map_err(|error| StartError::Policies(error.to_string()))?
+        }
+        None => policies::Policies::default(),
+    };
+    let limits = policies.limits();
+    let group_members_max = policies.group_members_max.unwrap_or(settings.group_members_max);
+    Ok(crate::core::limits::Limits { group_members_max, ..limits })
 }

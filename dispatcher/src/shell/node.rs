@@ -35,7 +35,7 @@ pub(crate) struct NodeConfig {
     pub(crate) lease_renew_ms: u32,
     pub(crate) link_window_bytes: u64,
     pub(crate) sibling_queue: usize,
-    pub(crate) group_members_max: usize,
+    pub(crate) limits: Limits,
 }
 
 impl NodeConfig {
@@ -62,7 +62,7 @@ impl NodeConfig {
             incarnation: self.member.incarnation,
             cluster: self.cluster.clone(),
             partitions: self.partitions,
-            limits: Limits { group_members_max: self.group_members_max, ..Limits::default() },
+            limits: self.limits,
             link: LinkLimits { window_bytes: self.link_window_bytes, ..LinkLimits::default() },
             // The incarnation is random already; shards must differ.
             seed: self.member.incarnation ^ shard as u64,
@@ -73,6 +73,9 @@ impl NodeConfig {
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The file with policies is wrong.
+    #[error("policies: {0}")]
+    Policies(String),
     /// The store.
     #[error("the store: {0}")]
     Store(String),

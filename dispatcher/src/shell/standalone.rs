@@ -19,7 +19,7 @@ use crate::core::limits::Limits;
 use crate::store::{Node as Member, Store};
 
 /// How to start a dispatcher within this process.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// Where the store keeps its files; made if it is not there. Locked while this runs.
     pub data_dir: PathBuf,
@@ -31,6 +31,8 @@ pub struct Settings {
     pub shards: usize,
     /// Bytes of unacknowledged records per link and direction.
     pub link_window_bytes: u64,
+    /// What messages may do: [`super::policies`].
+    pub limits: Limits,
 }
 
 impl Settings {
@@ -42,6 +44,7 @@ impl Settings {
             partitions: PARTITIONS_MAX,
             shards: 1,
             link_window_bytes: limits::LINK_WINDOW_BYTES,
+            limits: Limits::default(),
         }
     }
 }
@@ -70,7 +73,7 @@ pub fn start(settings: Settings) -> Result<Standalone, StartError> {
         lease_renew_ms: limits::LEASE_RENEW_MS,
         link_window_bytes: settings.link_window_bytes,
         sibling_queue: limits::SIBLING_QUEUE,
-        group_members_max: Limits::default().group_members_max,
+        limits: settings.limits,
     };
     let node = Node::start(config, Arc::clone(&store), None)?;
     Ok(Standalone { node, store })

@@ -19,6 +19,7 @@
 pub mod embedded;
 mod intake;
 pub mod model;
+mod pack;
 mod policy;
 mod record;
 pub mod redis;
@@ -584,6 +585,9 @@ pub struct Loaded {
     /// Answers of the stream that was asked for, oldest first.
     pub answers: Vec<Answer>,
 }
+
+/// Where a new partition's positions begin, so that all events come after 0.
+pub const FIRST_POSITION: u64 = 1;
 
 /// Answers of one stream in one conversation that are kept: as many messages as a client may have in flight.
 pub const ANSWERS_MAX: usize = 64;

@@ -30,6 +30,8 @@ pub struct ModelStore {
     pub groups: BTreeMap<String, (BTreeSet<String>, u64)>,
     pub states: BTreeMap<String, BTreeMap<String, Bytes>>,
     pub answers: BTreeMap<(String, StreamKey), Vec<Answer>>,
+    /// Per conversation, user and device: streams that have answers, oldest first.
+    pub streams: BTreeMap<(String, String, String), Vec<u64>>,
     pub cursors: BTreeMap<(String, String, String), Cursor>,
     pub lists: BTreeMap<(String, List), BTreeMap<String, Bytes>>,
     /// Per partition: position of the batch, and its messages that may not have been fanned out.
@@ -239,7 +241,7 @@ impl ModelStore {
         let outstanding = self.outstanding.range((partition, 0)..(partition, u64::MAX));
         Ok(Outcome::Claimed {
             fence,
-            position: self.positions.get(&partition).copied().unwrap_or(0),
+            position: self.positions.get(&partition).copied().unwrap_or(FIRST_POSITION),
             last_message_id: self.last_ids.get(&partition).copied().unwrap_or_default(),
             outstanding: outstanding.flat_map(|(_, messages)| messages.clone()).collect(),
         })
@@ -248,7 +250,7 @@ impl ModelStore {
     fn append(&mut self, batch: Batch) -> Result<Outcome, StoreError> {
         let partition = batch.partition;
         self.fenced(partition, batch.fence)?;
-        let position = self.positions.entry(partition).or_default();
+        let position = self.positions.entry(partition).or_insert(FIRST_POSITION);
         if *position != batch.position {
             return Err(StoreError::Position { partition, expected: *position, given: batch.position });
         }
@@ -281,6 +283,9 @@ impl ModelStore {
                         device: entry.device.clone(),
                         stream: entry.stream,
                     };
+                    if entry.client_seq == 1 {
+                        self.begin_stream(&entry.conversation, &stream);
+                    }
                     let answers = self.answers.entry((entry.conversation.clone(), stream)).or_default();
                     let Entry { client_seq, payload_hash, seq, message_id, epoch, .. } = entry;
                     answers.push(Answer { client_seq, payload_hash, seq, message_id, epoch });
@@ -289,7 +294,7 @@ impl ModelStore {
                 }
                 let event = Event { id, kind: "message".into(), body: entry.notify.clone() };
                 self.events.insert((partition, id), event);
-                log.entries.push(entry);
+                self.logs.entry(entry.conversation.clone()).or_default().entries.push(entry);
             }
             Write::Replace(entry) => {
                 let Some(log) = self.logs.get_mut(&entry.conversation) else { return };
@@ -333,6 +338,18 @@ impl ModelStore {
             Write::Event { kind, body } => {
                 self.events.insert((partition, id), Event { id, kind: kind.into(), body });
             }
+        }
+    }
+
+    /// The oldest streams of a device lose their place.
+    fn begin_stream(&mut self, conversation: &str, key: &StreamKey) {
+        let of_device = (conversation.to_owned(), key.user.clone(), key.device.clone());
+        let streams = self.streams.entry(of_device).or_default();
+        streams.retain(|known| *known != key.stream);
+        streams.push(key.stream);
+        let excess = streams.len().saturating_sub(STREAMS_PER_DEVICE_MAX);
+        for stream in streams.drain(..excess) {
+            self.answers.remove(&(conversation.to_owned(), StreamKey { stream, ..key.clone() }));
         }
     }
 

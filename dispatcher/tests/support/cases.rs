@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use millrace_dispatcher::store::{Fence, Gateway, Loaded, Outcome, RECENT_ENTRIES, StoreError, Work, Write};
+use bytes::Bytes;
+use millrace_dispatcher::store::{
+    Change, Fence, Gateway, List, Loaded, Outcome, StoreError, UserItem, Work, Write,
+};
 use millrace_protocol::ids::MessageId;
 
-use super::world::{World, entry, message, node, registration, session, until};
+use super::world::{World, entry, message, node, read, registration, session, until};
 
 pub type Case = fn(&World<'_>);
 
@@ -18,7 +21,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("claim: epochs grow, also over an emptied store", epochs_grow),
     ("claim: held by a live node", held_by_a_live_node),
     ("claim: after a release", released_then_claimed),
-    ("load: head, members, recent", loads),
+    ("load: head, neighbours", loads),
     ("load: a group that changes", members_change),
     ("read: ranges and limits", ranges_and_limits),
     ("order: jobs submitted together", together_in_order),
@@ -36,18 +39,19 @@ pub const CASES: &[(&str, Case)] = &[
 fn appended_is_read_back(world: &World<'_>) {
     let mut claim = world.claim(3, "a", 1_000);
     assert_eq!((claim.position, claim.last_message_id), (1, MessageId(0)), "a new partition");
-    world.append(&mut claim, vec![message("g:tea", 1), message("g:tea", 2), message("d:a:b", 1)]);
-    world.append(&mut claim, vec![message("g:tea", 3)]);
+    let mut expected = world.append(&mut claim, vec![message("g:tea", 1), message("g:tea", 2)]);
+    world.append(&mut claim, vec![message("d:a:b", 1)]);
+    expected.extend(world.append(&mut claim, vec![message("g:tea", 3)]));
+    let Write::Message(newest) = expected[2].clone() else { panic!() };
     let (entries, first) = world.read("g:tea", 0, u64::MAX, 1 << 20);
     assert_eq!(first, 1);
-    let expected: Vec<Write> = (1..=3).map(|seq| message("g:tea", seq)).collect();
     assert_eq!(entries.into_iter().map(Write::Message).collect::<Vec<_>>(), expected);
     assert_eq!(world.read("d:a:b", 0, 10, 1 << 20).0.len(), 1);
     assert_eq!(world.read("g:none", 0, 10, 1 << 20), (vec![], 1));
     world.reopen();
     assert_eq!(world.read("g:tea", 0, u64::MAX, 1 << 20).0.len(), 3, "and after a start");
     let claim = world.claim(3, "a", 1_000);
-    assert_eq!((claim.position, claim.last_message_id), (5, MessageId(3 << 40 | 9)));
+    assert_eq!((claim.position, claim.last_message_id), (5, newest.message_id));
 }
 
 fn all_or_nothing(world: &World<'_>) {
@@ -61,7 +65,7 @@ fn all_or_nothing(world: &World<'_>) {
     assert!(matches!(world.call(claim.batch(broken)), Err(StoreError::Corrupted(_))), "seq 3 is left out");
     assert_eq!(world.read("g:tea", 0, 10, 1 << 20).0.len(), 1);
     let Ok(Outcome::Loaded(loaded)) = world.call(claim.load("g:new")) else { panic!() };
-    assert_eq!(loaded, Loaded::default());
+    assert_eq!(loaded, Loaded { first_seq: 1, ..Loaded::default() });
     world.append(&mut claim, vec![message("g:tea", 2)]);
 }
 
@@ -82,7 +86,10 @@ fn fenced(world: &World<'_>) {
     }
     let mut unclaimed = claim.clone();
     unclaimed.partition = 4;
-    assert_eq!(world.call(unclaimed.batch(vec![])), Err(StoreError::Fenced { partition: 4 }));
+    assert_eq!(
+        world.call(unclaimed.batch(vec![message("g:tea", 1)])),
+        Err(StoreError::Fenced { partition: 4 })
+    );
     assert_eq!(world.call(claim.batch(vec![message("g:tea", 1)])), Ok(Outcome::Appended));
 }
 
@@ -131,7 +138,7 @@ fn held_by_a_live_node(world: &World<'_>) {
         world.try_claim(3, "b", 1_000).map(|c| c.fence),
         Err(StoreError::Held { partition: 3, holder: "a".into() })
     );
-    assert_eq!(world.call(claim.batch(vec![])), Ok(Outcome::Appended), "nothing happened to the holder");
+    assert!(world.call(claim.load("g:tea")).is_ok(), "nothing happened to the holder");
     world.claim(3, "a", 1_000);
     until("the lease of a ends", Duration::from_secs(5), || world.try_claim(3, "b", 1_000).is_ok());
     assert!(matches!(world.try_claim(3, "a", 1_000), Err(StoreError::Held { .. })));
@@ -152,20 +159,22 @@ fn released_then_claimed(world: &World<'_>) {
     let next = world.claim(3, "b", 900);
     assert_eq!((next.fence.epoch, next.position), (1_001, claim.position));
     assert_eq!(world.beat("a", 60_000).owners[3], ("b".to_owned(), 1_001));
-    assert_eq!(world.call(claim.batch(vec![])), Err(StoreError::Fenced { partition: 3 }));
+    assert_eq!(world.call(claim.load("g:tea")), Err(StoreError::Fenced { partition: 3 }));
 }
 
 fn loads(world: &World<'_>) {
     let mut claim = world.claim(3, "a", 1_000);
-    assert_eq!(world.call(claim.load("g:tea")), Ok(Outcome::Loaded(Loaded::default())));
-    let total = RECENT_ENTRIES as u64 + 6;
-    world.append(&mut claim, (1..=total).map(|seq| message("g:tea", seq)).collect());
+    assert_eq!(
+        world.call(claim.load("g:tea")),
+        Ok(Outcome::Loaded(Loaded { first_seq: 1, ..Loaded::default() }))
+    );
+    world.append(&mut claim, (1..=6).map(|seq| message("g:tea", seq)).collect());
     world.append(&mut claim, vec![message("g:te", 1), message("g:teapot", 1)]);
-    let Ok(Outcome::Loaded(loaded)) = world.call(claim.load("g:tea")) else { panic!() };
-    assert_eq!((loaded.head, loaded.members), (total, None), "a neighbour's name is a prefix of this one's");
-    let seqs: Vec<u64> = loaded.recent.iter().map(|entry| entry.seq).collect();
-    assert_eq!(seqs, (7..=total).collect::<Vec<_>>(), "oldest first");
-    assert_eq!(Write::Message(loaded.recent[0].clone()), message("g:tea", 7));
+    let loaded = world.load(&claim, "g:tea", None);
+    let of_newest = entry("g:tea", 6, b"body 6 \0\x7f of g:tea");
+    assert_eq!((loaded.head, loaded.members), (6, None), "a neighbour's name is a prefix of this one's");
+    assert_eq!((loaded.head_epoch, loaded.messages, loaded.bytes), (77, 6, of_newest.bytes));
+    assert_eq!((loaded.first_seq, loaded.state.len(), loaded.answers.len()), (1, 0, 0));
 }
 
 fn members_change(world: &World<'_>) {
@@ -217,18 +226,24 @@ fn together_in_order(world: &World<'_>) {
     let claim = world.claim(3, "a", 1_000);
     let mut second = claim.clone();
     second.position += 1;
+    let read = || {
+        let mut work = read("g:tea", 0, 9, 9_999);
+        let Work::Read { fence, .. } = &mut work else { unreachable!() };
+        *fence = Some(claim.fence);
+        work
+    };
     let works = vec![
         claim.batch(vec![message("g:tea", 1)]),
         second.batch(vec![message("g:tea", 2)]),
-        claim.load("g:tea"),
+        read(),
         Work::Release { partition: 3, fence: claim.fence },
-        claim.load("g:tea"),
+        read(),
     ];
     let outcomes = world.calls(works);
     assert_eq!(outcomes[..2], [Ok(Outcome::Appended), Ok(Outcome::Appended)]);
-    assert!(matches!(&outcomes[2], Ok(Outcome::Loaded(loaded)) if loaded.head == 2));
+    assert!(matches!(&outcomes[2], Ok(Outcome::Entries { head: 2, .. })));
     assert_eq!(outcomes[3], Ok(Outcome::Released));
-    assert!(matches!(&outcomes[4], Ok(Outcome::Loaded(_))), "the fence stays until another claims");
+    assert_eq!(outcomes[4], Err(StoreError::Fenced { partition: 3 }), "nobody holds a released fence");
 }
 
 fn policies(world: &World<'_>) {
@@ -302,18 +317,21 @@ fn unregister_compares(world: &World<'_>) {
 }
 
 fn user_groups(world: &World<'_>) {
-    let change = |users: &[&str], group: &str, add| {
-        let users = users.iter().map(|user| (*user).to_owned()).collect();
-        Work::UserGroups { users, group: group.into(), add }
+    let change = |users: &[&str], group: &str, change: Change| {
+        let (list, item) = (List::Groups, group.to_owned());
+        let of =
+            |user: &&str| UserItem { user: (*user).into(), list, item: item.clone(), change: change.clone() };
+        Work::UserItems(users.iter().map(of).collect())
     };
+    let value = || Bytes::from_static(b"a\0value");
     let all = vec![
-        change(&["alice", "bob", "carol"], "g:tea", true),
-        change(&["alice"], "g:tea", true),
-        change(&["alice", "bob"], "g:rum", true),
-        change(&["bob", "dave"], "g:tea", false),
-        change(&["bob"], "g:tea", false),
+        change(&["alice", "bob", "carol"], "g:tea", Change::Add(value())),
+        change(&["alice"], "g:tea", Change::Put(value())),
+        change(&["alice", "bob"], "g:rum", Change::Add(value())),
+        change(&["bob", "dave"], "g:tea", Change::Remove),
+        change(&["bob"], "g:tea", Change::Remove),
     ];
-    assert!(world.calls(all).iter().all(|outcome| *outcome == Ok(Outcome::UserGroupsDone)));
+    assert!(world.calls(all).iter().all(|outcome| *outcome == Ok(Outcome::UserItemsDone)));
     world.reopen();
     for (user, groups) in [
         ("alice", vec!["g:rum", "g:tea"]),

@@ -4,6 +4,8 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use millrace_dispatcher::store::Event;
+
 const START_WAIT: Duration = Duration::from_secs(20);
 
 /// See above.
@@ -37,6 +39,22 @@ impl RedisServer {
             .output()
             .expect("redis-cli is missing: install the system's redis package");
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// Events of a partition after a position, as a consumer reads them. Their bodies must be lines of text.
+    pub fn events(&self, cluster: &str, partition: u16, after: u64, limit: usize) -> Vec<Event> {
+        let key = format!("{{mr:{cluster}:p{partition}}}:ev");
+        let found = self.cli(&["XRANGE", &key, &format!("({after}-0"), "+", "COUNT", &limit.to_string()]);
+        let lines: Vec<&str> = found.lines().collect();
+        let event = |lines: &[&str]| match lines {
+            [id, "k", kind, "b", body] => Event {
+                id: id.strip_suffix("-0").unwrap().parse().unwrap(),
+                kind: (*kind).to_owned(),
+                body: body.as_bytes().to_vec().into(),
+            },
+            other => panic!("{other:?}"),
+        };
+        lines.chunks(5).map(event).collect()
     }
 
     /// Kills it with SIGKILL and starts it again, with its data or without.

@@ -3,23 +3,27 @@
 use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use millrace_dispatcher::store::embedded::{self, Embedded};
 use millrace_dispatcher::store::redis::{self, RedisStore};
 use millrace_dispatcher::store::{
-    Batch, Done, Entry, Fence, Job, Node, Outcome, Registration, Replies, Route, Store, StoreError, View,
-    Work, Write,
+    Answer, Batch, Cursor, CursorsOf, Done, Entry, Event, Fence, Job, List, Loaded, Node, Outcome,
+    Registration, Replies, Route, Store, StoreError, StreamKey, View, Work, Write,
 };
 use millrace_edge::mailbox::{Receiver, mailbox};
 use millrace_edge::wake::Waker;
 use millrace_protocol::ids::{MessageId, Partition, SessionId};
 
+use super::model::Model;
 use super::redis::RedisServer;
 
 /// Partitions of every world.
 pub const PARTITIONS: u16 = 16;
+/// Events that worlds keep: more than a test writes.
+pub const EVENTS_MAX: u64 = 100_000;
 /// Longer than any bound of a store.
 const ANSWER_WAIT: Duration = Duration::from_secs(15);
 
@@ -28,6 +32,8 @@ pub enum Ground<'a> {
     /// The caller's business.
     Elsewhere,
     Embedded(RefCell<tempfile::TempDir>),
+    /// The reference.
+    Model(RefCell<Model>),
     Redis(&'a RedisServer, String),
 }
 
@@ -59,6 +65,10 @@ impl<'a> World<'a> {
         World::new(Ground::Embedded(RefCell::new(tempfile::tempdir().unwrap())))
     }
 
+    pub fn model() -> World<'static> {
+        World::new(Ground::Model(RefCell::default()))
+    }
+
     pub fn redis(server: &'a RedisServer, cluster: &str) -> Self {
         World::new(Ground::Redis(server, cluster.to_owned()))
     }
@@ -73,10 +83,14 @@ impl<'a> World<'a> {
         let store: Box<dyn Store> = match &self.ground {
             Ground::Elsewhere => return,
             Ground::Embedded(dir) => Box::new(open_embedded(dir.borrow().path())),
-            Ground::Redis(server, cluster) => Box::new(
-                RedisStore::connect(&server.url(), redis::Settings::new(cluster.clone(), PARTITIONS))
-                    .unwrap(),
-            ),
+            Ground::Model(model) => Box::new(model.borrow().clone()),
+            Ground::Redis(server, cluster) => {
+                let settings = redis::Settings {
+                    events_max: EVENTS_MAX,
+                    ..redis::Settings::new(cluster.clone(), PARTITIONS)
+                };
+                Box::new(RedisStore::connect(&server.url(), settings).unwrap())
+            }
         };
         *self.store.borrow_mut() = Some(store);
     }
@@ -88,6 +102,10 @@ impl<'a> World<'a> {
             Ground::Embedded(dir) => {
                 self.store.take();
                 dir.replace(tempfile::tempdir().unwrap());
+                self.open();
+            }
+            Ground::Model(model) => {
+                model.replace(Model::default());
                 self.open();
             }
             Ground::Redis(server, _) => assert_eq!(server.cli(&["FLUSHALL"]), "OK"),
@@ -131,8 +149,8 @@ impl<'a> World<'a> {
     pub fn try_claim(&self, partition: Partition, node: &str, wall_ms: u64) -> Result<Claim, StoreError> {
         let work = Work::Claim { partition, node: node.into(), incarnation: 1, wall_ms };
         match self.call(work)? {
-            Outcome::Claimed { fence, position, last_message_id } => {
-                Ok(Claim { partition, fence, position, last_message_id })
+            Outcome::Claimed { fence, position, last_message_id, outstanding } => {
+                Ok(Claim { partition, fence, position, last_message_id, outstanding })
             }
             other => panic!("{other:?}"),
         }
@@ -142,13 +160,16 @@ impl<'a> World<'a> {
         self.try_claim(partition, node, wall_ms).unwrap()
     }
 
-    /// Appends at the claim's position and moves it on.
-    pub fn append(&self, claim: &mut Claim, writes: Vec<Write>) {
-        let count = writes.len() as u64;
-        assert_eq!(self.call(claim.batch(writes)), Ok(Outcome::Appended));
-        claim.position += count;
+    /// Appends at the claim's position and moves it on. Returns the writes with their message ids.
+    pub fn append(&self, claim: &mut Claim, writes: Vec<Write>) -> Vec<Write> {
+        let batch = claim.stamped(writes);
+        claim.position += batch.writes.len() as u64;
+        let stamped = batch.writes.clone();
+        assert_eq!(self.call(Work::Append(batch)), Ok(Outcome::Appended));
+        stamped
     }
 
+    /// Entries and the lowest seq.
     pub fn read(
         &self,
         conversation: &str,
@@ -156,9 +177,54 @@ impl<'a> World<'a> {
         through: u64,
         limit_bytes: usize,
     ) -> (Vec<Entry>, u64) {
+        match self.call(read(conversation, after, through, limit_bytes)) {
+            Ok(Outcome::Entries { entries, first_seq, .. }) => (entries, first_seq),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn load(&self, claim: &Claim, conversation: &str, stream: Option<StreamKey>) -> Loaded {
+        let Claim { partition, fence, .. } = *claim;
         let conversation = conversation.to_owned();
-        match self.call(Work::Read { partition: 3, conversation, after, through, limit_bytes }) {
-            Ok(Outcome::Entries { entries, first_seq }) => (entries, first_seq),
+        match self.call(Work::Load { partition, fence, conversation, stream }) {
+            Ok(Outcome::Loaded(loaded)) => loaded,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn answers(&self, claim: &Claim, conversation: &str, stream: StreamKey) -> Vec<Answer> {
+        let Claim { partition, fence, .. } = *claim;
+        let conversation = conversation.to_owned();
+        match self.call(Work::Answers { partition, fence, conversation, stream }) {
+            Ok(Outcome::Answers(answers)) => answers,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn cursors(&self, claim: &Claim, conversation: &str, of: CursorsOf) -> Vec<(String, String, Cursor)> {
+        let Claim { partition, fence, .. } = *claim;
+        let conversation = conversation.to_owned();
+        match self.call(Work::Cursors { partition, fence, conversation, of }) {
+            Ok(Outcome::Cursors(cursors)) => cursors,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A page of a list, and whether there is more.
+    pub fn list(&self, user: &str, list: List, after: &str, limit: usize) -> (Vec<(String, Bytes)>, bool) {
+        match self.call(Work::UserList { user: user.into(), list, after: after.into(), limit }) {
+            Ok(Outcome::UserList { items, more }) => (items, more),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Events of a partition, as whoever consumes them reads them.
+    pub fn events(&self, partition: Partition, after: u64, limit: usize) -> Vec<Event> {
+        if let Ground::Redis(server, cluster) = &self.ground {
+            return server.events(cluster, partition, after, limit);
+        }
+        match self.call(Work::Events { partition, after, limit }) {
+            Ok(Outcome::Events(events)) => events,
             other => panic!("{other:?}"),
         }
     }
@@ -212,16 +278,44 @@ pub struct Claim {
     pub fence: Fence,
     pub position: u64,
     pub last_message_id: MessageId,
+    pub outstanding: Vec<(String, u64)>,
 }
 
 impl Claim {
     pub fn batch(&self, writes: Vec<Write>) -> Work {
+        Work::Append(self.stamped(writes))
+    }
+
+    /// A batch whose messages have ids: growing ones, whatever test asks for them.
+    pub fn stamped(&self, mut writes: Vec<Write>) -> Batch {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         let Claim { partition, fence, position, .. } = *self;
-        Work::Append(Batch { partition, fence, position, writes })
+        for write in &mut writes {
+            if let Write::Message(entry) = write {
+                let next = NEXT.fetch_add(1, Ordering::Relaxed);
+                entry.message_id = MessageId(next << 22 | u64::from(partition) << 12);
+            }
+        }
+        Batch { partition, fence, position, writes, outstanding: Vec::new(), fanned_out: 0 }
     }
 
     pub fn load(&self, conversation: &str) -> Work {
-        Work::Load { partition: self.partition, fence: self.fence, conversation: conversation.into() }
+        let Claim { partition, fence, .. } = *self;
+        Work::Load { partition, fence, conversation: conversation.into(), stream: None }
+    }
+}
+
+/// Reads partition 3, oldest first.
+pub fn read(conversation: &str, after: u64, through: u64, limit_bytes: usize) -> Work {
+    Work::Read {
+        partition: 3,
+        fence: None,
+        conversation: conversation.to_owned(),
+        after,
+        through,
+        limit_bytes,
+        entries_max: usize::MAX >> 1,
+        newest_first: false,
     }
 }
 
@@ -234,7 +328,8 @@ pub struct Registered {
 }
 
 pub fn open_embedded(dir: &Path) -> Embedded {
-    Embedded::open(dir, embedded::Settings::new(PARTITIONS)).unwrap()
+    let settings = embedded::Settings { events_max: EVENTS_MAX, ..embedded::Settings::new(PARTITIONS) };
+    Embedded::open(dir, settings).unwrap()
 }
 
 pub fn node(name: &str) -> Node {
@@ -245,8 +340,11 @@ pub fn entry(conversation: &str, seq: u64, body: &[u8]) -> Entry {
     Entry {
         conversation: conversation.into(),
         seq,
-        message_id: MessageId(seq << 40 | 9),
+        message_id: MessageId(0),
         epoch: 77,
+        action: 0,
+        messages: seq,
+        bytes: seq * body.len() as u64,
         sender: "alice".into(),
         device: "phone".into(),
         stream: u64::MAX,

@@ -42,6 +42,8 @@ pub struct StandaloneSettings {
     pub cluster: String,
     /// Slices of the key space.
     pub partitions: u16,
+    /// A file that says what messages may do.
+    pub policies: Option<PathBuf>,
 }
 
 /// How the dispatcher in this process is doing.
@@ -226,6 +228,7 @@ fn start_standalone(
         data_dir: settings.data_dir.join("store"),
         cluster: settings.cluster.clone(),
         partitions: settings.partitions,
+        policies: settings.policies.clone(),
     };
     let local =
         start_local(&standalone).map_err(|error| format!("the dispatcher in this process: {error}"))?;

@@ -283,6 +283,11 @@ impl LinkEnd {
     }
 
     /// Bytes of records queued or sent and not yet acknowledged.
+    pub fn unacknowledged(&self) -> usize {
+        self.outgoing.kept()
+    }
+
+    /// Bytes of them.
     pub fn unacknowledged_bytes(&self) -> u64 {
         self.outgoing.kept_bytes()
     }

@@ -34,6 +34,11 @@ impl Outgoing {
         self.kept_bytes
     }
 
+    /// Records queued or sent and not yet acknowledged.
+    pub(super) fn kept(&self) -> usize {
+        self.sizes.len()
+    }
+
     /// Bytes in the batch that is not closed yet.
     pub(super) fn pending_bytes(&self) -> usize {
         self.pending.len()

@@ -186,7 +186,7 @@ fn note_acks(
 ) {
     use millrace_protocol::prost::Message;
     for name in rooms {
-        let log = world.store.logs.get(name).map_or(&[][..], |log| log);
+        let log = world.store.logs.get(name).map_or(&[][..], |log| &log.entries[..]);
         let mut seen = HashSet::new();
         for (index, entry) in log.iter().enumerate() {
             assert_eq!(entry.seq, index as u64 + 1, "{name}");
@@ -195,7 +195,7 @@ fn note_acks(
     }
     let mut by_id = HashMap::new();
     for (room, name) in rooms.iter().enumerate() {
-        for entry in world.store.logs.get(name).into_iter().flatten() {
+        for entry in world.store.logs.get(name).iter().flat_map(|log| &log.entries) {
             let user = users.iter().position(|(user, _)| *user == entry.sender).expect("a sender");
             by_id.insert(entry.message_id.0, (room, user, entry.client_seq, entry.seq, entry.notify.clone()));
         }

@@ -1,11 +1,16 @@
 //! Registering, routes, losers, direct messages, gateways' leases.
 
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
 use millrace_protocol::ids::{SessionId, user_partition};
 use millrace_protocol::link::Kind;
-use millrace_protocol::messages::client::Code;
+use millrace_protocol::messages::client::{self, Code};
 use millrace_protocol::messages::link as wire;
 
 use super::world::{PARTITIONS, World, deliver, direct, session};
+use crate::core::limits::Limits;
+use crate::store::List;
 
 #[test]
 fn a_direct_message_goes_to_all_sessions_of_both_but_the_senders() {
@@ -59,7 +64,14 @@ fn routes_that_cannot_be_read_are_asked_again_in_order() {
     for _ in 0..60 {
         world.pass(500);
     }
-    assert_eq!(world.stats(0).routes_failed, 1, "given up, and counted");
+    let failed = world.stats(0).routes_failed;
+    assert!(failed >= 1, "counted, and tried again");
+    world.store.fail_routes = 0;
+    for _ in 0..10 {
+        world.pass(500);
+    }
+    let got: Vec<wire::Direct> = world.take(0, 1, Kind::Direct);
+    assert_eq!(got.iter().map(|direct| deliver(&direct.notify).seq).collect::<Vec<_>>(), [4]);
 }
 
 #[test]
@@ -114,6 +126,7 @@ fn an_older_login_is_refused_and_one_that_registers_again_keeps_its_number() {
         gateway: 1,
         gateway_incarnation: 1,
         newest_wins: false,
+        acknowledges: false,
     };
     for (login_number, refused) in [(0, 0), (1, 0), (0, 0), (1, Code::Displaced as u32)] {
         world.say(0, 1, Kind::Register, partition, session(1, 1), &register(login_number));
@@ -177,9 +190,35 @@ fn a_gateways_lease_is_answered_with_what_it_sent() {
 #[test]
 fn groups_come_with_the_registration() {
     let mut world = World::serving(1, &[1]);
-    world.store.lists.entry("ann".into()).or_default().insert("g:x".into());
+    world.store.lists.entry(("ann".into(), List::Groups)).or_default().insert("g:x".into(), Bytes::new());
     world.register(0, session(1, 1), "ann", "phone", "ios");
     world.run();
     let answer: Vec<wire::Registered> = world.take(0, 1, Kind::Registered);
     assert_eq!(answer[0].groups, ["g:x"]);
+}
+
+#[test]
+fn logins_logouts_and_receipts_are_events_when_they_are_switched_on() {
+    for on in [false, true] {
+        let limits = Limits { events: on, ..Limits::default() };
+        let mut world = World::with_limits(1, 1, limits);
+        world.claim_all(0);
+        world.connect(0, 1, 1);
+        world.run();
+        let ann = session(1, 1);
+        world.register(0, ann, "ann", "phone", "ios");
+        world.run();
+        let unregister = wire::Unregister { user: "ann".into(), device: "phone".into(), login_number: 1 };
+        world.say(0, 1, Kind::Unregister, user_partition("ann", PARTITIONS), ann, &unregister);
+        let name = direct("ann", "bob");
+        world.send(ann, "ann", &name, 1);
+        world.run();
+        let read = client::Read { conversation: name, seq: 1 };
+        world.request(0, session(1, 2), "bob", client::request::Op::Read(read));
+        world.run();
+        world.pass(300);
+        let kinds: BTreeSet<String> = world.store.events.values().map(|event| event.kind.clone()).collect();
+        let expected: &[&str] = if on { &["login", "logout", "message", "receipt"] } else { &["message"] };
+        assert!(kinds.iter().eq(expected), "{kinds:?}");
+    }
 }

@@ -12,6 +12,7 @@ use millrace_protocol::link::{Kind, Record};
 use millrace_protocol::messages::client::{self, request, response};
 use millrace_protocol::messages::link as wire;
 use millrace_protocol::prost::Message;
+use millrace_protocol::request::Key;
 
 use crate::core::action::Action;
 use crate::core::event::{Event, LinkKey};
@@ -319,16 +320,15 @@ impl World {
 
     /// A client's request; the token of its answer.
     pub fn request(&mut self, node: usize, session: SessionId, user: &str, op: request::Op) -> u64 {
-        let name = match &op {
-            request::Op::Send(ask) => ask.conversation.clone(),
-            request::Op::GroupCreate(ask) => format!("g:{}", ask.group),
-            request::Op::GroupJoin(ask) => format!("g:{}", ask.group),
-            request::Op::GroupLeave(ask) => format!("g:{}", ask.group),
-            request::Op::GroupMembers(ask) => format!("g:{}", ask.group),
-            request::Op::RoomJoin(ask) => format!("r:{}", ask.room),
-            request::Op::RoomLeave(ask) => format!("r:{}", ask.room),
-            other => panic!("no request for a dispatcher: {other:?}"),
+        // As a gateway routes it; what it would refuse goes anywhere.
+        let partition = match &op {
+            request::Op::PresenceSubscribe(ask) => {
+                ask.users.first().map(|watched| user_partition(watched, PARTITIONS))
+            }
+            request::Op::Peek(ask) => Some(conversation_partition(&ask.items[0].conversation)),
+            op => Key::of(op, user).and_then(|key| key.partition(user, PARTITIONS)),
         };
+        let partition = partition.unwrap_or(0);
         self.token += 1;
         let request = client::Request { id: self.token + 1_000, op: Some(op) };
         let body = wire::ClientRequest {
@@ -337,7 +337,6 @@ impl World {
             device: format!("{user}-{}", session.slot()),
             request: request.encode_to_vec().into(),
         };
-        let partition = conversation_partition(&name);
         self.say(node, session.gateway(), Kind::ClientRequest, partition, session, &body);
         self.token
     }
@@ -360,7 +359,7 @@ impl World {
             client_seq,
             stream: 1,
             payload: Bytes::from(payload.to_owned()),
-            content_kind: 0,
+            ..client::Send::default()
         };
         self.request(node, session, user, request::Op::Send(ask))
     }
@@ -415,6 +414,7 @@ impl World {
             gateway: u32::from(session.gateway()),
             gateway_incarnation: 1,
             newest_wins: true,
+            acknowledges: false,
         };
         let partition = user_partition(user, PARTITIONS);
         self.say(node, session.gateway(), Kind::Register, partition, session, &body);

@@ -1,17 +1,18 @@
-//! What lies on disk: four keyspaces, their keys, and how each record is read.
+//! What lies on disk: six keyspaces and their keys; the format and the fences.
 //!
-//! Who may write and when it is durable is left to [`super::round`]. The rule that keeps it right: every variable part of
-//! a key is preceded by its length, so that no conversation's keys lie between another's; and whatever can't be read is
-//! named by what it is, never skipped.
+//! How logs, conversations, lists and events are read is in the files of those names; who may write and when it is
+//! durable is left to [`super::round`]. The rule that keeps it right: every variable part of a key that another follows
+//! is preceded by its length, so that no conversation's keys lie between another's; and whatever can't be read is named
+//! by what it is, never skipped.
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{Buf, BufMut};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch};
 use millrace_protocol::ids::{MessageId, Partition};
 
-use crate::store::{Entry, Fence, StoreError, record};
+use crate::store::{Fence, StoreError, pack};
 
 /// Version of this layout, kept under [`FORMAT_KEY`] with the number of partitions.
-const FORMAT: u16 = 1;
+pub(super) const FORMAT: u16 = 2;
 const FORMAT_KEY: &[u8] = b"format";
 /// What a keyspace keeps in memory before it is written out, bytes: a fixed part of the process's memory.
 const MEMTABLE_BYTES_MAX: u64 = 16 << 20;
@@ -22,12 +23,16 @@ pub(super) struct Disk {
     pub(super) db: Database,
     /// partition, conversation, seq -> record.
     pub(super) log: Keyspace,
-    /// "format"; "f" and partition -> fence.
+    /// partition, conversation, user, device, stream, client_seq modulo the answers kept -> answer.
+    pub(super) answers: Keyspace,
+    /// partition, conversation, kind, name -> members, state, cursors, streams and where the log begins.
+    pub(super) conversations: Keyspace,
+    /// list, user, item -> value.
+    pub(super) lists: Keyspace,
+    /// partition, position -> event.
+    pub(super) events: Keyspace,
+    /// "format"; "f" and partition -> fence; "o", partition and position -> what may not have been fanned out.
     pub(super) meta: Keyspace,
-    /// partition, conversation, member -> nothing; with an empty member -> membership version.
-    pub(super) members: Keyspace,
-    /// user -> the groups it is in.
-    pub(super) groups: Keyspace,
 }
 
 /// The fence of one partition, with what a claimer must know.
@@ -47,9 +52,11 @@ impl Disk {
         let open = |name| db.keyspace(name, options);
         Ok(Self {
             log: open("log")?,
+            answers: open("answers")?,
+            conversations: open("conversations")?,
+            lists: open("lists")?,
+            events: open("events")?,
             meta: open("meta")?,
-            members: open("members")?,
-            groups: open("groups")?,
             db: db.clone(),
         })
     }
@@ -89,182 +96,46 @@ impl Disk {
             .ok_or_else(|| StoreError::Corrupted(format!("the fence of partition {partition}")))
     }
 
-    pub(super) fn head(&self, partition: Partition, conversation: &str) -> Result<u64, StoreError> {
-        self.edge_seq(partition, conversation, true)
-    }
-
-    /// The highest or lowest seq of a conversation; 0 if there is none.
-    pub(super) fn edge_seq(
-        &self,
-        partition: Partition,
-        conversation: &str,
-        highest: bool,
-    ) -> Result<u64, StoreError> {
-        let mut all = self.log.prefix(conversation_key(partition, conversation));
-        let guard = if highest { all.next_back() } else { all.next() };
-        match guard {
-            None => Ok(0),
-            Some(guard) => {
-                let key = guard.key().map_err(|e| read_error(&e))?;
-                seq_of(&key).ok_or_else(|| StoreError::Corrupted(format!("a log key of {conversation}")))
-            }
-        }
-    }
-
-    /// The newest entries, oldest first.
-    pub(super) fn newest(
-        &self,
-        partition: Partition,
-        conversation: &str,
-        entries_max: usize,
-    ) -> Result<Vec<Entry>, StoreError> {
-        let all = self.log.prefix(conversation_key(partition, conversation));
-        let mut newest = Vec::new();
-        for guard in all.rev().take(entries_max) {
-            let (key, value) = guard.into_inner().map_err(|e| read_error(&e))?;
-            newest.push(entry(partition, conversation, &key, &value)?);
-        }
-        newest.reverse();
-        Ok(newest)
-    }
-
-    /// Entries with `after < seq <= through` while their bodies fit `limit_bytes`; one at least.
-    pub(super) fn range(
-        &self,
-        partition: Partition,
-        conversation: &str,
-        after: u64,
-        through: u64,
-        limit_bytes: usize,
-    ) -> Result<Vec<Entry>, StoreError> {
-        let mut entries: Vec<Entry> = Vec::new();
-        if after >= through {
-            return Ok(entries);
-        }
-        let from = log_key(partition, conversation, after + 1);
-        let to = log_key(partition, conversation, through);
-        let mut bytes = 0;
-        for guard in self.log.range(from..=to) {
-            let (key, value) = guard.into_inner().map_err(|e| read_error(&e))?;
-            let entry = entry(partition, conversation, &key, &value)?;
-            bytes += entry.notify.len();
-            if bytes > limit_bytes && !entries.is_empty() {
-                break;
-            }
-            entries.push(entry);
-        }
-        Ok(entries)
-    }
-
-    /// Goes on reading the members of a group, through at most `keys_max` keys. Returns how many there were: fewer mean
-    /// that all are read.
-    pub(super) fn read_members(
-        &self,
-        partition: Partition,
-        conversation: &str,
-        reading: &mut Reading,
-        keys_max: usize,
-    ) -> Result<usize, StoreError> {
-        let damaged = || StoreError::Corrupted(format!("the members of {conversation}"));
-        let prefix = conversation_key(partition, conversation);
-        let mut from = prefix.clone();
-        // After the last one: no name is between it and it with a zero byte.
-        from.extend(reading.last.iter().flat_map(|last| last.bytes().chain([0])));
-        let mut keys = 0;
-        for guard in self.members.range(from..).take(keys_max) {
-            let (key, value) = guard.into_inner().map_err(|e| read_error(&e))?;
-            let Some(member) = key.strip_prefix(&prefix[..]) else { break };
-            keys += 1;
-            if member.is_empty() {
-                reading.version = Some((&value[..]).try_get_u64().map_err(|_| damaged())?);
-                reading.last = Some(String::new());
-            } else {
-                reading.members.extend(reading.last.take().filter(|last| !last.is_empty()));
-                reading.last = Some(String::from_utf8(member.to_vec()).map_err(|_| damaged())?);
-            }
-        }
-        Ok(keys)
-    }
-
-    pub(super) fn user_groups(&self, user: &str) -> Result<Vec<String>, StoreError> {
-        let damaged = || StoreError::Corrupted(format!("the groups of user {user}"));
-        let Some(value) = self.groups.get(user).map_err(|e| read_error(&e))? else {
-            return Ok(Vec::new());
-        };
-        let mut rest = &value[..];
-        let mut groups = Vec::new();
-        while rest.has_remaining() {
-            let length = rest.try_get_u16().map_err(|_| damaged())? as usize;
-            if rest.len() < length {
-                return Err(damaged());
-            }
-            let (group, tail) = rest.split_at(length);
-            groups.push(String::from_utf8(group.to_vec()).map_err(|_| damaged())?);
-            rest = tail;
-        }
-        Ok(groups)
-    }
-
-    pub(super) fn put_user_groups(&self, batch: &mut OwnedWriteBatch, user: &str, groups: &[String]) {
-        if groups.is_empty() {
-            batch.remove(&self.groups, user);
-            return;
-        }
-        let mut value = Vec::new();
-        for group in groups {
-            value.put_u16(group.len() as u16);
-            value.put_slice(group.as_bytes());
-        }
-        batch.insert(&self.groups, user, value);
-    }
-
     pub(super) fn put_fence(&self, batch: &mut OwnedWriteBatch, partition: Partition, fence: &FenceRecord) {
         batch.insert(&self.meta, fence_key(partition), encode_fence(fence));
     }
 
-    pub(super) fn put_entry(&self, batch: &mut OwnedWriteBatch, partition: Partition, entry: &Entry) {
-        batch.insert(&self.log, log_key(partition, &entry.conversation, entry.seq), record::encode(entry));
+    /// Positions of a partition's batches that name messages to be fanned out, oldest first.
+    pub(super) fn outstanding_positions(&self, partition: Partition) -> Result<Vec<u64>, StoreError> {
+        let position = |guard: fjall::Guard| {
+            let key = guard.key().map_err(|e| read_error(&e))?;
+            last_u64(&key).ok_or_else(|| outstanding_damaged(partition))
+        };
+        self.meta.prefix(outstanding_prefix(partition)).map(position).collect()
     }
 
-    pub(super) fn put_members(
+    /// The messages that one batch named.
+    pub(super) fn outstanding(
+        &self,
+        partition: Partition,
+        position: u64,
+    ) -> Result<Vec<(String, u64)>, StoreError> {
+        let found = self.meta.get(outstanding_key(partition, position)).map_err(|e| read_error(&e))?;
+        found.and_then(|record| pack::to_outstanding(&record)).ok_or_else(|| outstanding_damaged(partition))
+    }
+
+    pub(super) fn put_outstanding(
         &self,
         batch: &mut OwnedWriteBatch,
         partition: Partition,
-        conversation: &str,
-        (add, remove): (&[String], &[String]),
-        version: u64,
+        position: u64,
+        messages: &[(String, u64)],
     ) {
-        let prefix = conversation_key(partition, conversation);
-        let key = |member: &str| [&prefix[..], member.as_bytes()].concat();
-        for member in add {
-            batch.insert(&self.members, key(member), []);
-        }
-        for member in remove {
-            batch.remove(&self.members, key(member));
-        }
-        batch.insert(&self.members, key(""), version.to_be_bytes());
+        batch.insert(&self.meta, outstanding_key(partition, position), pack::outstanding(messages));
     }
-}
 
-/// Members of a group that is being read, and how far.
-#[derive(Debug, Default)]
-pub(super) struct Reading {
-    version: Option<u64>,
-    members: Vec<String>,
-    /// The name that was read last, not yet among `members`; empty: the version was.
-    last: Option<String>,
-}
-
-impl Reading {
-    /// All of them, sorted, and the membership version; `None`: there is no such group.
-    pub(super) fn finish(self, conversation: &str) -> Result<Option<(Vec<String>, u64)>, StoreError> {
-        let mut members = self.members;
-        members.extend(self.last.filter(|last| !last.is_empty()));
-        match self.version {
-            Some(version) => Ok(Some((members, version))),
-            None if members.is_empty() => Ok(None),
-            None => Err(StoreError::Corrupted(format!("the members of {conversation}"))),
-        }
+    pub(super) fn remove_outstanding(
+        &self,
+        batch: &mut OwnedWriteBatch,
+        partition: Partition,
+        position: u64,
+    ) {
+        batch.remove(&self.meta, outstanding_key(partition, position));
     }
 }
 
@@ -279,18 +150,6 @@ pub(super) enum FormatError {
     Engine(#[from] fjall::Error),
 }
 
-fn entry(partition: Partition, conversation: &str, key: &[u8], value: &[u8]) -> Result<Entry, StoreError> {
-    let seq = seq_of(key).unwrap_or(0);
-    let named = |what: &dyn std::fmt::Display| {
-        StoreError::Corrupted(format!("log of {conversation} (partition {partition}), seq {seq}: {what}"))
-    };
-    let entry = record::decode(conversation, Bytes::copy_from_slice(value)).map_err(|e| named(&e))?;
-    if entry.seq != seq {
-        return Err(named(&format_args!("it holds seq {}", entry.seq)));
-    }
-    Ok(entry)
-}
-
 /// A read that failed: damage is told apart from a disk that does not answer.
 pub(super) fn read_error(error: &fjall::Error) -> StoreError {
     match error {
@@ -299,27 +158,62 @@ pub(super) fn read_error(error: &fjall::Error) -> StoreError {
     }
 }
 
+/// What all keys of a conversation begin with, in the keyspaces that have any.
+pub(super) fn conversation_key(partition: Partition, conversation: &str) -> Vec<u8> {
+    // With room for a kind and a name, or for a seq.
+    let mut key = Vec::with_capacity(4 + conversation.len() + 32);
+    key.put_u16(partition);
+    put_text(&mut key, conversation);
+    key
+}
+
+/// A text that another part of the key follows.
+pub(super) fn put_text(key: &mut Vec<u8>, text: &str) {
+    key.put_u16(text.len() as u16);
+    key.put_slice(text.as_bytes());
+}
+
+/// Takes a text off that [`put_text`] wrote.
+pub(super) fn take_text<'a>(key: &mut &'a [u8]) -> Option<&'a str> {
+    let length = usize::from(key.try_get_u16().ok()?);
+    let (text, rest) = key.split_at_checked(length)?;
+    *key = rest;
+    std::str::from_utf8(text).ok()
+}
+
+/// The number that a key ends with.
+pub(super) fn last_u64(key: &[u8]) -> Option<u64> {
+    key.last_chunk().map(|number| u64::from_be_bytes(*number))
+}
+
+/// Just above every key that begins with `prefix`.
+pub(super) fn end_of(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            break;
+        }
+    }
+    end
+}
+
+fn outstanding_damaged(partition: Partition) -> StoreError {
+    StoreError::Corrupted(format!("what is to be fanned out of partition {partition}"))
+}
+
 fn fence_key(partition: Partition) -> [u8; 3] {
     let [high, low] = partition.to_be_bytes();
     [b'f', high, low]
 }
 
-fn conversation_key(partition: Partition, conversation: &str) -> Vec<u8> {
-    let mut key = Vec::with_capacity(4 + conversation.len() + 8);
-    key.put_u16(partition);
-    key.put_u16(conversation.len() as u16);
-    key.put_slice(conversation.as_bytes());
-    key
+fn outstanding_prefix(partition: Partition) -> [u8; 3] {
+    let [high, low] = partition.to_be_bytes();
+    [b'o', high, low]
 }
 
-fn log_key(partition: Partition, conversation: &str, seq: u64) -> Vec<u8> {
-    let mut key = conversation_key(partition, conversation);
-    key.put_u64(seq);
-    key
-}
-
-fn seq_of(key: &[u8]) -> Option<u64> {
-    key.last_chunk().map(|seq| u64::from_be_bytes(*seq))
+fn outstanding_key(partition: Partition, position: u64) -> Vec<u8> {
+    [&outstanding_prefix(partition)[..], &position.to_be_bytes()].concat()
 }
 
 fn encode_fence(record: &FenceRecord) -> Vec<u8> {
@@ -347,4 +241,16 @@ fn decode_fence(mut value: &[u8]) -> Option<FenceRecord> {
         position,
         last_message_id: MessageId(last),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conversations_keys_end_where_anothers_begin() {
+        for (prefix, end) in [(&b"a\x01"[..], &b"a\x02"[..]), (b"a\xff", b"b"), (b"\xff\xff", b"")] {
+            assert_eq!(end_of(prefix), end);
+        }
+    }
 }

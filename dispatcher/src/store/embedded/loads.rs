@@ -9,9 +9,9 @@ use std::collections::VecDeque;
 
 use millrace_protocol::ids::Partition;
 
-use super::disk::Reading;
+use super::conversations::Reading;
 use super::round::Engine;
-use crate::store::{Done, Entry, Fence, Loaded, Outcome, Replies, StoreError};
+use crate::store::{Done, Fence, Loaded, Outcome, Replies, StoreError, StreamKey};
 
 /// Loads under way at most; further ones are answered Unavailable and come again. As many as a queue of jobs holds.
 const LOADS_MAX: usize = super::super::intake::INTAKE_JOBS_MAX;
@@ -28,6 +28,7 @@ pub(super) struct Load {
     pub(super) partition: Partition,
     pub(super) fence: Fence,
     pub(super) conversation: String,
+    pub(super) stream: Option<StreamKey>,
     pub(super) reading: Reading,
 }
 
@@ -88,20 +89,27 @@ fn read(engine: &Engine, load: &mut Load, keys_max: usize) -> Result<usize, Stor
 }
 
 fn finish(engine: &Engine, load: &mut Load) -> Result<Outcome, StoreError> {
-    let members = std::mem::take(&mut load.reading).finish(&load.conversation)?;
-    let newest = engine.disk.newest(load.partition, &load.conversation, 1)?.pop();
-    let first_seq = engine.disk.edge_seq(load.partition, &load.conversation, false)?.max(1);
-    let of = |it: fn(&Entry) -> u64| newest.as_ref().map_or(0, it);
-    Ok(Outcome::Loaded(Loaded {
-        head: of(|newest| newest.seq),
-        head_epoch: of(|newest| newest.epoch),
-        messages: of(|newest| newest.messages),
-        bytes: of(|newest| newest.bytes),
-        first_seq,
-        members,
-        state: Vec::new(),
-        answers: Vec::new(),
-    }))
+    let Load { partition, conversation, stream, reading, .. } = load;
+    let (partition, disk) = (*partition, &engine.disk);
+    let mut loaded = Loaded {
+        members: std::mem::take(reading).finish(conversation)?,
+        state: disk.state(partition, conversation)?,
+        answers: match stream {
+            Some(stream) => disk.answers(partition, conversation, stream)?,
+            None => Vec::new(),
+        },
+        ..Loaded::default()
+    };
+    let bounds = disk.bounds(partition, conversation)?;
+    loaded.first_seq = bounds.first;
+    if bounds.head > 0 {
+        let newest = disk.entry(partition, conversation, bounds.head)?;
+        loaded.head = newest.seq;
+        loaded.head_epoch = newest.epoch;
+        loaded.messages = newest.messages;
+        loaded.bytes = newest.bytes;
+    }
+    Ok(Outcome::Loaded(loaded))
 }
 
 fn answer(mut load: Load, outcome: impl FnOnce(&mut Load) -> Result<Outcome, StoreError>) -> (Replies, Done) {

@@ -9,24 +9,30 @@
 //! The rules that keep it right: one process has the directory, by a lock that ends with it; and a failed write is
 //! the end: the store refuses everything and says so, once, to `on_fatal`.
 
+mod append;
+mod conversations;
 mod disk;
 mod leases;
+mod lists;
 mod loads;
-pub(crate) mod round;
+mod log;
+mod round;
 pub mod routes;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use self::disk::{Disk, FormatError, Reading};
+use self::conversations::Reading;
+use self::disk::{Disk, FormatError};
 use self::leases::Leases;
 use self::loads::{Load, Loads};
-use self::round::Engine;
+use self::round::{Engine, Failure};
 use self::routes::Routes;
 use super::intake::{Intake, LATE_RETRY, Submission};
 use super::{Done, Gateway, Job, Outcome, Replies, Store, StoreError, Work};
@@ -49,6 +55,8 @@ const LOCK_FILE: &str = "millrace.lock";
 pub struct Settings {
     /// Partitions of the cluster; fixed when the directory is new.
     pub partitions: u16,
+    /// Events are kept for this many positions of each partition (every write takes one); 0: none are kept.
+    pub events_max: u64,
     /// Called once, from the store's thread, when the disk failed: the process must say so and exit.
     pub on_fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -60,7 +68,7 @@ impl Settings {
             eprintln!("millrace: {reason}");
             std::process::abort();
         };
-        Self { partitions, on_fatal: Arc::new(on_fatal) }
+        Self { partitions, events_max: 0, on_fatal: Arc::new(on_fatal) }
     }
 }
 
@@ -165,9 +173,14 @@ impl Embedded {
             FormatError::Engine(error) => unreadable(error.to_string()),
         })?;
         let (leases, owners) = <(Arc<Mutex<Leases>>, Arc<Mutex<Vec<_>>>)>::default();
-        let mut engine =
-            Engine::new(disk.clone(), settings.partitions, Arc::clone(&leases), Arc::clone(&owners))
-                .map_err(|e| unreadable(e.to_string()))?;
+        let mut engine = Engine::new(
+            disk.clone(),
+            settings.partitions,
+            NonZeroU64::new(settings.events_max),
+            Arc::clone(&leases),
+            Arc::clone(&owners),
+        )
+        .map_err(|e| unreadable(e.to_string()))?;
         prepare(&mut engine);
         let thread: Arc<OnceLock<Thread>> = Arc::default();
         let bell = Arc::clone(&thread);
@@ -356,9 +369,9 @@ fn round(
     for Submission { jobs, replies } in submissions {
         let mut done = Vec::with_capacity(jobs.len());
         for Job { ticket, work } in jobs {
-            if let Work::Load { partition, fence, conversation, .. } = work {
+            if let Work::Load { partition, fence, conversation, stream } = work {
                 let (replies, reading) = (replies.clone(), Reading::default());
-                let load = Load { ticket, replies, partition, fence, conversation, reading };
+                let load = Load { ticket, replies, partition, fence, conversation, stream, reading };
                 if let Some((_, refused)) = loads.push(load) {
                     done.push(refused);
                 }
@@ -366,12 +379,15 @@ fn round(
             }
             shared.appends.fetch_add(u64::from(matches!(work, Work::Append(_))), Ordering::Relaxed);
             let executed = match &fatal {
-                Some(reason) => Ok(Err(StoreError::Unavailable(reason.clone()))),
+                Some(reason) => Err(StoreError::Unavailable(reason.clone()).into()),
                 None => engine.execute(work),
             };
-            let outcome = executed.unwrap_or_else(|error| {
-                fatal = Some(fail(shared, on_fatal, &error));
-                Err(StoreError::Unavailable(error.to_string()))
+            let outcome = executed.map_err(|failure| match failure {
+                Failure::Refused(error) => error,
+                Failure::Fatal(error) => {
+                    fatal = Some(fail(shared, on_fatal, &error));
+                    StoreError::Unavailable(error.to_string())
+                }
             });
             done.push(Done { ticket, outcome });
         }
@@ -473,6 +489,7 @@ mod tests {
         let (told, hear) = std::sync::mpsc::channel();
         let settings = Settings {
             partitions: 4,
+            events_max: 0,
             on_fatal: Arc::new(move |reason: &str| told.send(reason.to_owned()).unwrap()),
         };
         let mut fails = None;
@@ -534,7 +551,14 @@ mod tests {
                 members: members.to_vec(),
                 version: 1,
             };
-            Work::Append(Batch { partition: 1, fence, position, writes: vec![write] })
+            Work::Append(Batch {
+                partition: 1,
+                fence,
+                position,
+                writes: vec![write],
+                outstanding: Vec::new(),
+                fanned_out: 0,
+            })
         };
         // Its neighbours' names begin like its own.
         for (n, name) in (0..).zip(["g:al", "g:all", "g:allo"]) {

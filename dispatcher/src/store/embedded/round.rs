@@ -5,34 +5,55 @@
 //! after a write or an fsync that failed, nothing is believed any more: every answer of the round and every later one
 //! says so, because what the disk holds is unknown.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use fjall::{OwnedWriteBatch, PersistMode};
 use millrace_protocol::ids::{MessageId, Partition};
-use rustc_hash::FxHashMap;
 
-use super::disk::{Disk, FenceRecord};
+use super::append::Memory;
+use super::disk::{Disk, FenceRecord, read_error};
 use super::leases::Leases;
-use crate::store::{Batch, Change, Fence, Outcome, StoreError, UserItem, Work, Write};
+use super::lists::item_key;
+use crate::store::{Change, FIRST_POSITION, Fence, Outcome, StoreError, UserItem, Work};
 
-/// Where a new partition's positions begin.
-pub(crate) const FIRST_POSITION: u64 = 1;
-/// Conversations whose head is remembered, at about 60 B each; past that all are forgotten and read again.
-const HEADS_MAX: usize = 131_072;
+/// Why a job was not carried out.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// It is refused, and nothing of it was done.
+    Refused(StoreError),
+    /// The disk failed: what it holds is unknown.
+    Fatal(fjall::Error),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Failure::Refused(error)
+    }
+}
+
+impl From<fjall::Error> for Failure {
+    fn from(error: fjall::Error) -> Self {
+        Failure::Fatal(error)
+    }
+}
 
 /// The state of the store's thread.
 pub(super) struct Engine {
     pub(super) disk: Disk,
     /// One per partition, as on disk.
     fences: Vec<Option<FenceRecord>>,
-    heads: FxHashMap<Partition, FxHashMap<Box<str>, u64>>,
-    heads_held: usize,
+    /// Per partition: positions of batches that name messages to be fanned out, oldest first.
+    pub(super) outstanding: Vec<VecDeque<u64>>,
+    pub(super) memory: Memory,
+    /// Events are kept for this many positions of a partition; `None`: there are none.
+    pub(super) events_kept: Option<NonZeroU64>,
     /// Written in this round and not committed yet.
-    pending: OwnedWriteBatch,
-    /// Users' groups in `pending`.
-    pending_groups: HashMap<String, Vec<String>>,
+    pub(super) pending: OwnedWriteBatch,
+    /// Keys of users' items in `pending`, and whether they are there.
+    pending_items: HashMap<Vec<u8>, bool>,
     /// Committed and not on the disk for sure yet.
     unsynced: bool,
     leases: Arc<Mutex<Leases>>,
@@ -46,10 +67,14 @@ impl Engine {
     pub(super) fn new(
         disk: Disk,
         partitions: u16,
+        events_kept: Option<NonZeroU64>,
         leases: Arc<Mutex<Leases>>,
         owners: Arc<Mutex<Vec<(String, u64)>>>,
     ) -> Result<Self, StoreError> {
         let fences = (0..partitions).map(|p| disk.fence(p)).collect::<Result<Vec<_>, _>>()?;
+        let outstanding = (0..partitions)
+            .map(|p| disk.outstanding_positions(p).map(VecDeque::from))
+            .collect::<Result<Vec<_>, _>>()?;
         let row = |fence: &Option<FenceRecord>| {
             fence.as_ref().map_or_else(Default::default, |f| (f.node.clone(), f.fence.epoch))
         };
@@ -58,9 +83,10 @@ impl Engine {
             pending: disk.db.batch().durability(None),
             disk,
             fences,
-            heads: FxHashMap::default(),
-            heads_held: 0,
-            pending_groups: HashMap::new(),
+            outstanding,
+            memory: Memory::default(),
+            events_kept,
+            pending_items: HashMap::new(),
             unsynced: false,
             leases,
             owners,
@@ -69,21 +95,20 @@ impl Engine {
         })
     }
 
-    /// Carries out one job; its answer may be sent after [`Engine::finish`] only. The outer error is fatal.
-    pub(super) fn execute(&mut self, work: Work) -> Result<Result<Outcome, StoreError>, fjall::Error> {
-        Ok(match work {
+    /// Carries out one job; its answer may be sent after [`Engine::finish`] only.
+    pub(super) fn execute(&mut self, work: Work) -> Result<Outcome, Failure> {
+        match work {
             Work::Claim { partition, node, incarnation, wall_ms } => {
                 self.claim(partition, node, incarnation, wall_ms)
             }
             Work::Release { partition, fence } => self.release(partition, fence),
             Work::Append(batch) => self.append(batch),
-            Work::Read { partition, conversation, after, through, limit_bytes, .. } => {
-                self.commit()?;
-                self.read(partition, &conversation, after, through, limit_bytes)
-            }
             Work::UserItems(items) => self.user_items(items),
-            other => unreachable!("served on the caller's thread, or loaded between rounds: {other:?}"),
-        })
+            reading => {
+                self.commit()?;
+                Ok(self.read(reading)?)
+            }
+        }
     }
 
     /// Makes everything of the round durable.
@@ -99,11 +124,13 @@ impl Engine {
         Ok(())
     }
 
-    fn commit(&mut self) -> Result<(), fjall::Error> {
+    /// Makes what the round has written readable.
+    pub(super) fn commit(&mut self) -> Result<(), fjall::Error> {
         if self.pending.is_empty() {
             return Ok(());
         }
-        self.pending_groups.clear();
+        self.pending_items.clear();
+        self.memory.cursors.clear();
         self.unsynced = true;
         let fresh = self.disk.db.batch().durability(None);
         std::mem::replace(&mut self.pending, fresh).commit()
@@ -115,7 +142,7 @@ impl Engine {
         node: String,
         incarnation: u64,
         wall_ms: u64,
-    ) -> Result<Outcome, StoreError> {
+    ) -> Result<Outcome, Failure> {
         let stored = self.slot(partition)?;
         if let Some(held) = &stored
             && held.node != node
@@ -125,10 +152,14 @@ impl Engine {
                 held.incarnation,
             )
         {
-            return Err(StoreError::Held { partition, holder: held.node.clone() });
+            return Err(StoreError::Held { partition, holder: held.node.clone() }.into());
         }
-        let nonce = getrandom::u64()
-            .map_err(|e| StoreError::Unavailable(format!("no randomness for a nonce: {e}")))?;
+        let nonce = draw_nonce()?;
+        self.commit()?;
+        let mut outstanding = Vec::new();
+        for position in &self.outstanding[usize::from(partition)] {
+            outstanding.extend(self.disk.outstanding(partition, *position)?);
+        }
         let (last_epoch, position, last_message_id) = stored
             .map_or((0, FIRST_POSITION, MessageId(0)), |s| (s.fence.epoch, s.position, s.last_message_id));
         let fence = Fence { epoch: (last_epoch + 1).max(wall_ms), nonce };
@@ -137,11 +168,13 @@ impl Engine {
             FenceRecord { fence, node: node.clone(), incarnation, position, last_message_id },
         );
         self.set_owner(partition, node, fence.epoch);
-        Ok(Outcome::Claimed { fence, position, last_message_id, outstanding: Vec::new() })
+        Ok(Outcome::Claimed { fence, position, last_message_id, outstanding })
     }
 
-    fn release(&mut self, partition: Partition, fence: Fence) -> Result<Outcome, StoreError> {
+    /// Another nonce under the same epoch: the fence is nobody's from now on.
+    fn release(&mut self, partition: Partition, fence: Fence) -> Result<Outcome, Failure> {
         let mut record = self.fenced(partition, fence)?;
+        record.fence.nonce = draw_nonce()?;
         record.node.clear();
         record.incarnation = 0;
         self.set_fence(partition, record);
@@ -149,80 +182,76 @@ impl Engine {
         Ok(Outcome::Released)
     }
 
-    fn append(&mut self, batch: Batch) -> Result<Outcome, StoreError> {
-        let partition = batch.partition;
-        let mut record = self.fenced(partition, batch.fence)?;
-        if record.position != batch.position {
-            return Err(StoreError::Position { partition, expected: record.position, given: batch.position });
-        }
-        let mut heads: FxHashMap<&str, u64> = FxHashMap::default();
-        for write in &batch.writes {
-            let Write::Message(entry) = write else { continue };
-            let head = match heads.get(entry.conversation.as_str()) {
-                Some(head) => *head,
-                None => self.head(partition, &entry.conversation)?,
-            };
-            if entry.seq != head + 1 {
-                return Err(not_dense(&entry.conversation, head, entry.seq));
-            }
-            heads.insert(&entry.conversation, entry.seq);
-            record.last_message_id = record.last_message_id.max(entry.message_id);
-        }
-        let heads: Vec<(Box<str>, u64)> =
-            heads.into_iter().map(|(conversation, head)| (conversation.into(), head)).collect();
-        for write in &batch.writes {
-            let pending = &mut self.pending;
-            match write {
-                Write::Message(entry) => self.disk.put_entry(pending, partition, entry),
-                Write::GroupCreate { conversation, members, version } => {
-                    self.disk.put_members(pending, partition, conversation, (members, &[]), *version);
+    /// Jobs that only read; everything before them is committed.
+    fn read(&self, work: Work) -> Result<Outcome, StoreError> {
+        let disk = &self.disk;
+        Ok(match work {
+            Work::Read {
+                partition,
+                fence,
+                conversation,
+                after,
+                through,
+                limit_bytes,
+                entries_max,
+                newest_first,
+            } => {
+                if let Some(fence) = fence {
+                    self.fenced(partition, fence)?;
                 }
-                Write::Members { conversation, add, remove, version } => {
-                    self.disk.put_members(pending, partition, conversation, (add, remove), *version);
-                }
-                _ => {}
+                let bounds = disk.bounds(partition, &conversation)?;
+                let seqs = (bounds.first.max(after.saturating_add(1)), bounds.head.min(through));
+                let limits = (limit_bytes, entries_max);
+                let entries = disk.range(partition, &conversation, seqs, limits, newest_first)?;
+                Outcome::Entries { entries, first_seq: bounds.first, head: bounds.head }
             }
-        }
-        record.position += batch.writes.len() as u64;
-        self.set_fence(partition, record);
-        for (conversation, head) in heads {
-            self.remember_head(partition, conversation, head);
-        }
-        Ok(Outcome::Appended)
+            Work::Answers { partition, fence, conversation, stream } => {
+                self.fenced(partition, fence)?;
+                Outcome::Answers(disk.answers(partition, &conversation, &stream)?)
+            }
+            Work::Cursors { partition, fence, conversation, of } => {
+                self.fenced(partition, fence)?;
+                Outcome::Cursors(disk.cursors(partition, &conversation, &of)?)
+            }
+            Work::UserList { user, list, after, limit } => {
+                let mut items = disk.list(&user, list, &after, limit.saturating_add(1))?;
+                let more = items.len() > limit;
+                items.truncate(limit);
+                Outcome::UserList { items, more }
+            }
+            Work::Events { partition, after, limit } => {
+                Outcome::Events(disk.events(partition, after, limit)?)
+            }
+            other => unreachable!("served on the caller's thread, written, or loaded: {other:?}"),
+        })
     }
 
-    fn read(
-        &self,
-        partition: Partition,
-        conversation: &str,
-        after: u64,
-        through: u64,
-        limit_bytes: usize,
-    ) -> Result<Outcome, StoreError> {
-        let entries = self.disk.range(partition, conversation, after, through, limit_bytes)?;
-        let first_seq = self.disk.edge_seq(partition, conversation, false)?.max(1);
-        let head = self.disk.head(partition, conversation)?;
-        Ok(Outcome::Entries { entries, first_seq, head })
-    }
-
-    fn user_items(&mut self, items: Vec<UserItem>) -> Result<Outcome, StoreError> {
-        for UserItem { user, item, change, .. } in items {
-            let mut groups = match self.pending_groups.get(&user) {
-                Some(groups) => groups.clone(),
-                None => self.disk.user_groups(&user)?,
-            };
-            let at = groups.iter().position(|g| *g == item);
-            match (at, change) {
-                (None, Change::Put(_) | Change::Add(_)) => groups.push(item),
-                (Some(at), Change::Remove) => {
-                    groups.remove(at);
+    fn user_items(&mut self, items: Vec<UserItem>) -> Result<Outcome, Failure> {
+        for UserItem { user, list, item, change } in items {
+            let key = item_key(&user, list, &item);
+            match change {
+                Change::Put(value) => self.put_item(key, &value),
+                Change::Add(value) => {
+                    let is_there = match self.pending_items.get(&key) {
+                        Some(is_there) => *is_there,
+                        None => self.disk.lists.contains_key(&key).map_err(|e| read_error(&e))?,
+                    };
+                    if !is_there {
+                        self.put_item(key, &value);
+                    }
                 }
-                _ => continue,
+                Change::Remove => {
+                    self.pending.remove(&self.disk.lists, &key[..]);
+                    self.pending_items.insert(key, false);
+                }
             }
-            self.disk.put_user_groups(&mut self.pending, &user, &groups);
-            self.pending_groups.insert(user, groups);
         }
         Ok(Outcome::UserItemsDone)
+    }
+
+    fn put_item(&mut self, key: Vec<u8>, value: &[u8]) {
+        self.pending.insert(&self.disk.lists, &key[..], value);
+        self.pending_items.insert(key, true);
     }
 
     fn slot(&self, partition: Partition) -> Result<Option<FenceRecord>, StoreError> {
@@ -239,7 +268,7 @@ impl Engine {
         }
     }
 
-    fn set_fence(&mut self, partition: Partition, record: FenceRecord) {
+    pub(super) fn set_fence(&mut self, partition: Partition, record: FenceRecord) {
         self.disk.put_fence(&mut self.pending, partition, &record);
         self.fences[usize::from(partition)] = Some(record);
     }
@@ -248,31 +277,9 @@ impl Engine {
         let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
         owners[usize::from(partition)] = (node, epoch);
     }
-
-    /// The head of a conversation, writes of this round included.
-    fn head(&mut self, partition: Partition, conversation: &str) -> Result<u64, StoreError> {
-        let known = self.heads.get(&partition).and_then(|heads| heads.get(conversation));
-        if let Some(head) = known {
-            return Ok(*head);
-        }
-        // Not remembered: only what is committed can be read.
-        self.commit().map_err(|e| StoreError::Unavailable(e.to_string()))?;
-        let head = self.disk.head(partition, conversation)?;
-        self.remember_head(partition, conversation.into(), head);
-        Ok(head)
-    }
-
-    fn remember_head(&mut self, partition: Partition, conversation: Box<str>, head: u64) {
-        if self.heads_held >= HEADS_MAX {
-            self.heads.clear();
-            self.heads_held = 0;
-        }
-        if self.heads.entry(partition).or_default().insert(conversation, head).is_none() {
-            self.heads_held += 1;
-        }
-    }
 }
 
-fn not_dense(conversation: &str, head: u64, given: u64) -> StoreError {
-    StoreError::Corrupted(format!("log of {conversation}: it ends at {head}, and {given} was to follow"))
+/// What tells two holders of one epoch apart.
+fn draw_nonce() -> Result<u64, StoreError> {
+    getrandom::u64().map_err(|e| StoreError::Unavailable(format!("no randomness for a nonce: {e}")))
 }

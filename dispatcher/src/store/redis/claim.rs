@@ -7,7 +7,9 @@ use fred::types::Value;
 use millrace_protocol::ids::{MessageId, Partition};
 
 use super::command::{Command, ScriptId, fixed, list, number, text, to_number, to_text};
+use super::job::draw_nonce;
 use super::keys::Keys;
+use super::reply;
 use super::session::Session;
 use crate::store::{Fence, Outcome, StoreError};
 
@@ -93,11 +95,8 @@ async fn attempt(
     let mut takers = Vec::new();
     for (at, fence) in free {
         let claimer = &claimers[at];
-        match getrandom::u64() {
-            Err(error) => {
-                let reason = format!("no randomness for a nonce: {error}");
-                settled.push((at, Err(StoreError::Unavailable(reason))));
-            }
+        match draw_nonce() {
+            Err(error) => settled.push((at, Err(error))),
             Ok(nonce) => {
                 let args = vec![
                     text(&fence.epoch),
@@ -107,7 +106,9 @@ async fn attempt(
                     number(claimer.wall_ms),
                     number(nonce),
                 ];
-                takes.push(Command::script(ScriptId::Claim, vec![keys.fence(claimer.partition)], args));
+                let partition = claimer.partition;
+                let names = vec![keys.fence(partition), keys.outstanding(partition), keys.events(partition)];
+                takes.push(Command::script(ScriptId::Claim, names, args));
                 takers.push((at, nonce));
             }
         }
@@ -133,16 +134,16 @@ fn judge(reply: Value) -> Result<Judged, StoreError> {
 }
 
 fn taken(nonce: u64, reply: Value) -> Result<Option<Outcome>, StoreError> {
-    let mut parts = list(reply)?.into_iter();
-    if to_text(parts.next().unwrap_or(Value::Null))? == "changed" {
+    let parts = list(reply)?;
+    if parts.len() == 1 {
+        // 'changed'
         return Ok(None);
     }
-    let mut part = || to_number(parts.next().unwrap_or(Value::Null));
-    let (epoch, position, last) = (part()?, part()?, part()?);
+    let [_, epoch, position, last, outstanding] = fixed(Value::Array(parts))?;
     Ok(Some(Outcome::Claimed {
-        fence: Fence { epoch, nonce },
-        position,
-        last_message_id: MessageId(last),
-        outstanding: Vec::new(),
+        fence: Fence { epoch: to_number(epoch)?, nonce },
+        position: to_number(position)?,
+        last_message_id: MessageId(to_number(last)?),
+        outstanding: reply::outstanding(outstanding)?,
     }))
 }

@@ -40,7 +40,10 @@ scripts! {
     Claim = "claim.lua",
     Release = "release.lua",
     Load = "load.lua",
+    Answers = "answers.lua",
+    Cursors = "cursors.lua",
     Read = "read.lua",
+    Items = "items.lua",
     Register = "register.lua",
     Unregister = "unregister.lua",
     Sweep = "sweep.lua",
@@ -68,6 +71,11 @@ impl Command {
 /// A text argument.
 pub(super) fn text(text: &str) -> Value {
     Value::Bytes(Bytes::copy_from_slice(text.as_bytes()))
+}
+
+/// A record as an argument.
+pub(super) fn bytes(record: Vec<u8>) -> Value {
+    Value::Bytes(record.into())
 }
 
 /// A number as text: Redis takes arguments as text, and its own integers are signed.

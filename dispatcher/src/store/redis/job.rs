@@ -1,19 +1,18 @@
-//! From a job to its commands, and from their replies to its outcome. Claims take more than one step: [`super::claim`].
+//! From a job to its commands, and from their replies to its outcome. Batches are [`super::append`]'s; claims take more
+//! than one step: [`super::claim`].
 //!
 //! The rule that keeps it right: a job's commands can be sent in one pipeline with all others', because none of them
-//! needs another's reply.
+//! needs another's reply; and each of them touches keys of one partition only, so that a cluster can be served.
 
-use std::collections::HashMap;
-
-use bytes::Bytes;
 use fred::types::Value;
-use millrace_protocol::ids::{Partition, SessionId};
+use millrace_protocol::ids::Partition;
 
-use super::command::{Command, ScriptId, fixed, list, number, pairs, text, to_bytes, to_number, to_text};
+use super::command::{Command, ScriptId, fixed, list, number, text, to_number, to_text};
 use super::keys::Keys;
+use super::reply;
 use crate::store::policy::ROUTES_PER_USER_MAX;
 use crate::store::{
-    Batch, Change, Entry, Fence, Loaded, Outcome, Registration, Route, StoreError, UserItem, Write, record,
+    Change, CursorsOf, Fence, List, Outcome, Registration, StoreError, StreamKey, UserItem, Work,
 };
 
 /// How the replies of a job are read.
@@ -22,8 +21,11 @@ pub(super) enum Reading {
     Append { partition: Partition, fence: Fence, position: u64 },
     Release { partition: Partition, fence: Fence },
     Load { partition: Partition, fence: Fence, conversation: String },
-    Read { conversation: String },
+    Read { partition: Partition, conversation: String },
+    Answers { partition: Partition },
+    Cursors { partition: Partition, conversation: String },
     UserItems,
+    UserList { limit: usize },
     Register,
     Unregister,
     Routes,
@@ -31,58 +33,20 @@ pub(super) enum Reading {
     GatewayLease,
 }
 
-pub(super) fn append(keys: &Keys, batch: &Batch) -> (Vec<Command>, Reading) {
-    let partition = batch.partition;
-    let mut names = vec![keys.fence(partition)];
-    let mut index: HashMap<(char, &str), usize> = HashMap::new();
-    let mut key = |kind: char, conversation| {
-        *index.entry((kind, conversation)).or_insert_with(|| {
-            names.push(match kind {
-                'M' => keys.log(partition, conversation),
-                _ => keys.members(partition, conversation),
-            });
-            names.len()
-        }) as u64
-    };
-    let newest = batch.writes.iter().filter_map(|write| match write {
-        Write::Message(entry) => Some(entry.message_id),
-        _ => None,
-    });
-    let highest = newest.max().map_or_else(String::new, |id| format!("{:020}", id.0));
-    let mut args =
-        vec![number(batch.fence.epoch), number(batch.fence.nonce), number(batch.position), text(&highest)];
-    for write in &batch.writes {
-        match write {
-            Write::Message(entry) => {
-                let key = key('M', &entry.conversation);
-                let record = Value::Bytes(record::encode(entry).into());
-                args.extend([text("M"), number(key), number(entry.seq), record]);
-            }
-            Write::GroupCreate { conversation, members, version } => {
-                members_args(&mut args, key('G', conversation), *version, members, &[]);
-            }
-            Write::Members { conversation, add, remove, version } => {
-                members_args(&mut args, key('G', conversation), *version, add, remove);
-            }
-            _ => {}
-        }
-    }
-    let reading = Reading::Append { partition, fence: batch.fence, position: batch.position };
-    (vec![Command::script(ScriptId::Append, names, args)], reading)
-}
-
-fn members_args(args: &mut Vec<Value>, key: u64, version: u64, add: &[String], remove: &[String]) {
-    args.extend([text("G"), number(key), number(version)]);
-    for names in [add, remove] {
-        args.push(number(names.len() as u64));
-        args.extend(names.iter().map(|name| text(name)));
-    }
-}
-
-pub(super) fn release(keys: &Keys, partition: Partition, fence: Fence) -> (Vec<Command>, Reading) {
-    let args = vec![number(fence.epoch), number(fence.nonce)];
+pub(super) fn release(
+    keys: &Keys,
+    partition: Partition,
+    fence: Fence,
+) -> Result<(Vec<Command>, Reading), StoreError> {
+    let nonce = draw_nonce()?;
+    let args = vec![number(fence.epoch), number(fence.nonce), number(nonce)];
     let command = Command::script(ScriptId::Release, vec![keys.fence(partition)], args);
-    (vec![command], Reading::Release { partition, fence })
+    Ok((vec![command], Reading::Release { partition, fence }))
+}
+
+/// What tells two holders of one epoch apart.
+pub(super) fn draw_nonce() -> Result<u64, StoreError> {
+    getrandom::u64().map_err(|e| StoreError::Unavailable(format!("no randomness for a nonce: {e}")))
 }
 
 pub(super) fn load(
@@ -90,36 +54,117 @@ pub(super) fn load(
     partition: Partition,
     fence: Fence,
     conversation: String,
+    stream: Option<&StreamKey>,
 ) -> (Vec<Command>, Reading) {
-    let names = vec![
+    let mut names = vec![
         keys.fence(partition),
         keys.log(partition, &conversation),
         keys.members(partition, &conversation),
+        keys.state(partition, &conversation),
     ];
-    let args = vec![number(fence.epoch), number(fence.nonce), number(1)];
-    let command = Command::script(ScriptId::Load, names, args);
+    names.extend(stream.map(|stream| keys.answers(partition, &conversation, stream)));
+    let command = Command::script(ScriptId::Load, names, shown(fence));
     (vec![command], Reading::Load { partition, fence, conversation })
 }
 
-pub(super) fn read(
+pub(super) fn answers(
     keys: &Keys,
     partition: Partition,
-    conversation: String,
-    after: u64,
-    through: u64,
-    limit_bytes: usize,
+    fence: Fence,
+    conversation: &str,
+    stream: &StreamKey,
 ) -> (Vec<Command>, Reading) {
-    let args = vec![number(after.saturating_add(1)), number(through), number(limit_bytes as u64)];
-    let command = Command::script(ScriptId::Read, vec![keys.log(partition, &conversation)], args);
-    (vec![command], Reading::Read { conversation })
+    let names = vec![keys.fence(partition), keys.answers(partition, conversation, stream)];
+    (vec![Command::script(ScriptId::Answers, names, shown(fence))], Reading::Answers { partition })
 }
 
-pub(super) fn user_items(keys: &Keys, items: &[UserItem]) -> (Vec<Command>, Reading) {
-    let command = |it: &UserItem| {
-        let name = if it.change == Change::Remove { "SREM" } else { "SADD" };
-        Command::plain(name, keys.groups(&it.user), vec![text(&it.item)])
+pub(super) fn cursors(
+    keys: &Keys,
+    partition: Partition,
+    fence: Fence,
+    conversation: String,
+    of: &CursorsOf,
+) -> (Vec<Command>, Reading) {
+    // Names have no byte as low as 0 or 1.
+    let (from, to, limit) = match of {
+        CursorsOf::User(user) => (format!("[{user}\0"), format!("({user}\x01"), None),
+        CursorsOf::All { after: (user, device), limit } => {
+            let begin = user.is_empty() && device.is_empty();
+            let from = if begin { "-".into() } else { format!("({user}\0{device}\x01") };
+            (from, "+".to_owned(), Some(*limit))
+        }
     };
-    (items.iter().map(command).collect(), Reading::UserItems)
+    let mut args = shown(fence);
+    args.extend([text(&from), text(&to), at_most(limit)]);
+    let names = vec![keys.fence(partition), keys.cursors(partition, &conversation)];
+    (vec![Command::script(ScriptId::Cursors, names, args)], Reading::Cursors { partition, conversation })
+}
+
+/// The command of a [`Work::Read`].
+pub(super) fn read(keys: &Keys, work: Work) -> (Vec<Command>, Reading) {
+    let Work::Read { partition, fence, conversation, after, through, limit_bytes, entries_max, newest_first } =
+        work
+    else {
+        unreachable!("called for reads alone");
+    };
+    let mut names = vec![keys.log(partition, &conversation)];
+    let mut args = vec![
+        number(after.saturating_add(1)),
+        number(through),
+        number(limit_bytes as u64),
+        number(entries_max as u64),
+        number(u64::from(newest_first)),
+    ];
+    if let Some(fence) = fence {
+        names.push(keys.fence(partition));
+        args.extend(shown(fence));
+    }
+    (vec![Command::script(ScriptId::Read, names, args)], Reading::Read { partition, conversation })
+}
+
+/// One call for all items of a user's list that follow one another.
+pub(super) fn user_items(keys: &Keys, items: &[UserItem]) -> (Vec<Command>, Reading) {
+    let of_one_list = |a: &UserItem, b: &UserItem| (&a.user, a.list) == (&b.user, b.list);
+    let call = |items: &[UserItem]| {
+        let key = keys.list(&items[0].user, items[0].list);
+        let arg = |it: &UserItem| {
+            let (change, value) = match &it.change {
+                Change::Put(value) => ("p", Value::Bytes(value.clone())),
+                Change::Add(value) => ("a", Value::Bytes(value.clone())),
+                Change::Remove => ("r", text("")),
+            };
+            [text(change), text(&it.item), value]
+        };
+        Command::script(ScriptId::Items, vec![key], items.iter().flat_map(arg).collect())
+    };
+    (items.chunk_by(of_one_list).map(call).collect(), Reading::UserItems)
+}
+
+pub(super) fn user_list(
+    keys: &Keys,
+    user: &str,
+    list: List,
+    after: &str,
+    limit: usize,
+) -> (Vec<Command>, Reading) {
+    // Items have no byte as low as 0 or 1.
+    let from = if after.is_empty() { "-".to_owned() } else { format!("({after}\x01") };
+    let limits = [text("LIMIT"), number(0), at_most(Some(limit.saturating_add(1)))];
+    let args = [text(&from), text("+")].into_iter().chain(limits).collect();
+    (vec![Command::plain("ZRANGEBYLEX", keys.list(user, list), args)], Reading::UserList { limit })
+}
+
+/// A fence as scripts compare it.
+fn shown(fence: Fence) -> Vec<Value> {
+    vec![number(fence.epoch), number(fence.nonce)]
+}
+
+/// A count as Redis takes it, where -1 means all.
+fn at_most(limit: Option<usize>) -> Value {
+    match limit {
+        Some(limit) => number(limit.min(i64::MAX as usize) as u64),
+        None => text("-1"),
+    }
 }
 
 pub(super) fn register(keys: &Keys, registration: &Registration) -> (Vec<Command>, Reading) {
@@ -134,7 +179,7 @@ pub(super) fn register(keys: &Keys, registration: &Registration) -> (Vec<Command
         number(u64::from(registration.newest_wins)),
         number(ROUTES_PER_USER_MAX as u64),
     ];
-    let names = vec![keys.routes(user), keys.groups(user), keys.logins(user)];
+    let names = vec![keys.routes(user), keys.list(user, List::Groups), keys.logins(user)];
     (vec![Command::script(ScriptId::Register, names, args)], Reading::Register)
 }
 
@@ -181,29 +226,42 @@ impl Reading {
             || replies.next().ok_or_else(|| StoreError::Corrupted("a command without a reply".into()));
         Ok(match self {
             Reading::Append { partition, position, .. } => {
-                refusal(*partition, *position, list(one()?)?)?;
+                refusal(*partition, *position, one()?)?;
                 Outcome::Appended
             }
             Reading::Release { partition, .. } => {
-                refusal(*partition, 0, list(one()?)?)?;
+                refusal(*partition, 0, one()?)?;
                 Outcome::Released
             }
             Reading::Load { partition, conversation, .. } => {
-                let reply = refusal(*partition, 0, list(one()?)?)?;
-                Outcome::Loaded(loaded(conversation, reply)?)
+                Outcome::Loaded(reply::loaded(conversation, refusal(*partition, 0, one()?)?)?)
             }
-            Reading::Read { conversation } => {
-                let [first, found] = fixed(one()?)?;
-                let entries = list(found)?
-                    .into_iter()
-                    .map(|e| entry(conversation, e))
-                    .collect::<Result<Vec<_>, _>>()?;
-                Outcome::Entries { entries, first_seq: seq(&to_text(first)?).unwrap_or(1), head: 0 }
+            Reading::Read { partition, conversation } => {
+                let [first_seq, head, found] = fixed(Value::Array(refusal(*partition, 0, one()?)?))?;
+                Outcome::Entries {
+                    entries: reply::entries(conversation, found)?,
+                    first_seq: to_number(first_seq)?,
+                    head: to_number(head)?,
+                }
+            }
+            Reading::Answers { partition } => {
+                let [answers] = fixed(Value::Array(refusal(*partition, 0, one()?)?))?;
+                Outcome::Answers(reply::answers(answers)?)
+            }
+            Reading::Cursors { partition, conversation } => {
+                let [cursors] = fixed(Value::Array(refusal(*partition, 0, one()?)?))?;
+                Outcome::Cursors(reply::cursors(conversation, cursors)?)
             }
             Reading::UserItems => Outcome::UserItemsDone,
+            Reading::UserList { limit } => {
+                let mut items = reply::items(one()?)?;
+                let more = items.len() > *limit;
+                items.truncate(*limit);
+                Outcome::UserList { items, more }
+            }
             Reading::Register => {
                 let [login_number, lost, losers, groups] = fixed(one()?)?;
-                let mut losers = to_routes(losers)?;
+                let mut losers = reply::routes(losers)?;
                 losers.sort_by_key(|route| route.login_number);
                 Outcome::Registered {
                     login_number: to_number(login_number)?,
@@ -213,7 +271,7 @@ impl Reading {
                 }
             }
             Reading::Unregister => Outcome::Unregistered,
-            Reading::Routes => Outcome::Routes(replies.map(to_routes).collect::<Result<_, _>>()?),
+            Reading::Routes => Outcome::Routes(replies.map(reply::routes).collect::<Result<_, _>>()?),
             Reading::Leave { .. } => Outcome::Left,
             Reading::GatewayLease => {
                 let [granted, was_missing] = fixed(one()?)?;
@@ -227,8 +285,8 @@ impl Reading {
 }
 
 /// Reads the first word of a fenced script's reply and hands on the rest if it is 'ok'.
-fn refusal(partition: Partition, given: u64, reply: Vec<Value>) -> Result<Vec<Value>, StoreError> {
-    let mut rest = reply.into_iter();
+fn refusal(partition: Partition, given: u64, reply: Value) -> Result<Vec<Value>, StoreError> {
+    let mut rest = list(reply)?.into_iter();
     let word = to_text(rest.next().unwrap_or(Value::Null))?;
     match word.as_str() {
         "ok" => Ok(rest.collect()),
@@ -243,84 +301,4 @@ fn refusal(partition: Partition, given: u64, reply: Vec<Value>) -> Result<Vec<Va
         }
         other => Err(StoreError::Corrupted(format!("a script answered «{other}»"))),
     }
-}
-
-fn loaded(conversation: &str, reply: Vec<Value>) -> Result<Loaded, StoreError> {
-    let [members, recent] = fixed(Value::Array(reply))?;
-    let mut version = None;
-    let mut names = Vec::new();
-    for (member, value) in pairs(members)? {
-        match to_text(member)? {
-            member if member.is_empty() => version = Some(to_number(value)?),
-            member => names.push(member),
-        }
-    }
-    let members = match version {
-        None if !names.is_empty() => {
-            return Err(StoreError::Corrupted(format!("the members of {conversation}")));
-        }
-        version => version.map(|version| {
-            names.sort_unstable();
-            (names, version)
-        }),
-    };
-    let mut recent =
-        list(recent)?.into_iter().map(|e| entry(conversation, e)).collect::<Result<Vec<_>, _>>()?;
-    let newest = recent.pop();
-    let of = |it: fn(&Entry) -> u64| newest.as_ref().map_or(0, it);
-    Ok(Loaded {
-        head: of(|newest| newest.seq),
-        head_epoch: of(|newest| newest.epoch),
-        messages: of(|newest| newest.messages),
-        bytes: of(|newest| newest.bytes),
-        first_seq: 1,
-        members,
-        state: Vec::new(),
-        answers: Vec::new(),
-    })
-}
-
-/// One element of a stream: [id, [field, record]].
-fn entry(conversation: &str, element: Value) -> Result<Entry, StoreError> {
-    let [id, fields] = fixed(element)?;
-    let id = to_text(id)?;
-    let named = |what: String| StoreError::Corrupted(format!("log of {conversation}, id {id}: {what}"));
-    let bytes: Bytes = match list(fields)?.into_iter().nth(1) {
-        Some(record) => to_bytes(record)?,
-        None => return Err(named("no record".into())),
-    };
-    let entry = record::decode(conversation, bytes).map_err(|e| named(e.to_string()))?;
-    if seq(&id) != Some(entry.seq) {
-        return Err(named(format!("it holds seq {}", entry.seq)));
-    }
-    Ok(entry)
-}
-
-/// The seq in a stream id `<seq>-0`.
-fn seq(id: &str) -> Option<u64> {
-    id.strip_suffix("-0")?.parse().ok()
-}
-
-fn to_routes(value: Value) -> Result<Vec<Route>, StoreError> {
-    let mut routes = pairs(value)?
-        .into_iter()
-        .map(|(device, packed)| {
-            let (device, packed) = (to_text(device)?, to_text(packed)?);
-            route(&device, &packed)
-                .ok_or_else(|| StoreError::Corrupted(format!("the route «{packed}» of device {device}")))
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    routes.sort_by_key(|route| route.login_number);
-    Ok(routes)
-}
-
-fn route(device: &str, packed: &str) -> Option<Route> {
-    let mut parts = packed.splitn(4, ':');
-    Some(Route {
-        device: device.to_owned(),
-        login_number: parts.next()?.parse().ok()?,
-        incarnation: parts.next()?.parse().ok()?,
-        session: SessionId(u64::from_str_radix(parts.next()?, 16).ok()?),
-        platform: parts.next()?.to_owned(),
-    })
 }

@@ -8,19 +8,23 @@
 //! {mr:<cluster>:p<n>}:l:<conv>     stream  id <seq>-0, field e: the record
 //! {mr:<cluster>:p<n>}:m:<conv>     hash    '' -> version, member -> ''
 //! {mr:<cluster>:p<n>}:r:<user>     hash    device -> login:incarnation:session:platform
-//! {mr:<cluster>:p<n>}:g:<user>     set     conversation ids
+//! {mr:<cluster>:p<n>}:u:<l>:<user> zset    list l of a user: item \0 value, all of score 0: in byte order
 //! {mr:<cluster>:p<n>}:logins       number  the highest login number
 //! {mr:<cluster>:nodes}:n:<name>    text    incarnation:address, expires        …:names     set
 //! {mr:<cluster>:nodes}:g:<id>      text    incarnation, expires                …:lives     set of id:incarnation
 //! {mr:<cluster>:nodes}:owners      hash    partition -> epoch:node
 //! {mr:<cluster>:nodes}:format      text    version:partitions                  …:sweep     text, expires
 //! ```
-//! Only leases and the sweep's lock expire. A fence that expired would let an old epoch in again.
+//! Only leases, the sweep's lock and answers expire. A fence that expired would let an old epoch in again.
+//!
+//! A log is a hash and not a stream, because an entry that is recalled is replaced, and a stream's entries can't be.
 
 use millrace_protocol::ids::{Partition, user_partition};
 
+use crate::store::{List, StreamKey};
+
 /// Version of what is above.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 /// Makes the keys of one cluster.
 #[derive(Clone, Debug)]
@@ -50,6 +54,38 @@ impl Keys {
         self.of_partition(partition, "m:", conversation)
     }
 
+    pub(super) fn outstanding(&self, partition: Partition) -> String {
+        self.of_partition(partition, "out", "")
+    }
+
+    pub(super) fn events(&self, partition: Partition) -> String {
+        self.of_partition(partition, "ev", "")
+    }
+
+    pub(super) fn state(&self, partition: Partition, conversation: &str) -> String {
+        self.of_partition(partition, "s:", conversation)
+    }
+
+    pub(super) fn cursors(&self, partition: Partition, conversation: &str) -> String {
+        self.of_partition(partition, "c:", conversation)
+    }
+
+    /// The streams of a device. Its answers' keys are this, a colon and the stream's name.
+    pub(super) fn streams(
+        &self,
+        partition: Partition,
+        conversation: &str,
+        user: &str,
+        device: &str,
+    ) -> String {
+        self.of_partition(partition, "a:", &format!("{conversation}:{user}:{device}"))
+    }
+
+    pub(super) fn answers(&self, partition: Partition, conversation: &str, stream: &StreamKey) -> String {
+        let streams = self.streams(partition, conversation, &stream.user, &stream.device);
+        format!("{streams}:{}", stream_name(stream.stream))
+    }
+
     pub(super) fn routes(&self, user: &str) -> String {
         self.of_partition(self.home(user), "r:", user)
     }
@@ -59,8 +95,16 @@ impl Keys {
         format!("{{mr:{}:p*}}:r:*", self.cluster)
     }
 
-    pub(super) fn groups(&self, user: &str) -> String {
-        self.of_partition(self.home(user), "g:", user)
+    pub(super) fn list(&self, user: &str, list: List) -> String {
+        let list = match list {
+            List::Groups => "g",
+            List::Directs => "d",
+            List::Friends => "f",
+            List::FriendRequests => "r",
+            List::Blocks => "b",
+            List::Settings => "s",
+        };
+        self.of_partition(self.home(user), "u:", &format!("{list}:{user}"))
     }
 
     pub(super) fn logins(&self, user: &str) -> String {
@@ -106,4 +150,9 @@ impl Keys {
     fn of_nodes(&self, kind: &str, name: &str) -> String {
         format!("{{mr:{}:nodes}}:{kind}{name}", self.cluster)
     }
+}
+
+/// A stream as it stands in keys.
+pub(super) fn stream_name(stream: u64) -> String {
+    format!("{stream:x}")
 }

@@ -6,10 +6,12 @@
 //! The rules that keep it right: nothing is ever sent twice on a guess (an append whose outcome is unknown is found out by
 //! its position); every wait is bounded; and while the server is away, jobs are refused rather than kept.
 
+mod append;
 mod claim;
 mod command;
 mod job;
 mod keys;
+mod reply;
 mod round;
 mod session;
 mod sweep;
@@ -52,6 +54,8 @@ pub struct Settings {
     pub cluster: String,
     /// Partitions of the cluster; fixed when it is new.
     pub partitions: u16,
+    /// Events kept in each partition's stream, about; 0: none are written.
+    pub events_max: u64,
     /// How long [`RedisStore::connect`] tries.
     pub connect_timeout: Duration,
 }
@@ -59,7 +63,7 @@ pub struct Settings {
 impl Settings {
     /// Settings with 5 s for the first connection.
     pub fn new(cluster: impl Into<String>, partitions: u16) -> Self {
-        Self { cluster: cluster.into(), partitions, connect_timeout: Duration::from_secs(5) }
+        Self { cluster: cluster.into(), partitions, events_max: 0, connect_timeout: Duration::from_secs(5) }
     }
 }
 
@@ -126,6 +130,7 @@ struct Shared {
     sweeper: Sweeper,
     rounds: AtomicU64,
     appends: AtomicU64,
+    events_max: u64,
     address: String,
 }
 
@@ -151,6 +156,7 @@ impl RedisStore {
             sweeper: Sweeper::default(),
             rounds: AtomicU64::new(0),
             appends: AtomicU64::new(0),
+            events_max: settings.events_max,
             address,
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -12,6 +12,7 @@ use fred::interfaces::{ClientLike, EventInterface};
 use fred::types::Value;
 use millrace_protocol::ids::Partition;
 
+use super::append::append;
 use super::claim::{Claimer, claims};
 use super::command::{Command, text, to_text};
 use super::job::{self, Reading};
@@ -38,6 +39,7 @@ pub(super) struct Rounds {
 /// A job on its way.
 enum Step {
     Sent { commands: usize, reading: Reading },
+    Refused(StoreError),
     Beat { node: Node },
     Claim { at: usize },
 }
@@ -122,6 +124,7 @@ impl Rounds {
                         let own: Vec<_> = results.by_ref().take(commands).collect();
                         self.settle(&reading, own.into_iter().collect(), &mut hints)
                     }
+                    Step::Refused(error) => Err(error),
                     Step::Beat { node } => {
                         let reply = results.next().unwrap_or_else(|| Ok(Value::Null));
                         self.beat(&node, reply, &mut hints)
@@ -163,17 +166,29 @@ impl Rounds {
             }
             Work::Append(batch) => {
                 self.shared.appends.fetch_add(1, Ordering::Relaxed);
-                job::append(keys, &batch)
+                append(keys, &batch, self.shared.events_max)
             }
-            Work::Release { partition, fence } => job::release(keys, partition, fence),
-            Work::Load { partition, fence, conversation, .. } => {
-                job::load(keys, partition, fence, conversation)
+            Work::Release { partition, fence } => match job::release(keys, partition, fence) {
+                Ok(sent) => sent,
+                Err(error) => return Step::Refused(error),
+            },
+            Work::Load { partition, fence, conversation, stream } => {
+                job::load(keys, partition, fence, conversation, stream.as_ref())
             }
-            Work::Read { partition, conversation, after, through, limit_bytes, .. } => {
-                job::read(keys, partition, conversation, after, through, limit_bytes)
+            Work::Answers { partition, fence, conversation, stream } => {
+                job::answers(keys, partition, fence, &conversation, &stream)
             }
+            Work::Cursors { partition, fence, conversation, of } => {
+                job::cursors(keys, partition, fence, conversation, &of)
+            }
+            read @ Work::Read { .. } => job::read(keys, read),
             Work::UserItems(items) => job::user_items(keys, &items),
-
+            Work::UserList { user, list, after, limit } => job::user_list(keys, &user, list, &after, limit),
+            // Consumers read the streams themselves.
+            Work::Events { .. } => {
+                let reason = "events in Redis are read from its streams";
+                return Step::Refused(StoreError::Unavailable(reason.into()));
+            }
             Work::Register(registration) => job::register(keys, &registration),
             Work::Unregister { user, device, login_number, incarnation } => {
                 job::unregister(keys, &user, &device, login_number, incarnation)
@@ -183,7 +198,6 @@ impl Rounds {
             Work::GatewayLease { gateway, incarnation, replaces, ttl_ms } => {
                 job::gateway_lease(keys, gateway, incarnation, replaces, ttl_ms)
             }
-            other => unreachable!("not built: {other:?}"),
         };
         let count = own.len();
         commands.extend(own);

@@ -79,6 +79,11 @@ pub(super) const KEYS: &[Key] = &[
         Kind::Text,
         "Standalone: its store and keys [default: millrace in the XDG state directory]",
     ),
+    key(
+        "policies",
+        Kind::Text,
+        "Standalone: a file that says what messages may do and how long they are kept",
+    ),
     key("lease_ttl_ms", Kind::Number, "Lease of this gateway's routes [default: 5000]"),
     key("drain_s", Kind::Number, "Time that a drain takes at most, in seconds [default: 10]"),
     key(

@@ -126,6 +126,8 @@ pub struct Settings {
     pub platforms: HashMap<String, Policy>,
     /// Standalone store and keys.
     pub data_dir: PathBuf,
+    /// Standalone: what messages may do.
+    pub policies: Option<PathBuf>,
     /// Of the gateway's lease.
     pub lease_ttl: Duration,
     /// Drain deadline.
@@ -193,6 +195,7 @@ impl Reader<'_> {
             outbox_bytes_max: self.number("outbox_bytes_max", 16_384..=1 << 30, 256 << 10) as usize,
             platforms: self.platforms(),
             data_dir: self.path("data_dir").unwrap_or_else(default_data_dir),
+            policies: self.path("policies"),
             lease_ttl: self.millis("lease_ttl_ms", 1_000..=600_000, 5_000),
             drain: Duration::from_secs(self.number("drain_s", 1..=3_600, 10)),
             auth: self.auth(),

@@ -44,4 +44,7 @@ for at = 1, #stay - tonumber(ARGV[8]) do
   losers[#losers + 1] = redis.call('HGET', KEYS[1], stay[at].device)
   redis.call('HDEL', KEYS[1], stay[at].device)
 end
-return {number, 0, losers, redis.call('SMEMBERS', KEYS[2])}
+-- A group's name, without what is kept with it.
+local groups = redis.call('ZRANGE', KEYS[2], 0, -1)
+for at, group in ipairs(groups) do groups[at] = string.match(group, '^%Z*') end
+return {number, 0, losers, groups}

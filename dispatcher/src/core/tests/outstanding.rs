@@ -1,0 +1,115 @@
+//! Direct messages that their owner did not get to fan out.
+
+use millrace_protocol::link::Kind;
+use millrace_protocol::messages::link as wire;
+
+use super::world::{World, conversation_partition, deliver, direct, session};
+
+/// Two nodes; bob is at gateway 2, which has links to both.
+fn world() -> (World, String) {
+    let mut world = World::new(2, 1);
+    let name = direct("ann", "bob");
+    for partition in 0..super::world::PARTITIONS {
+        world.claim(0, partition);
+    }
+    for node in [0, 1] {
+        world.connect(node, 1, 1);
+        world.connect(node, 2, 1);
+    }
+    world.run();
+    world.register(0, session(2, 7), "bob", "phone", "ios");
+    world.run();
+    world.clear();
+    (world, name)
+}
+
+fn seqs(world: &mut World, node: usize) -> Vec<u64> {
+    let got: Vec<wire::Direct> = world.take(node, 2, Kind::Direct);
+    got.iter().map(|direct| deliver(&direct.notify).seq).collect()
+}
+
+#[test]
+fn the_next_owner_fans_out_what_the_dead_one_had_appended() {
+    let (mut world, name) = world();
+    for n in 1..=2 {
+        world.send(session(1, 1), "ann", &name, n);
+        world.run();
+    }
+    assert_eq!(seqs(&mut world, 0), [1, 2]);
+    // Nothing more reaches the gateway, and then the owner is dead.
+    world.end(0, 2).takes = false;
+    world.send(session(1, 1), "ann", &name, 3);
+    world.run();
+    assert_eq!(world.store.logs[&name].head(), 3, "appended");
+    world.nodes[0].alive = false;
+    world.store.nodes.retain(|node| node.name != "node-0");
+    world.view();
+    world.claim(1, conversation_partition(&name));
+    world.run();
+    let again = seqs(&mut world, 1);
+    assert_eq!(again.last(), Some(&3), "{again:?}");
+    assert!(again.is_sorted());
+    let token = world.send_to(1, session(1, 1), "ann", &name, 4, "on");
+    world.run();
+    assert_eq!(world.ack(token).seq, 4);
+    assert_eq!(seqs(&mut world, 1), [4]);
+}
+
+#[test]
+fn what_was_acknowledged_is_not_fanned_out_again() {
+    let (mut world, name) = world();
+    for n in 1..=5 {
+        world.send(session(1, 1), "ann", &name, n);
+        world.run();
+        world.pass(50);
+    }
+    // The report goes with a later batch.
+    let outstanding: usize = world.store.outstanding.values().map(Vec::len).sum();
+    assert_eq!(outstanding, 1, "only the last one: {:?}", world.store.outstanding);
+    world.nodes[0].alive = false;
+    world.store.nodes.retain(|node| node.name != "node-0");
+    world.view();
+    seqs(&mut world, 0);
+    world.claim(1, conversation_partition(&name));
+    world.run();
+    assert_eq!(seqs(&mut world, 1), [5]);
+}
+
+#[test]
+fn records_wait_until_the_messages_of_the_former_owner_are_fanned_out() {
+    let (mut world, name) = world();
+    world.end(0, 2).takes = false;
+    world.send(session(1, 1), "ann", &name, 1);
+    world.run();
+    world.nodes[0].alive = false;
+    world.store.nodes.retain(|node| node.name != "node-0");
+    world.view();
+    world.claim(1, conversation_partition(&name));
+    let token = world.send_to(1, session(1, 1), "ann", &name, 2, "next");
+    world.run();
+    assert_eq!(world.ack(token).seq, 2);
+    assert_eq!(seqs(&mut world, 1), [1, 2]);
+}
+
+#[test]
+fn without_credit_sessions_are_told_that_they_missed_something() {
+    let (mut world, name) = world();
+    let end = world.end(0, 2);
+    end.takes = false;
+    let mut n = 0;
+    while world.stats(0).directs_dropped == 0 && n < 500 {
+        n += 1;
+        world.send_to(0, session(1, 1), "ann", &name, n, &"x".repeat(60_000));
+        world.run();
+    }
+    assert!(world.stats(0).directs_dropped > 0, "the window was never full");
+    world.end(0, 2).takes = true;
+    for _ in 0..50 {
+        world.pass(50);
+    }
+    let got = seqs(&mut world, 0);
+    let gaps: Vec<wire::DirectGap> = world.take(0, 2, Kind::DirectGap);
+    assert_eq!(got.len() + gaps.len(), n as usize, "each is delivered or told of");
+    assert!(gaps.iter().all(|gap| gap.conversation == name && gap.targets[0].user == "bob"));
+    assert_eq!(gaps.last().map(|gap| gap.head), Some(n));
+}

@@ -1,0 +1,141 @@
+//! What scripts and commands answer, as the types of the trait.
+//!
+//! The rule that keeps it right: whatever can't be read is named by what it is, never skipped.
+
+use bytes::Bytes;
+use fred::types::Value;
+use millrace_protocol::ids::SessionId;
+
+use super::command::{fixed, list, pairs, to_bytes, to_number, to_text};
+use crate::store::{Answer, Cursor, Entry, Loaded, Route, StoreError, pack, record};
+
+/// The reply of `load.lua`, behind its first word.
+pub(super) fn loaded(conversation: &str, reply: Vec<Value>) -> Result<Loaded, StoreError> {
+    let [head, first_seq, newest, members, state, its_answers] = fixed(Value::Array(reply))?;
+    let mut loaded = Loaded {
+        head: to_number(head)?,
+        first_seq: to_number(first_seq)?,
+        members: to_members(conversation, members)?,
+        answers: answers(its_answers)?,
+        ..Loaded::default()
+    };
+    for (key, value) in pairs(state)? {
+        loaded.state.push((to_text(key)?, to_bytes(value)?));
+    }
+    loaded.state.sort_unstable();
+    if loaded.head > 0 {
+        let newest = entry(conversation, loaded.head, to_bytes(newest)?)?;
+        loaded.head_epoch = newest.epoch;
+        loaded.messages = newest.messages;
+        loaded.bytes = newest.bytes;
+    }
+    Ok(loaded)
+}
+
+fn to_members(conversation: &str, members: Value) -> Result<Option<(Vec<String>, u64)>, StoreError> {
+    let mut version = None;
+    let mut names = Vec::new();
+    for (member, value) in pairs(members)? {
+        match to_text(member)? {
+            member if member.is_empty() => version = Some(to_number(value)?),
+            member => names.push(member),
+        }
+    }
+    names.sort_unstable();
+    match version {
+        Some(version) => Ok(Some((names, version))),
+        None if names.is_empty() => Ok(None),
+        None => Err(StoreError::Corrupted(format!("the members of {conversation}"))),
+    }
+}
+
+/// A flat list of seqs and records.
+pub(super) fn entries(conversation: &str, found: Value) -> Result<Vec<Entry>, StoreError> {
+    pairs(found)?
+        .into_iter()
+        .map(|(seq, record)| entry(conversation, to_number(seq)?, to_bytes(record)?))
+        .collect()
+}
+
+fn entry(conversation: &str, seq: u64, record: Bytes) -> Result<Entry, StoreError> {
+    let named = |what: String| StoreError::Corrupted(format!("log of {conversation}, seq {seq}: {what}"));
+    if record.is_empty() {
+        return Err(named("it is missing".into()));
+    }
+    let entry = record::decode(conversation, record).map_err(|e| named(e.to_string()))?;
+    if entry.seq != seq {
+        return Err(named(format!("it holds seq {}", entry.seq)));
+    }
+    Ok(entry)
+}
+
+/// A list of answers.
+pub(super) fn answers(reply: Value) -> Result<Vec<Answer>, StoreError> {
+    let answer = |record| {
+        let damaged = || StoreError::Corrupted("an answer of a stream".into());
+        pack::to_answer(&to_bytes(record)?).ok_or_else(damaged)
+    };
+    list(reply)?.into_iter().map(answer).collect()
+}
+
+/// A list of user \0 device \0 cursor.
+pub(super) fn cursors(conversation: &str, reply: Value) -> Result<Vec<(String, String, Cursor)>, StoreError> {
+    let one = |member| {
+        let member = to_bytes(member)?;
+        let parse = || {
+            let (names, cursor) = member.split_at_checked(member.len().checked_sub(pack::CURSOR_BYTES)?)?;
+            let (user, device) = std::str::from_utf8(names).ok()?.strip_suffix('\0')?.split_once('\0')?;
+            Some((user.to_owned(), device.to_owned(), pack::to_cursor(cursor)?))
+        };
+        parse().ok_or_else(|| StoreError::Corrupted(format!("the cursors of {conversation}")))
+    };
+    list(reply)?.into_iter().map(one).collect()
+}
+
+/// A list of item \0 value.
+pub(super) fn items(reply: Value) -> Result<Vec<(String, Bytes)>, StoreError> {
+    let one = |member| {
+        let member = to_bytes(member)?;
+        let damaged = || StoreError::Corrupted("an item of a user's list".into());
+        let end = member.iter().position(|byte| *byte == 0).ok_or_else(damaged)?;
+        let item = std::str::from_utf8(&member[..end]).map_err(|_| damaged())?;
+        Ok((item.to_owned(), member.slice(end + 1..)))
+    };
+    list(reply)?.into_iter().map(one).collect()
+}
+
+/// What batches named as to be fanned out, oldest first: position ':' record.
+pub(super) fn outstanding(reply: Value) -> Result<Vec<(String, u64)>, StoreError> {
+    let mut messages = Vec::new();
+    for batch in list(reply)? {
+        let batch = to_bytes(batch)?;
+        let parse = || pack::to_outstanding(&batch[batch.iter().position(|byte| *byte == b':')? + 1..]);
+        messages.extend(parse().ok_or_else(|| StoreError::Corrupted("what is to be fanned out".into()))?);
+    }
+    Ok(messages)
+}
+
+/// A user's routes, by login number.
+pub(super) fn routes(value: Value) -> Result<Vec<Route>, StoreError> {
+    let mut routes = pairs(value)?
+        .into_iter()
+        .map(|(device, packed)| {
+            let (device, packed) = (to_text(device)?, to_text(packed)?);
+            route(&device, &packed)
+                .ok_or_else(|| StoreError::Corrupted(format!("the route «{packed}» of device {device}")))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    routes.sort_by_key(|route| route.login_number);
+    Ok(routes)
+}
+
+fn route(device: &str, packed: &str) -> Option<Route> {
+    let mut parts = packed.splitn(4, ':');
+    Some(Route {
+        device: device.to_owned(),
+        login_number: parts.next()?.parse().ok()?,
+        incarnation: parts.next()?.parse().ok()?,
+        session: SessionId(u64::from_str_radix(parts.next()?, 16).ok()?),
+        platform: parts.next()?.to_owned(),
+    })
+}
