@@ -333,7 +333,7 @@ impl Node {
 
     fn carry_out(&mut self, out: &mut Outside, thread: usize, action: Action) {
         let seat = self.seat(thread);
-        let control = self.seat(self.stations.len());
+        let control = self.stations.len();
         out.trace.say(out.now_us, |text| {
             let all = format!("{action:?}");
             *text += &format!("{seat:?} > {}", &all[..all.len().min(400)]);
@@ -348,12 +348,10 @@ impl Node {
                 self.drop_link(out, thread, link);
             }
             Action::Claimed { partition, .. } => {
-                let delay_us = self.random.between(5, 200);
-                out.after(delay_us, Due::Node(control, Input::Claimed(partition)));
+                self.push(out, control, Input::Claimed(partition));
             }
             Action::NotServed { partition, .. } => {
-                let delay_us = self.random.between(5, 200);
-                out.after(delay_us, Due::Node(control, Input::NotServed(partition)));
+                self.push(out, control, Input::NotServed(partition));
             }
         }
     }

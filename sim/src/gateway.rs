@@ -472,9 +472,9 @@ impl Gateway {
                 self.dial_later(out, thread, node);
             }
             Action::LeaseAnswer { granted, was_missing, incarnation, sent_us, reason } => {
-                let control = self.seat(self.stations.len());
+                let control = self.stations.len();
                 let answer = LeaseAnswer { granted, was_missing, incarnation, sent_us, reason };
-                out.after(20, Due::Gateway(control, Input::Answer(answer)));
+                self.push(out, control, Input::Answer(answer));
             }
         }
     }
@@ -497,9 +497,7 @@ impl Gateway {
                 Change::Extended(lease) | Change::Renewed(lease) => lease,
             };
             for shard in 0..self.stations.len() {
-                let seat = self.seat(shard);
-                let delay_us = self.random.between(5, 300);
-                out.after(delay_us, Due::Gateway(seat, Input::Lease(lease)));
+                self.push(out, shard, Input::Lease(lease));
             }
             if let Some(burn) = self.fuse.step() {
                 return Some(burn);

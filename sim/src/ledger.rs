@@ -351,10 +351,13 @@ impl Ledger {
 
     fn judge_audience(&mut self, now_us: u64, device: usize, deliver: &Deliver) {
         let (user, name) = &self.names[device];
+        // A member again may be shown what was said while it was away: it could read that up as well.
+        let again = self.members.get(&deliver.conversation).is_some_and(|members| members.contains(user));
         let members = self
             .log
             .get(&(deliver.conversation.clone(), deliver.seq))
-            .and_then(|kept| kept.members.clone());
+            .and_then(|kept| kept.members.clone())
+            .filter(|_| !again);
         let outside = match Conversation::parse(&deliver.conversation) {
             Some(Conversation::Direct(a, b)) => a != user && b != user,
             Some(Conversation::Group(_)) => members.is_some_and(|members| !members.contains(user)),
