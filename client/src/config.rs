@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use millrace_protocol::conversation::is_name;
 
+use crate::core::{Settings, Start};
+use crate::cursors::Cursors;
 use crate::error::ConnectError;
 
 type TokenFuture = Pin<Box<dyn Future<Output = Result<String, String>> + Send>>;
@@ -85,6 +87,22 @@ pub struct Config {
     pub connect_deadline: Duration,
     /// First and longest bound of the pause between connections.
     pub backoff: (Duration, Duration),
+    /// Groups and direct conversations are received reliably: a cursor is kept of each, what was missed is read from
+    /// the server's log, and the server is told what was taken. Without, only what is live is received, like in rooms.
+    pub acknowledges: bool,
+    /// Where the cursors are kept. In memory if nothing else is given: a process that restarts begins at the server's.
+    pub cursors: Cursors,
+    /// Where this device begins in a conversation of which it has no cursor.
+    pub start: Start,
+    /// What is taken: by default everything that [`Events::next`] has returned, so that nothing is shown twice. If
+    /// true, only what [`Events::confirm`] was called after, so that what is being worked on when the process dies
+    /// comes again.
+    ///
+    /// [`Events::next`]: crate::Events::next
+    /// [`Events::confirm`]: crate::Events::confirm
+    pub confirms: bool,
+    /// Messages from before joining a room that are given after it, at most 256.
+    pub room_replay: u32,
 }
 
 impl Config {
@@ -104,6 +122,27 @@ impl Config {
             request_deadline: Duration::from_secs(30),
             connect_deadline: Duration::from_secs(10),
             backoff: (Duration::from_millis(100), Duration::from_secs(30)),
+            acknowledges: true,
+            cursors: Cursors::in_memory(),
+            start: Start::default(),
+            confirms: false,
+            room_replay: 0,
+        }
+    }
+
+    pub(crate) fn settings(&self) -> Settings {
+        let ms = |duration: Duration| duration.as_millis() as u64;
+        Settings {
+            addresses: self.addresses.clone(),
+            device: self.device.clone(),
+            platform: self.platform.clone(),
+            acknowledges: self.acknowledges,
+            start: self.start,
+            events_max: self.events_max,
+            room_replay: self.room_replay,
+            connect_deadline_ms: ms(self.connect_deadline),
+            request_deadline_ms: ms(self.request_deadline),
+            backoff_ms: (ms(self.backoff.0), ms(self.backoff.1)),
         }
     }
 

@@ -1,10 +1,15 @@
 //! What the application is told.
 
 use bytes::Bytes;
+use millrace_protocol::messages::client::{
+    Action, ConversationItem, Cursor, Deliver, Fate, FriendEvent, GroupAsked, GroupChange, GroupReceipt,
+    PresenceEvent, Receipt, Standing, TypingEvent,
+};
+use millrace_protocol::prost::Message as _;
 
 use crate::error::Reason;
 
-/// A message of someone else, or of another device of the same user.
+/// An entry of a conversation by someone else, or by another device of the same user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     /// `d:<a>:<b>`, `g:<group>` or `r:<room>`.
@@ -23,16 +28,62 @@ pub struct Message {
     pub server_time_ms: u64,
     /// The application's own.
     pub content_kind: u32,
-    /// The application's own.
+    /// The application's own; by [`Message::action`] also a reaction, or a change of the group.
     pub payload: Bytes,
+    /// A message, what happened to an earlier one, or what became of the group.
+    pub action: Action,
+    /// The seq of the earlier one.
+    pub refers_to: u64,
+}
+
+impl Message {
+    /// What became of the group, if this is an entry of [`Action::System`].
+    pub fn change(&self) -> Option<GroupChange> {
+        (self.action == Action::System).then(|| GroupChange::decode(self.payload.clone()).ok()).flatten()
+    }
+}
+
+impl From<Deliver> for Message {
+    fn from(deliver: Deliver) -> Self {
+        Message {
+            action: deliver.action(),
+            conversation: deliver.conversation,
+            seq: deliver.seq,
+            epoch: deliver.epoch,
+            message_id: deliver.message_id,
+            sender: deliver.sender,
+            sender_device: deliver.sender_device,
+            server_time_ms: deliver.server_time_ms,
+            content_kind: deliver.content_kind,
+            payload: deliver.payload,
+            refers_to: deliver.refers_to,
+        }
+    }
+}
+
+/// A conversation of the user: how it is arranged, and where it stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listing {
+    /// Pinned, muted, hidden.
+    pub item: ConversationItem,
+    /// Its end, its newest message, what is unread.
+    pub standing: Standing,
 }
 
 /// Something that happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A message. Nothing is given twice.
     Message(Message),
-    /// Messages from `from` to `to`, both included, were not delivered on this connection.
+    /// The log of this conversation lost its end: what was given above `to` is not there any more.
+    Truncated {
+        /// Where.
+        conversation: String,
+        /// The newest entry that is left.
+        to: Cursor,
+    },
+    /// Messages from `from` to `to`, both included, will not come: the log has them no more; or, in a room, they were
+    /// not delivered.
     Gap {
         /// Where.
         conversation: String,
@@ -54,6 +105,31 @@ pub enum Event {
     Removed {
         /// Which.
         conversation: String,
+    },
+    /// Conversations of the user, after every login; several of these may come.
+    Listed(Vec<Listing>),
+    /// Everything that was missed while this device was away has been given. Once after every login.
+    CaughtUp,
+    /// How far someone has received and read a direct conversation; or this user, on another device.
+    Receipt(Receipt),
+    /// How many members have received and read this user's newest message in a group.
+    GroupReceipt(GroupReceipt),
+    /// Someone is typing.
+    Typing(TypingEvent),
+    /// A watched user's devices came, went or changed.
+    Presence(PresenceEvent),
+    /// Someone asks to be a friend, answered, or ended it.
+    Friend(FriendEvent),
+    /// What became of a message that was sent with `fate_within`.
+    Fate(Fate),
+    /// Another device of this user pinned, muted or hid a conversation.
+    ConversationChanged(ConversationItem),
+    /// A user asks to join a group of which this one is an admin.
+    GroupAsked(GroupAsked),
+    /// Cursors can't be saved, and are tried again; if the process ends before, messages are given again.
+    NotSaved {
+        /// What the store said.
+        reason: String,
     },
     /// Logged in.
     Connected {

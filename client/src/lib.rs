@@ -20,29 +20,45 @@
 //! - [`Client::send`] returns when the message is stored. Until then it is sent as often as it takes, under the same
 //!   number, so that it is stored once and in order, whatever breaks.
 //! - Connections are made again by themselves, with jitter, obeying what servers ask for; rooms are joined again.
-//! - [`Events`] gives every message once. When the application does not take events, the socket is not read.
+//! - [`Events`] gives every message of a group or direct conversation once and in order, also what was sent while this
+//!   device was away, and also after the process restarts if [`Config::cursors`] names a file. When the application does
+//!   not take events, the socket is not read.
 //!
-//! The logic of numbering, repeats and pauses is sans-IO ([`outbox`], [`calls`], [`seen`], [`backoff`]); a task drives
-//! it over a socket. Dropping all handles ends the task.
+//! The logic is sans-IO, in [`core`]; a task drives it over a socket. Dropping all handles ends the task.
 
 #![forbid(unsafe_code)]
 
-pub mod backoff;
-pub mod calls;
 mod client;
 mod config;
+mod conversations;
+pub mod core;
+mod cursors;
 mod driver;
 mod error;
 mod event;
-pub mod outbox;
-pub mod seen;
+mod groups;
+mod messages;
+mod people;
+mod saver;
+mod taken;
 mod wire;
 
-pub use client::{Client, Events, SendOptions};
+pub use client::{Client, Events, Posted};
 pub use config::{Config, TokenSource, Transport};
+pub use conversations::{History, Window};
+pub use core::Start;
+pub use cursors::{CursorStore, Cursors, FileCursors, MemoryCursors};
 pub use error::{ConnectError, Reason, SendError};
-pub use event::{Event, Message};
-pub use millrace_protocol::messages::client::{Code, Joined, Members, SendAck};
+pub use event::{Event, Listing, Message};
+pub use groups::{GroupChanges, NewGroup};
+pub use messages::SendOptions;
+/// Everything that the protocol has, as its schema names it.
+pub use millrace_protocol::messages::client as schema;
+pub use millrace_protocol::messages::client::{
+    Action, Code, ConversationItem, ConversationPage, Cursor, DevicePresence, Fate, FriendEvent, GroupAsked,
+    GroupChange, GroupReceipt, GroupState, JoinPolicy, Joined, Members, PeopleList, PeoplePage, Person,
+    PresenceEvent, PresenceState, Receipt, ReceiptPage, Role, SendAck, Standing, TypingEvent, Visibility,
+};
 
 /// Ids of conversations.
 pub mod conversation {

@@ -1,5 +1,5 @@
 //! One connection: a socket, the protocol's codec, and what was decoded or waits to be written. It knows frames, and
-//! nothing of what they mean beyond the login.
+//! nothing of what they mean.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,7 +9,7 @@ use millrace_protocol::client_session::{
     ClientSession, Limits, Received, ServerFrame, decode_notify, decode_response,
 };
 use millrace_protocol::messages::client::request::Op;
-use millrace_protocol::messages::client::{Code, Login, LoginAck, Notify, Response, notify, response};
+use millrace_protocol::messages::client::{Code, Notify, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -18,12 +18,6 @@ use crate::error::Reason;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 16 << 10;
-
-/// Bytes that wait to be written; with more, no further requests are taken up.
-const OUT_BYTES_MAX: usize = 256 << 10;
-
-/// Id of the login's request. Others begin above it.
-pub(crate) const LOGIN_ID: u64 = 1;
 
 /// What the server sent.
 #[derive(Debug)]
@@ -46,19 +40,7 @@ pub(crate) struct Wire {
     pub(crate) incoming: VecDeque<Incoming>,
     out: Vec<u8>,
     written: usize,
-}
-
-/// Why a login did not succeed, and how long the server wants to be left alone.
-#[derive(Debug)]
-pub(crate) struct Failed {
-    pub(crate) reason: Reason,
-    pub(crate) retry_after: Duration,
-}
-
-impl From<Reason> for Failed {
-    fn from(reason: Reason) -> Self {
-        Failed { reason, retry_after: Duration::ZERO }
-    }
+    write_failed: bool,
 }
 
 fn network(what: &str) -> impl FnOnce(io::Error) -> Reason {
@@ -79,8 +61,8 @@ impl Wire {
             }
         };
         let incoming = VecDeque::new();
-        let mut wire =
-            Wire { stream, session, buffer: vec![0; READ_BYTES].into(), incoming, out, written: 0 };
+        let buffer = vec![0; READ_BYTES].into();
+        let mut wire = Wire { stream, session, buffer, incoming, out, written: 0, write_failed: false };
         if wire.session.is_websocket() {
             match wire.next().await? {
                 Incoming::Open => {}
@@ -89,33 +71,6 @@ impl Wire {
             }
         }
         Ok(wire)
-    }
-
-    /// Logs in.
-    pub(crate) async fn login(&mut self, login: Login) -> Result<LoginAck, Failed> {
-        self.request(LOGIN_ID, Op::Login(login));
-        loop {
-            match self.next().await? {
-                Incoming::Response(Response { id: LOGIN_ID, outcome: Some(outcome) }) => match outcome {
-                    response::Outcome::LoginAck(ack) => return Ok(ack),
-                    response::Outcome::Refused(refused) => {
-                        return Err(Failed {
-                            reason: Reason::refused(&refused),
-                            retry_after: Duration::from_millis(refused.retry_after_ms.into()),
-                        });
-                    }
-                    other => return Err(Reason::Network(format!("an answer to no login: {other:?}")).into()),
-                },
-                Incoming::Notify(Notify { event: Some(notify::Event::GoAway(away)) }) => {
-                    return Err(Failed {
-                        reason: Reason::Server { code: away.code(), reason: away.reason },
-                        retry_after: Duration::from_millis(away.retry_after_ms.into()),
-                    });
-                }
-                Incoming::Closed(reason) => return Err(reason.into()),
-                _ => {}
-            }
-        }
     }
 
     /// Writes what waits and reads until something is decoded.
@@ -151,18 +106,18 @@ impl Wire {
         self.stream.writable().await
     }
 
-    /// Writes what the socket takes.
-    pub(crate) fn write(&mut self) -> Result<(), Reason> {
+    /// Writes what the socket takes. After an error nothing is written any more: what the server said before it closed
+    /// is still to be read, and reading finds the end.
+    pub(crate) fn write(&mut self) {
         match self.stream.try_write(&self.out[self.written..]) {
             Ok(count) => self.written += count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            Err(error) => return Err(network("write")(error)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(_) => self.write_failed = true,
         }
-        if self.written == self.out.len() {
+        if self.written == self.out.len() || self.write_failed {
             self.out.clear();
             self.written = 0;
         }
-        Ok(())
     }
 
     fn decode(&mut self, count: usize) -> Result<(), Reason> {
@@ -202,22 +157,21 @@ impl Wire {
 
     /// Appends a request to what waits.
     pub(crate) fn request(&mut self, id: u64, op: Op) {
-        self.session.request(id, op, &mut self.out);
+        if !self.write_failed {
+            self.session.request(id, op, &mut self.out);
+        }
     }
 
     /// Appends a heartbeat to what waits.
     pub(crate) fn ping(&mut self) {
-        self.session.ping(&mut self.out);
-    }
-
-    /// Whether further requests may be appended.
-    pub(crate) fn has_room(&self) -> bool {
-        self.out.len() - self.written < OUT_BYTES_MAX
+        if !self.write_failed {
+            self.session.ping(&mut self.out);
+        }
     }
 
     /// Whether something waits to be written.
     pub(crate) fn has_output(&self) -> bool {
-        self.written < self.out.len()
+        !self.write_failed && self.written < self.out.len()
     }
 
     /// Ends the connection politely, without waiting for long.

@@ -11,7 +11,8 @@ use millrace_dispatcher::store::redis::{ConnectError, RedisStore, Settings as Re
 use millrace_dispatcher::store::{Outcome, StoreError, Work, Write};
 use support::cases::CASES;
 use support::kept::KEPT;
-use support::redis::RedisServer;
+use support::random::differ;
+use support::redis::{Redis as _, RedisServer};
 use support::world::{PARTITIONS, World, entry, message, open_embedded, read, registration, session, until};
 
 #[test]
@@ -36,6 +37,34 @@ fn redis_keeps_the_promises() {
     for (at, (name, case)) in KEPT.iter().chain(CASES).enumerate() {
         println!("redis: {name}");
         case(&World::redis(&server, &format!("c{at}")));
+        server.cli(&["FLUSHALL"]);
+    }
+}
+
+/// The seed to begin with, and the rounds of jobs under each of the next few: `MILLRACE_SEED` and `MILLRACE_STEPS`.
+fn seeds() -> (impl Iterator<Item = u64>, u64) {
+    let set = |name| std::env::var(name).ok().map(|text| text.parse().expect("a number"));
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+    let (first, count) = set("MILLRACE_SEED").map_or((now, 3), |seed| (seed, 1));
+    (first..first + count, set("MILLRACE_STEPS").unwrap_or(400))
+}
+
+#[test]
+fn embedded_does_as_the_model_does() {
+    let (seeds, steps) = seeds();
+    for seed in seeds {
+        println!("MILLRACE_SEED={seed}");
+        println!("{} jobs", differ(seed, &World::embedded(), steps));
+    }
+}
+
+#[test]
+fn redis_does_as_the_model_does() {
+    let server = RedisServer::start();
+    let (seeds, steps) = seeds();
+    for seed in seeds {
+        println!("MILLRACE_SEED={seed}");
+        println!("{} jobs", differ(seed, &World::redis(&server, "c"), steps));
         server.cli(&["FLUSHALL"]);
     }
 }

@@ -1,6 +1,6 @@
 //! A gateway for tests: real sockets and the real codec, one log, and faults on demand.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -10,8 +10,9 @@ use millrace_protocol::frame::FrameKind;
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
 use millrace_protocol::messages::client::{
-    Code, Deliver, GoAway, Head, Joined, Left, LoggedOut, Login, LoginAck, Notify, Refused, Request,
-    Response, SendAck, notify,
+    Code, ConversationItem, ConversationPage, Cursor, Deliver, Done, GoAway, Head, Joined, Left, LoggedOut,
+    Login, LoginAck, Notify, PeekItem, Peeked, Refused, Request, Response, Send, SendAck, Standing, SyncPage,
+    notify,
 };
 use millrace_protocol::prost::Message;
 use millrace_protocol::transport::{Input, Limits, Received, Transport};
@@ -46,6 +47,12 @@ pub struct State {
     /// Requests other than messages, as they came, and messages as "send <conversation>".
     pub asked: Vec<String>,
     pub pings: u32,
+    /// Logs of groups that are read in pages.
+    pub groups: BTreeMap<String, Vec<Bytes>>,
+    /// What was acknowledged last.
+    pub acknowledged: BTreeMap<String, u64>,
+    /// Messages sent, with what they are.
+    pub sent: Vec<Send>,
     /// Frames written of those ordered.
     pub written: u64,
 }
@@ -89,8 +96,19 @@ impl Gateway {
     }
 
     pub fn deliver(&self, epoch: u64, seq: u64, sender: &str, payload: impl Into<Bytes>) {
+        self.deliver_to("r:lobby", epoch, seq, sender, payload);
+    }
+
+    pub fn deliver_to(
+        &self,
+        conversation: &str,
+        epoch: u64,
+        seq: u64,
+        sender: &str,
+        payload: impl Into<Bytes>,
+    ) {
         self.order(Order::Notify(notify::Event::Deliver(Deliver {
-            conversation: "r:lobby".into(),
+            conversation: conversation.into(),
             seq,
             epoch,
             sender: sender.into(),
@@ -209,6 +227,7 @@ fn answer(state: &mut State, op: Op) -> Reply {
         }
         Op::Send(send) => {
             state.asked.push(format!("send {}", send.conversation));
+            state.sent.push(send.clone());
             if state.busy > 0 {
                 state.busy -= 1;
                 return Reply::Outcome(Outcome::Refused(refused(Code::Busy, 50)));
@@ -255,6 +274,39 @@ fn answer(state: &mut State, op: Op) -> Reply {
             state.asked.push(format!("leave r:{}", leave.room));
             Outcome::Left(Left { conversation: format!("r:{}", leave.room) })
         }
+        Op::Conversations(_) => {
+            let item = |name: &String| ConversationItem { conversation: name.clone(), ..Default::default() };
+            let items = state.groups.keys().map(item).collect();
+            Outcome::ConversationPage(ConversationPage { items, more: false })
+        }
+        Op::Peek(peek) => {
+            let standing = |item: PeekItem| {
+                let seq = state.groups.get(&item.conversation).map_or(0, |log| log.len() as u64);
+                Standing {
+                    conversation: item.conversation,
+                    head: Some(Cursor { epoch: 1, seq }),
+                    news: item.cursor.is_none_or(|cursor| cursor.seq < seq),
+                    ..Standing::default()
+                }
+            };
+            Outcome::Peeked(Peeked { standings: peek.items.into_iter().map(standing).collect() })
+        }
+        Op::Sync(sync) => {
+            state.asked.push(format!("sync {}", sync.conversation));
+            let after = sync.after.unwrap_or_default().seq;
+            Outcome::SyncPage(page(state, &sync.conversation, after + 1))
+        }
+        Op::History(ask) => {
+            let mut page = page(state, &ask.conversation, ask.before.saturating_sub(10).max(1));
+            page.entries.retain(|entry| seq_of(entry) < ask.before);
+            page.entries.reverse();
+            Outcome::SyncPage(page)
+        }
+        Op::DeliverAck(ack) => {
+            state.acknowledged.insert(ack.conversation, ack.cursor.unwrap_or_default().seq);
+            return Reply::Nothing;
+        }
+        Op::Read(_) | Op::PresenceSet(_) | Op::GroupInvite(_) => Outcome::Done(Done {}),
         Op::GroupCreate(_) => Outcome::Refused(refused(Code::GroupExists, 0)),
         Op::Logout(_) => {
             state.asked.push("logout".into());
@@ -262,4 +314,31 @@ fn answer(state: &mut State, op: Op) -> Reply {
         }
         other => panic!("not asked in these tests: {other:?}"),
     })
+}
+
+/// Ten entries of a group from this seq on.
+fn page(state: &State, conversation: &str, from: u64) -> SyncPage {
+    let empty = Vec::new();
+    let log = state.groups.get(conversation).unwrap_or(&empty);
+    let entry = |(seq, payload): (u64, &Bytes)| Notify {
+        event: Some(notify::Event::Deliver(Deliver {
+            conversation: conversation.into(),
+            seq,
+            epoch: 1,
+            sender: "bob".into(),
+            payload: payload.clone(),
+            ..Deliver::default()
+        })),
+    };
+    let entries: Vec<Notify> = (1..).zip(log).skip(from as usize - 1).take(10).map(entry).collect();
+    let head = log.len() as u64;
+    let more = entries.last().is_some_and(|last| seq_of(last) < head);
+    SyncPage { conversation: conversation.into(), entries, epoch: 1, head, more, ..SyncPage::default() }
+}
+
+fn seq_of(entry: &Notify) -> u64 {
+    match &entry.event {
+        Some(notify::Event::Deliver(deliver)) => deliver.seq,
+        _ => 0,
+    }
 }

@@ -10,8 +10,9 @@ use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::{Code, GroupChange, GroupCreate, GroupUpdate, JoinPolicy, Role};
 
 use super::group_info::{Group, Info};
-use super::limits::{ABOUT_BYTES_MAX, ADMINS_MAX, ASKING_MAX, GROUP_USERS_MAX, NOTED_USERS_MAX};
+use super::limits::{ABOUT_BYTES_MAX, ADMINS_MAX, ASKING_MAX, GROUP_USERS_MAX};
 use super::members::Members;
+use super::notes::note;
 
 /// What a change of a group is.
 #[derive(Debug)]
@@ -54,10 +55,11 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// A client's request, if it is one to change a group.
+    /// A client's request, if it is one to change a group. It may wait long: nothing of it holds a receive buffer.
     pub fn of(op: Op) -> Option<Kind> {
+        let copy = |text: Bytes| Bytes::copy_from_slice(&text);
         Some(match op {
-            Op::GroupCreate(ask) => Kind::Create(ask),
+            Op::GroupCreate(ask) => Kind::Create(GroupCreate { about: copy(ask.about), ..ask }),
             Op::GroupJoin(_) => Kind::Join,
             Op::GroupLeave(_) => Kind::Leave,
             Op::GroupInvite(ask) => Kind::Invite(ask.users),
@@ -65,7 +67,10 @@ impl Kind {
             Op::GroupRemove(ask) => Kind::Remove(ask.users),
             Op::GroupRole(ask) => Kind::Role { user: ask.user, role: ask.role },
             Op::GroupMute(ask) => Kind::Mute { user: ask.user, until_ms: ask.until_ms },
-            Op::GroupUpdate(ask) => Kind::Update(ask),
+            Op::GroupUpdate(ask) => {
+                let (about, announcement) = (ask.about.map(copy), ask.announcement.map(copy));
+                Kind::Update(GroupUpdate { about, announcement, ..ask })
+            }
             Op::GroupDissolve(_) => Kind::Dissolve,
             _ => return None,
         })
@@ -148,7 +153,11 @@ pub enum Verdict {
     /// The asker waits for an answer to an earlier join.
     Asks,
     /// It is to be carried out.
-    Plan(Plan),
+    Plan(Box<Plan>),
+}
+
+fn planned(plan: Plan) -> Verdict {
+    Verdict::Plan(Box::new(plan))
 }
 
 /// The group as it is.
@@ -164,13 +173,6 @@ pub struct Standing<'a> {
     pub members_max: usize,
     /// Wall clock, ms.
     pub wall_ms: u64,
-}
-
-/// A note for the log.
-pub fn note(kind: Became, by: &str, users: &[String]) -> GroupChange {
-    let count = if users.len() > NOTED_USERS_MAX { users.len() as u32 } else { 0 };
-    let users = users.iter().take(NOTED_USERS_MAX).cloned().collect();
-    GroupChange { kind: kind as i32, by: by.to_owned(), users, count, ..GroupChange::default() }
 }
 
 const FULL: Verdict = Verdict::Refused(Code::LimitReached, "the group is full");
@@ -201,7 +203,7 @@ pub fn judge(standing: Standing, user: &str, kind: &Kind) -> Verdict {
         Kind::Leave => leave(members, info, user),
         Kind::Invite(users) => invite(standing, members, user, users),
         Kind::Dissolve if info.role(user) != Role::Owner => OWNER_ONLY,
-        Kind::Dissolve => Verdict::Plan(Plan {
+        Kind::Dissolve => planned(Plan {
             dissolve: true,
             info: Some(Info { dissolved: true, ..Info::default() }),
             asking: standing.group.asking.iter().map(|user| (user.clone(), false)).collect(),
@@ -225,14 +227,9 @@ fn create(standing: Standing, user: &str, ask: &GroupCreate) -> Verdict {
     if add.len() > standing.members_max {
         return Verdict::Refused(Code::LimitReached, "too many members");
     }
-    let info = Info {
-        owner: user.to_owned(),
-        about: Bytes::copy_from_slice(&ask.about),
-        join: ask.join(),
-        ..Info::default()
-    };
+    let info = Info { owner: user.to_owned(), about: ask.about.clone(), join: ask.join(), ..Info::default() };
     let notes = vec![note(Became::Created, user, &add)];
-    Verdict::Plan(Plan { create: true, add, info: Some(info), notes, ..Plan::default() })
+    planned(Plan { create: true, add, info: Some(info), notes, ..Plan::default() })
 }
 
 fn join(standing: Standing, members: &Members, user: &str) -> Verdict {
@@ -255,7 +252,7 @@ fn join(standing: Standing, members: &Members, user: &str) -> Verdict {
             }
             false => {
                 let asking = vec![(user.to_owned(), true)];
-                Verdict::Plan(Plan { asks: true, asking, ..Plan::default() })
+                planned(Plan { asks: true, asking, ..Plan::default() })
             }
         };
     }
@@ -264,19 +261,19 @@ fn join(standing: Standing, members: &Members, user: &str) -> Verdict {
         // Everyone has left: the first to come back has it.
         let info = Info { owner: user.to_owned(), admins: Vec::new(), ..info.clone() };
         let notes = vec![note(Became::Joined, user, &add), to_role(user, user, Role::Owner)];
-        return Verdict::Plan(Plan { add, info: Some(info), notes, ..Plan::default() });
+        return planned(Plan { add, info: Some(info), notes, ..Plan::default() });
     }
     let asking: Vec<_> = asks.then(|| (user.to_owned(), false)).into_iter().collect();
     let ordinary = asking.is_empty();
     let notes = if ordinary { Vec::new() } else { vec![note(Became::Joined, user, &add)] };
-    Verdict::Plan(Plan { ordinary, add, asking, notes, ..Plan::default() })
+    planned(Plan { ordinary, add, asking, notes, ..Plan::default() })
 }
 
 /// An owner who leaves is followed by the admin who was made one first, or else by the first member by name.
 fn leave(members: &Members, info: &Info, user: &str) -> Verdict {
     let remove = vec![user.to_owned()];
     if !info.is_admin(user) {
-        return Verdict::Plan(Plan { ordinary: true, remove, ..Plan::default() });
+        return planned(Plan { ordinary: true, remove, ..Plan::default() });
     }
     let mut notes = vec![note(Became::Left, user, &remove)];
     let mut info = info.clone();
@@ -291,7 +288,7 @@ fn leave(members: &Members, info: &Info, user: &str) -> Verdict {
             notes.push(to_role(user, &info.owner, Role::Owner));
         }
     }
-    Verdict::Plan(Plan { remove, info: Some(info), notes, ..Plan::default() })
+    planned(Plan { remove, info: Some(info), notes, ..Plan::default() })
 }
 
 fn invite(standing: Standing, members: &Members, user: &str, users: &[String]) -> Verdict {
@@ -311,7 +308,7 @@ fn invite(standing: Standing, members: &Members, user: &str, users: &[String]) -
     let asked = add.iter().filter(|user| standing.group.asking.contains(*user));
     let asking = asked.map(|user| (user.clone(), false)).collect();
     let notes = vec![note(Became::Invited, user, &add)];
-    Verdict::Plan(Plan { add, asking, notes, ..Plan::default() })
+    planned(Plan { add, asking, notes, ..Plan::default() })
 }
 
 fn answer(standing: Standing, members: &Members, user: &str, other: &str, accept: bool) -> Verdict {
@@ -323,14 +320,14 @@ fn answer(standing: Standing, members: &Members, user: &str, other: &str, accept
     }
     let asking = vec![(other.to_owned(), false)];
     if !accept {
-        return Verdict::Plan(Plan { asking, ..Plan::default() });
+        return planned(Plan { asking, ..Plan::default() });
     }
     if members.count() >= standing.members_max {
         return FULL;
     }
     let add = vec![other.to_owned()];
     let notes = vec![note(Became::Joined, user, &add)];
-    Verdict::Plan(Plan { add, asking, notes, ..Plan::default() })
+    planned(Plan { add, asking, notes, ..Plan::default() })
 }
 
 fn remove(members: &Members, info: &Info, user: &str, users: &[String]) -> Verdict {
@@ -350,7 +347,7 @@ fn remove(members: &Members, info: &Info, user: &str, users: &[String]) -> Verdi
         info
     });
     let notes = vec![note(Became::Removed, user, &remove)];
-    Verdict::Plan(Plan { remove, info, notes, ..Plan::default() })
+    planned(Plan { remove, info, notes, ..Plan::default() })
 }
 
 fn to_role(by: &str, user: &str, role: Role) -> GroupChange {
@@ -381,7 +378,7 @@ fn role_of(members: &Members, info: &Info, user: &str, other: &str, role: i32) -
         return Verdict::Refused(Code::LimitReached, "the group has too many admins");
     }
     let notes = vec![to_role(user, other, role)];
-    Verdict::Plan(Plan { info: Some(info), notes, ..Plan::default() })
+    planned(Plan { info: Some(info), notes, ..Plan::default() })
 }
 
 /// By an admin.
@@ -407,17 +404,17 @@ fn mute(standing: Standing, members: &Members, user: &str, other: &str, until_ms
         return Verdict::Done;
     }
     let notes = vec![GroupChange { until_ms, ..note(Became::Muted, user, &users) }];
-    Verdict::Plan(Plan { info: Some(info), notes, ..Plan::default() })
+    planned(Plan { info: Some(info), notes, ..Plan::default() })
 }
 
 /// By an admin.
 fn update(info: &Info, user: &str, ask: &GroupUpdate) -> Verdict {
     let mut changed = info.clone();
     if let Some(about) = &ask.about {
-        changed.about = Bytes::copy_from_slice(about);
+        changed.about = about.clone();
     }
     if let Some(announcement) = &ask.announcement {
-        changed.announcement = Bytes::copy_from_slice(announcement);
+        changed.announcement = announcement.clone();
     }
     if ask.join.is_some() {
         changed.join = ask.join();
@@ -425,9 +422,65 @@ fn update(info: &Info, user: &str, ask: &GroupUpdate) -> Verdict {
     if changed == *info {
         return Verdict::Done;
     }
-    Verdict::Plan(Plan {
-        info: Some(changed),
-        notes: vec![note(Became::Updated, user, &[])],
-        ..Plan::default()
-    })
+    planned(Plan { info: Some(changed), notes: vec![note(Became::Updated, user, &[])], ..Plan::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ann owns a group of `count` others, full at ten thousand.
+    fn check(count: usize, prepare: impl Fn(&mut Group, &mut Info), kind: &Kind, refused: Option<Code>) {
+        let others = (0..count).map(|n| format!("u{n}"));
+        let members = Members::new(others.chain(["ann".to_owned()]).collect(), 1);
+        let (mut group, mut info) = (Group::default(), Info { owner: "ann".into(), ..Info::default() });
+        prepare(&mut group, &mut info);
+        group.set(info);
+        let standing =
+            Standing { members: Some(&members), group: &group, coming: 0, members_max: 10_000, wall_ms: 7 };
+        let user = if matches!(kind, Kind::Join) { "zoe" } else { "ann" };
+        let code = match kind.fault() {
+            Some((code, _)) => Some(code),
+            None => match judge(standing, user, kind) {
+                Verdict::Refused(code, _) => Some(code),
+                _ => None,
+            },
+        };
+        assert_eq!(code, refused, "{kind:?}");
+    }
+
+    #[test]
+    fn every_table_of_a_group_has_an_end() {
+        let names = |count: usize| (0..count).map(|n| format!("new-{n}")).collect::<Vec<_>>();
+        let full = Some(Code::LimitReached);
+        let plain = |_: &mut Group, _: &mut Info| {};
+        check(9_998, plain, &Kind::Invite(names(1)), None);
+        check(9_998, plain, &Kind::Invite(names(2)), full);
+        check(9_999, plain, &Kind::Join, full);
+        check(1, plain, &Kind::Invite(names(GROUP_USERS_MAX)), None);
+        check(1, plain, &Kind::Invite(names(GROUP_USERS_MAX + 1)), full);
+        check(1, plain, &Kind::Remove(names(GROUP_USERS_MAX + 1)), full);
+        let with_admins = |count: usize| {
+            move |_: &mut Group, info: &mut Info| info.admins = (0..count).map(|n| format!("u{n}")).collect()
+        };
+        let role = |role: Role| Kind::Role { user: "u99".into(), role: role as i32 };
+        check(100, with_admins(ADMINS_MAX - 1), &role(Role::Admin), None);
+        check(100, with_admins(ADMINS_MAX), &role(Role::Admin), full);
+        check(100, with_admins(ADMINS_MAX), &role(Role::Owner), full);
+        let with_asking = |count: usize| {
+            move |group: &mut Group, info: &mut Info| {
+                info.join = JoinPolicy::Request;
+                group.asking = (0..count).map(|n| format!("new-{n}")).collect();
+            }
+        };
+        check(1, with_asking(ASKING_MAX - 1), &Kind::Join, None);
+        check(1, with_asking(ASKING_MAX), &Kind::Join, full);
+        check(9_999, with_asking(1), &Kind::Answer { user: "new-0".into(), accept: true }, full);
+        check(9_999, with_asking(1), &Kind::Answer { user: "new-0".into(), accept: false }, None);
+        let text = Bytes::from(vec![0; ABOUT_BYTES_MAX + 1]);
+        let update = GroupUpdate { about: Some(text.slice(1..)), ..GroupUpdate::default() };
+        check(1, plain, &Kind::Update(update), None);
+        let update = GroupUpdate { about: Some(text), ..GroupUpdate::default() };
+        check(1, plain, &Kind::Update(update), Some(Code::PayloadTooLarge));
+    }
 }

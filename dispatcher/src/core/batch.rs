@@ -33,6 +33,11 @@ pub enum Effect {
         /// The Notify body.
         notify: Bytes,
     },
+    /// A change between the two users of this direct conversation.
+    Pair {
+        /// Which.
+        conversation: String,
+    },
     /// Nobody waits for it.
     None,
     /// The round of membership changes of this group.

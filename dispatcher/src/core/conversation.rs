@@ -19,8 +19,10 @@ use super::holds::Holds;
 use super::hub::Asker;
 use super::limits::{LOAD_WAITING_MAX, REFERRED_MAX, WAITING_BYTES_MAX};
 use super::members::Members;
+use super::pair::Pair;
 use super::receipts::Positions;
 use super::streams::Streams;
+use super::typing::Typing;
 use crate::store::{Entry, Loaded};
 
 /// A conversation that was loaded.
@@ -68,6 +70,10 @@ pub struct Conversation {
     pub trimmed_at: u64,
     /// Groups: what else is known of it.
     pub group: Group,
+    /// Direct conversations: what its users are to each other.
+    pub pair: Pair,
+    /// Who typed lately.
+    pub typing: Typing,
     /// State as the store has it, without what has a field of its own here.
     pub state: BTreeMap<String, Bytes>,
     /// Who asked again for a seq that is not durable yet.
@@ -83,6 +89,7 @@ impl Conversation {
         let mut state = loaded.state.into_iter().collect();
         let mut members = loaded.members.map(|(users, version)| Members::new(users, version));
         let group = Group::take(&mut state, &mut members);
+        let pair = Pair::take(&mut state);
         Conversation {
             head: loaded.head,
             durable: loaded.head,
@@ -92,6 +99,7 @@ impl Conversation {
             first_seq: loaded.first_seq,
             listed: loaded.head > 0,
             group,
+            pair,
             state,
             members,
             streams: Streams::new(loaded.head == 0),
@@ -133,6 +141,7 @@ impl Conversation {
             && self.head == self.durable
             && self.repeats.is_empty()
             && self.rounds.is_idle()
+            && self.pair.is_idle()
             && self.holds.is_empty()
             && self.moved.is_empty()
             && self.positions.is_idle()
@@ -294,6 +303,7 @@ impl Table {
                 Slot::Loading(backlog) => waiting.append(&mut backlog.take()),
                 Slot::Ready(conversation) => {
                     askers.append(&mut conversation.rounds.stop_waiting());
+                    askers.append(&mut conversation.pair.stop_waiting());
                     waiting.append(&mut conversation.holds.drain());
                 }
             }

@@ -12,10 +12,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use millrace_protocol::ids::SessionId;
 use millrace_protocol::link::Kind;
-use millrace_protocol::messages::client::group_change::Kind as Became;
-use millrace_protocol::messages::client::{
-    Action, Code, GroupAsked, GroupChange, Joined, Left, Notify, notify, response,
-};
+use millrace_protocol::messages::client::{Code, GroupAsked, Joined, Left, Notify, notify, response};
 use millrace_protocol::messages::link::{Remove, Reply};
 use millrace_protocol::prost::Message;
 use rustc_hash::FxHashSet;
@@ -24,13 +21,12 @@ use super::admin::{self, Plan, Standing, Verdict};
 use super::batch::{Effect, Owner};
 use super::conversation::Conversation;
 use super::delivery::{Ask, What};
-use super::entry::{self, Draft};
 use super::group_info::{INFO_KEY, Info, asking_key};
 use super::hub::PartitionJob;
 use super::hub::{Asker, Cx, Pending};
-use super::limits::{CHANGES_WAITING_MAX, CLEAN_MEMBERS, NOTED_MEMBERS_MAX, ROUND_CHANGES_MAX};
+use super::limits::{CHANGES_WAITING_MAX, CLEAN_MEMBERS, ROUND_CHANGES_MAX};
 use super::members::Members;
-use super::send;
+use super::notes;
 use crate::store::{Change as ItemChange, List, Outcome, StoreError, UserItem, Work, Write};
 
 /// A request to change a group.
@@ -48,7 +44,8 @@ pub struct Change {
 #[derive(Debug, Default)]
 pub struct Rounds {
     queue: VecDeque<Change>,
-    round: Option<Round>,
+    /// Boxed, as most conversations never have one.
+    round: Option<Box<Round>>,
 }
 
 #[derive(Debug)]
@@ -149,7 +146,8 @@ fn judge(cx: &Cx, conversation: &Conversation, coming: usize, change: &Change) -
 /// Begins the next round with what waits.
 fn start(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation, name: &str) {
     let plan = Plan { ordinary: true, ..Plan::default() };
-    let mut round = Round { stage: Stage::Listing, changes: Vec::new(), plan, named: FxHashSet::default() };
+    let named = FxHashSet::default();
+    let mut round = Box::new(Round { stage: Stage::Listing, changes: Vec::new(), plan, named });
     while round.changes.len() < ROUND_CHANGES_MAX
         && round.plan.ordinary
         && let Some(change) = conversation.rounds.queue.pop_front()
@@ -198,7 +196,7 @@ fn enter(
         }
         Verdict::Plan(plan) => {
             round.named.insert(change.user.clone());
-            round.plan = plan;
+            round.plan = *plan;
             round.changes.push(change);
         }
     }
@@ -257,10 +255,16 @@ pub fn listed(
 }
 
 /// Puts a round into the next batch.
-fn append(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation, name: &str, mut round: Round) {
-    let Round { plan, changes, .. } = &mut round;
+fn append(
+    cx: &mut Cx,
+    owner: &mut Owner,
+    conversation: &mut Conversation,
+    name: &str,
+    mut round: Box<Round>,
+) {
+    let plan = &mut round.plan;
     if plan.ordinary {
-        plan.notes = notes_of(conversation, plan);
+        plan.notes = notes::of_round(conversation, &plan.add, &plan.remove);
     }
     let version = conversation.members.as_ref().map_or(0, |members| members.version) + 1;
     let mut writes = Vec::new();
@@ -277,65 +281,18 @@ fn append(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation, name:
     writes.extend(info.into_iter().chain(asking));
     // Its members hear of the end before they are members no more; of anything else, whoever is one afterwards.
     if plan.dissolve {
-        append_notes(cx, owner, conversation, name, plan, &changes[0].user);
+        notes::append(cx, owner, conversation, name, std::mem::take(&mut plan.notes));
     }
     let mut effect = Effect::Round { conversation: name.to_owned() };
     for write in writes {
         owner.push(write, std::mem::replace(&mut effect, Effect::None));
     }
     if !plan.dissolve {
-        append_notes(cx, owner, conversation, name, plan, &changes[0].user);
+        notes::append(cx, owner, conversation, name, std::mem::take(&mut plan.notes));
     }
     cx.hub.ready.push(owner.from.partition);
     round.stage = Stage::Appending;
     conversation.rounds.round = Some(round);
-}
-
-/// What the log is told of a round of joins and leaves.
-fn notes_of(conversation: &Conversation, plan: &Plan) -> Vec<GroupChange> {
-    let before = conversation.members.as_ref().map_or(0, Members::count);
-    if before + plan.add.len() > NOTED_MEMBERS_MAX {
-        return Vec::new();
-    }
-    let kinds = [(Became::Joined, &plan.add), (Became::Left, &plan.remove)];
-    let some = kinds.into_iter().filter(|(_, users)| !users.is_empty());
-    some.map(|(kind, users)| admin::note(kind, &users[0], users)).collect()
-}
-
-fn append_notes(
-    cx: &mut Cx,
-    owner: &mut Owner,
-    conversation: &mut Conversation,
-    name: &str,
-    plan: &mut Plan,
-    sender: &str,
-) {
-    for note in std::mem::take(&mut plan.notes) {
-        let draft = Draft {
-            sender: sender.to_owned(),
-            payload: note.encode_to_vec().into(),
-            action: Action::System,
-            ..Draft::default()
-        };
-        let entry = entry::next(owner, conversation, name, cx.now.wall_ms, draft);
-        let (seq, notify) = (entry.seq, entry.notify.clone());
-        owner.push(Write::Message(entry), Effect::Noted { conversation: name.to_owned(), seq, notify });
-    }
-}
-
-/// An entry about a change is durable: everyone who listens hears of it.
-pub fn noted(
-    cx: &mut Cx,
-    owner: &Owner,
-    conversation: &mut Conversation,
-    name: String,
-    seq: u64,
-    notify: Bytes,
-) {
-    cx.hub.stats.notes += 1;
-    send::became_durable(owner, conversation, &name, seq);
-    conversation.last = Some(notify.clone());
-    send::fan_out(cx, owner, conversation, name, seq, SessionId::NONE, notify);
 }
 
 /// The round is durable: the group changes, and everyone concerned hears of it.
@@ -447,7 +404,8 @@ pub fn resume(cx: &mut Cx, owner: &Owner, conversation: &mut Conversation, name:
     store(cx, owner, name, work);
     let plan = Plan { remove: slice, ..Plan::default() };
     let (changes, named) = (Vec::new(), FxHashSet::default());
-    conversation.rounds.round = Some(Round { stage: Stage::Cleaning, changes, plan, named });
+    let round = Round { stage: Stage::Cleaning, changes, plan, named };
+    conversation.rounds.round = Some(Box::new(round));
 }
 
 /// A slice is members no more.

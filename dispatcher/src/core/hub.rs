@@ -25,6 +25,7 @@ use super::fanned::Fanned;
 use super::holds::Need;
 use super::limits::{BACKOFF_MS, BUSY_RETRY_MS, TELL_WINDOW_US};
 use super::links::Links;
+use super::presence::Presence;
 use super::receipts::Position;
 use super::register::{Closes, Login};
 use super::retention::Clocks;
@@ -45,6 +46,8 @@ pub struct Hub {
     pub jobs: Jobs,
     /// What waits for routes.
     pub delivery: Delivery,
+    /// Who is online, and who watches.
+    pub presence: Presence,
     /// Sessions told to close.
     pub closes: Closes,
     /// Events that wait for batches.
@@ -71,6 +74,8 @@ pub struct Hub {
     pub registers: usize,
     /// See `registers`.
     pub fetches: usize,
+    /// Requests about users' lists under way.
+    pub lists: usize,
     /// Counters.
     pub stats: Stats,
     /// For jitter.
@@ -119,6 +124,14 @@ pub enum Pending {
         /// Echoed.
         lease: millrace_protocol::messages::link::Lease,
     },
+    /// Lists of two users, after a change between them.
+    Pair(Box<super::pair::Listing>),
+    /// A user's list.
+    Lists(Box<super::lists::Reading>),
+    /// Something about a user's presence.
+    Presence(Box<super::presence::Reading>),
+    /// A device of this user's may be gone.
+    Unregister(String),
     /// Nobody waits for it.
     Unwatched,
 }
@@ -177,6 +190,11 @@ impl Cluster {
         let lease = self.gateways.get(&route.session.gateway());
         let same = |incarnation: Option<&u64>| incarnation == Some(&route.incarnation);
         same(link) || same(lease) || lease.is_none() || link.is_none()
+    }
+
+    /// Whether a session is there as far as is known: its gateway's lease is live under the same incarnation.
+    pub fn is_there(&self, route: &Route) -> bool {
+        self.gateways.get(&route.session.gateway()) == Some(&route.incarnation)
     }
 
     /// Who is thought to own a partition that is not served here, and its epoch.

@@ -29,6 +29,8 @@ pub struct Limits {
     pub edit_window_ms: u64,
     /// How long after a message its sender may recall it, ms. A group's admins always may.
     pub recall_window_ms: u64,
+    /// Whether users who are no friends may send to each other; else their messages are refused STRANGER.
+    pub strangers_may_write: bool,
     /// Members of one group; a further one is refused LIMIT_REACHED. Each costs its name and 2 B in memory while the
     /// group is in use, and a load of the group reads them all.
     pub group_members_max: usize,
@@ -50,6 +52,7 @@ impl Default for Limits {
             retention_rooms: Retention::default(),
             edit_window_ms: 24 * 3_600_000,
             recall_window_ms: 3_600_000,
+            strangers_may_write: true,
             group_members_max: 100_000,
             conversations_per_partition_max: 8_192,
             link_waiting_bytes_max: 8 << 20,
@@ -132,6 +135,57 @@ pub const CLEAN_MEMBERS: usize = 512;
 
 /// Names on one page of members, and when the client does not say how many: a page fits in a client frame.
 pub const MEMBERS_PAGE_MAX: u32 = 512;
+
+/// Changes between two users that wait for the one before; further ones are answered BUSY.
+pub const PAIR_CHANGES_MAX: usize = 16;
+
+/// Bytes of a greeting with which a user asks to be friends; more are refused PAYLOAD_TOO_LARGE.
+pub const GREETING_BYTES_MAX: usize = 256;
+
+/// Conversations on one page of a user's list: a page fits in a client frame.
+pub const CONVERSATIONS_PAGE_MAX: usize = 256;
+
+/// People on one page, with their greetings: likewise.
+pub const PEOPLE_PAGE_MAX: usize = 128;
+
+/// Requests about users' lists under way; further ones are answered BUSY.
+pub const LISTS_MAX: usize = 4_096;
+
+/// A user's typing is passed on once in so long in one conversation, us; what comes in between is dropped.
+pub const TYPING_EVERY_US: u64 = 2_000_000;
+
+/// Users whose typing one conversation passes on in that time; that of others is dropped. Nobody reads more.
+pub const TYPING_USERS_MAX: usize = 64;
+
+/// Users whom one session watches in one partition; more are refused LIMIT_REACHED. Gateways count over all partitions.
+pub const WATCHED_MAX: usize = 512;
+
+/// Sessions that watch one user; a further one is not shown it, and counted.
+pub const WATCHERS_MAX: usize = 10_000;
+
+/// Pairs of a watcher and a watched user in one partition; likewise.
+pub const WATCH_ENTRIES_MAX: usize = 100_000;
+
+/// A watch that was not renewed so long ends, us: clients renew it every 60 s, and may miss that once.
+pub const WATCH_US: u64 = 150_000_000;
+
+/// Changes of presence are gathered so long, us: a client that comes back after a blink makes one event, or none.
+pub const PRESENCE_WINDOW_US: u64 = 500_000;
+
+/// Users whose routes changed and are to be looked at; what happens to further ones is noticed at their next change.
+pub const PRESENCE_CHANGES_MAX: usize = 65_536;
+
+/// Lookups whether a watcher is a friend, under way at once; a further watcher is shown nothing until it renews.
+pub const FRIEND_READS_MAX: usize = 4_096;
+
+/// Users of one partition with devices that said they are away; a further one is answered BUSY.
+pub const DEVICE_STATES_MAX: usize = 10_000;
+
+/// Devices of one user that its watchers are shown; the others are left out.
+pub const DEVICES_SHOWN_MAX: usize = 16;
+
+/// Bytes of one page of presence; who does not fit follows in events of their own.
+pub const PRESENCE_PAGE_BYTES: usize = 32 << 10;
 
 /// Users whose routes are asked in one job.
 pub const ROUTE_USERS_MAX: usize = 512;
@@ -231,6 +285,10 @@ const _: () = {
     // 192 bytes per target: two names, three numbers, tags.
     assert!(TARGETS_MAX * 192 < RECORD_BYTES_MAX);
     assert!(GROUPS_TOLD_MAX * 72 < RECORD_BYTES_MAX);
+    assert!(CONVERSATIONS_PAGE_MAX * (3 + 2 * 64 + 12) < PAYLOAD_BYTES_MAX);
+    assert!(PEOPLE_PAGE_MAX * (64 + GREETING_BYTES_MAX + 12) < PAYLOAD_BYTES_MAX);
+    // The last one on a page may take it over its bytes.
+    assert!(PRESENCE_PAGE_BYTES + DEVICES_SHOWN_MAX * 144 + 96 < PAYLOAD_BYTES_MAX);
     // One byte counts a group's admins in its record.
     assert!(ADMINS_MAX <= 255 && MUTED_MAX <= 65_535 && ABOUT_BYTES_MAX <= 65_535);
 };

@@ -11,7 +11,11 @@
 //! | [`holds`] | messages that wait for something to be read |
 //! | [`entry`] | what goes into a log |
 //! | [`send`], [`subscribe`] | what can be asked of a conversation |
-//! | [`admin`], [`groups`], [`group_info`], [`group_members`] | who may change a group; carrying it out; what is known of it; reading it |
+//! | [`admin`], [`groups`], [`notes`] | who may change a group; carrying it out; entries about it |
+//! | [`group_info`], [`group_members`] | what is known of a group; reading it |
+//! | [`pair`], [`lists`] | friends and blocks; users' lists |
+//! | [`typing`] | who is typing |
+//! | [`presence`], [`watches`], [`visible`] | who is online, who watches, who is shown what |
 //! | [`register`], [`delivery`] | users' sessions; messages for single sessions |
 
 pub mod action;
@@ -34,9 +38,13 @@ pub mod holds;
 pub mod hub;
 pub mod limits;
 pub mod links;
+pub mod lists;
 pub mod members;
+pub mod notes;
 pub mod ownership;
+pub mod pair;
 pub mod partition;
+pub mod presence;
 mod receipts;
 mod refer;
 pub mod register;
@@ -49,6 +57,9 @@ pub mod stats;
 pub mod streams;
 pub mod subscribe;
 mod sync;
+pub mod typing;
+mod visible;
+pub mod watches;
 
 #[cfg(test)]
 mod tests;

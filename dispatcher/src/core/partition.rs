@@ -23,7 +23,7 @@ use super::fanned::Reached;
 use super::groups;
 use super::hub::{Asker, Cx, From, PartitionJob, Pending};
 use super::limits::CURSORS_US;
-use super::{cursors, fates, receipts, retention, send, standing, subscribe, sync};
+use super::{cursors, fates, notes, pair, presence, receipts, retention, send, standing, subscribe, sync};
 use crate::store::{Outcome, StoreError, StreamKey, Work};
 
 /// One partition of this shard.
@@ -193,6 +193,7 @@ impl Partition {
     fn unserved(&self, cx: &mut Cx) {
         let partition = self.id;
         cx.hub.cluster.served.remove(&partition);
+        presence::forget_partition(cx, self.from());
         cx.tell_siblings(|| Sibling::Serving { partition, epoch: None });
     }
 
@@ -412,7 +413,7 @@ impl Partition {
                     for (_, asker) in conversation.repeats {
                         cx.busy(from, asker, reason);
                     }
-                    for asker in conversation.rounds.stop() {
+                    for asker in conversation.rounds.stop().chain(conversation.pair.stop()) {
                         cx.busy(from, asker, reason);
                     }
                     waiting.append(&mut conversation.holds.drain());
@@ -576,7 +577,11 @@ impl Partition {
                 }
                 Effect::Noted { conversation: name, seq, notify } => {
                     let conversation = table.ready(&name).expect("not evicted with entries under way");
-                    groups::noted(cx, owner, conversation, name, seq, notify);
+                    notes::noted(cx, owner, conversation, name, seq, notify);
+                }
+                Effect::Pair { conversation: name } => {
+                    let conversation = table.ready(&name).expect("not evicted with a change under way");
+                    pair::appended(cx, conversation);
                 }
                 Effect::Round { conversation: name } => {
                     let conversation = table.ready(&name).expect("not evicted with a round under way");
@@ -635,6 +640,17 @@ impl Partition {
         let Serving { owner, table, .. } = &mut **serving;
         if let Some(conversation) = table.ready(name) {
             groups::listed(cx, owner, conversation, name, outcome);
+        }
+    }
+
+    /// Users' lists follow a change between the two of a direct conversation: the next change may begin.
+    pub fn paired(&mut self, cx: &mut Cx, listing: &pair::Listing) {
+        let Phase::Serving(serving) = &mut self.phase else { return };
+        let Serving { owner, table, .. } = &mut **serving;
+        if listing.generation == owner.generation
+            && let Some(conversation) = table.ready(&listing.conversation)
+        {
+            pair::go_on(cx, owner, conversation, &listing.conversation);
         }
     }
 

@@ -15,6 +15,7 @@ use super::event::LinkKey;
 use super::events;
 use super::hub::{Cx, From, Pending, link_of};
 use super::limits::{BUSY_RETRY_MS, CLOSE_REPEAT_US, CLOSES_MAX, GROUPS_TOLD_MAX, REGISTERS_MAX};
+use super::presence;
 use crate::store::{Outcome, Registration, Route, StoreError, Work};
 
 /// A registration at the store.
@@ -93,6 +94,7 @@ pub fn registered(cx: &mut Cx, login: Login, outcome: Result<Outcome, StoreError
             if login.login_number == 0 {
                 events::session(cx, login.from.partition, "login", &login.user, &login.device, login_number);
             }
+            presence::came(cx, &login.user, &login.device, login.login_number == 0);
             cx.hub.stats.groups_left_out += groups.len().saturating_sub(GROUPS_TOLD_MAX) as u64;
             groups.truncate(GROUPS_TOLD_MAX);
             let registered = Registered {
@@ -201,7 +203,8 @@ fn remove_route(cx: &mut Cx, link: LinkKey, user: String, device: String, login_
     let lease = cx.hub.cluster.gateways.get(&link.gateway).copied();
     for incarnation in hello.into_iter().chain(lease.filter(|lease| hello != Some(*lease))) {
         let (user, device) = (user.clone(), device.clone());
-        cx.store(Work::Unregister { user, device, login_number, incarnation }, Pending::Unwatched);
+        let pending = Pending::Unregister(user.clone());
+        cx.store(Work::Unregister { user, device, login_number, incarnation }, pending);
     }
 }
 

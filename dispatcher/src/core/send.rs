@@ -121,7 +121,11 @@ pub fn list_direct(name: &str) -> Work {
 }
 
 /// Why a user may not send there.
-fn forbidden(id: Option<Id<'_>>, conversation: &Conversation, user: &str) -> Option<(Code, &'static str)> {
+pub fn forbidden(
+    id: Option<Id<'_>>,
+    conversation: &Conversation,
+    user: &str,
+) -> Option<(Code, &'static str)> {
     match id? {
         Id::Direct(a, b) if a != user && b != user => {
             Some((Code::Forbidden, "the conversation of two other users"))
@@ -138,7 +142,7 @@ fn forbidden(id: Option<Id<'_>>, conversation: &Conversation, user: &str) -> Opt
 }
 
 /// Why a new message of a user who may send there is refused all the same. Repeats are not: they were taken before.
-fn silenced(
+pub fn silenced(
     cx: &Cx,
     id: Option<Id<'_>>,
     conversation: &Conversation,
@@ -148,6 +152,7 @@ fn silenced(
         Id::Group(_) if conversation.info_ahead().is_muted(user, cx.now.wall_ms) => {
             Some((Code::Muted, "muted in this group"))
         }
+        Id::Direct(a, b) if a != b => conversation.pair.forbids(cx.hub.config.limits.strangers_may_write),
         _ => None,
     }
 }

@@ -21,7 +21,10 @@ use super::holds::Need;
 use super::hub::{Asker, Cx, From, PartitionJob};
 use super::limits::{CLAIM_WAITING_MAX, REANNOUNCE_US};
 use super::partition::{Partition, Phase, Serving};
-use super::{admin, cursors, group_members, receipts, register, send, standing, subscribe, sync};
+use super::{
+    admin, cursors, group_members, lists, pair, presence, receipts, register, send, standing, subscribe,
+    sync, typing,
+};
 use crate::store::{Outcome, StoreError, StreamKey, Work};
 
 impl Partition {
@@ -53,8 +56,9 @@ impl Partition {
         let name = match ask {
             Ask::Register(ask) => return register::register(cx, link, from, record.session, ask),
             Ask::Acks(acks) => return self.acks(cx, link, &record, acks),
-            Ask::Client(Client { key: Key::User, .. }) => {
-                return refuse_unbuilt(cx, owner, asker_of(link, &record));
+            Ask::Client(ask) if ask.key == Key::User => {
+                let asker = ask.asker(link, &record);
+                return user_request(cx, from, asker, ask);
             }
             ref ask => ask.conversation().to_owned(),
         };
@@ -295,12 +299,26 @@ fn client(
             cursors::delivered(cx, owner, conversation, &ack);
             cx.done(owner.from, asker);
         }
+        Op::FriendRequest(_) | Op::FriendAnswer(_) | Op::FriendRemove(_) | Op::Block(_) => {
+            pair::change(cx, owner, conversation, name, asker, user, op);
+        }
+        Op::Typing(ask) => typing::typing(cx, owner, conversation, asker, user, ask),
         op => match admin::Kind::of(op) {
             Some(kind) => groups::change(cx, owner, conversation, name, Change { asker, user, kind }),
             None => refuse_unbuilt(cx, owner, Some(asker)),
         },
     }
     Ok(())
+}
+
+/// A client's request about its user, or about users whom it watches.
+fn user_request(cx: &mut Cx, from: From, asker: Asker, ask: Client) {
+    let Client { user, device, op, .. } = ask;
+    match op {
+        Op::PresenceSet(ask) => presence::set(cx, from, asker, (user, device), ask),
+        Op::PresenceSubscribe(ask) => presence::subscribe(cx, from, asker, (user, device), ask.users),
+        op => lists::ask(cx, from, asker, user, op),
+    }
 }
 
 /// Requests that no part serves yet.

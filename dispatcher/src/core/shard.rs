@@ -24,9 +24,11 @@ use super::hub::{Cluster, Cx, From, Hub, Jobs, Pending};
 use super::limits::{Limits, REANNOUNCE_US};
 use super::links::Links;
 use super::partition::Partition;
+use super::presence::{self, Presence};
 use super::register::{self, Closes};
 use super::retention::Clocks;
 use super::stats::Stats;
+use super::{lists, pair};
 use crate::store::{Done, Outcome, StoreError, View, Work};
 
 /// What a shard is told at its start.
@@ -94,6 +96,7 @@ impl Shard {
                 links: Links::new(identity, config.link, link_waiting_bytes_max, link_away_us),
                 jobs: Jobs::default(),
                 delivery: Delivery::default(),
+                presence: Presence::default(),
                 closes: Closes::default(),
                 events: Vec::new(),
                 clocks: Clocks::default(),
@@ -107,6 +110,7 @@ impl Shard {
                 timers: BinaryHeap::new(),
                 registers: 0,
                 fetches: 0,
+                lists: 0,
                 stats: Stats::default(),
                 random: config.seed,
                 config,
@@ -171,6 +175,7 @@ impl Shard {
             }
         }
         delivery::turn(cx);
+        presence::turn(cx);
         register::repeat_closes(cx);
         announce(cx);
         announce_again(cx);
@@ -191,6 +196,7 @@ impl Shard {
         let deadlines = [
             hub.timers.peek().map(|Reverse((at_us, _))| *at_us),
             hub.delivery.deadline_us(),
+            hub.presence.deadline_us(),
             hub.closes.deadline_us(),
             (!hub.denied.is_empty()).then_some(hub.denied_due_us),
             hub.links.deadline_us(),
@@ -216,6 +222,7 @@ impl Shard {
             self.partitions.iter().filter(|partition| partition.is_serving()).count() as u64;
         stats.conversations = self.partitions.iter().map(|partition| partition.conversations() as u64).sum();
         stats.jobs = self.hub.jobs.count() as u64;
+        stats.watched = self.hub.presence.count() as u64;
         stats.closes = self.hub.closes.count() as u64;
         self.hub.links.gauges(&mut stats);
         stats
@@ -272,6 +279,7 @@ fn link_gone(cx: &mut Cx, partitions: &mut [Partition], link: LinkKey) {
 
 fn forget_link(cx: &mut Cx, partitions: &mut [Partition], link: LinkKey) {
     cx.hub.cluster.links.remove(&link);
+    presence::forget_link(cx, link);
     for partition in partitions {
         partition.forget_link(link);
     }
@@ -371,6 +379,15 @@ fn stored(cx: &mut Cx, partitions: &mut [Partition], done: Done) {
         Pending::Register(login) => register::registered(cx, *login, done.outcome),
         Pending::Routes(number) => delivery::answered(cx, number, done.outcome),
         Pending::GatewayLease { link, lease } => lease_answer(cx, link, lease, done.outcome),
+        Pending::Pair(listing) => {
+            let listing = pair::listed(cx, listing, done.outcome);
+            if let Some(partition) = own(partitions, cx, listing.from.partition) {
+                partition.paired(cx, &listing);
+            }
+        }
+        Pending::Lists(reading) => lists::answered(cx, *reading, done.outcome),
+        Pending::Presence(reading) => presence::answered(cx, *reading, done.outcome),
+        Pending::Unregister(user) => presence::went(cx, &user),
         Pending::Unwatched => {}
     }
 }
@@ -397,7 +414,11 @@ fn take_view(cx: &mut Cx, partitions: &mut [Partition], view: Arc<View>) {
     let cluster = &mut cx.hub.cluster;
     cluster.gateways = view.gateways.iter().map(|gateway| (gateway.gateway, gateway.incarnation)).collect();
     let changed = cluster.view.nodes != view.nodes;
+    let other_gateways = cluster.view.gateways != view.gateways;
     cluster.view = view.clone();
+    if other_gateways {
+        presence::gateways_changed(cx);
+    }
     if changed {
         let record = NODE.record(Kind::ClusterMap, SessionId::NONE, &cluster_map(&view));
         for link in cx.hub.links.keys() {

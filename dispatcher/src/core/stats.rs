@@ -65,6 +65,20 @@ pub struct Stats {
     pub relays: u64,
     /// Relays dropped for want of credit, room or routes: nobody needs them later.
     pub relays_dropped: u64,
+    /// Typing passed on.
+    pub typing: u64,
+    /// Typing not passed on: too often, too many, or of one who may not write.
+    pub typing_dropped: u64,
+    /// Sessions told of somebody's presence.
+    pub presence_told: u64,
+    /// Changes of presence that were not looked at, or not shown, for want of room.
+    pub presence_lost: u64,
+    /// Users not watched for want of room.
+    pub watches_left_out: u64,
+    /// Watches that ended because they were not renewed.
+    pub watches_expired: u64,
+    /// Users whose last device went: when that was is stored.
+    pub seen: u64,
     /// Messages whose routes could not be read in many tries, each time that this was so; they are tried again.
     pub routes_failed: u64,
     /// Records for links that are not here.
@@ -113,6 +127,8 @@ pub struct Stats {
     pub links_up: u64,
     /// Gauge: records and gap marks that wait for credit.
     pub waiting_for_credit: u64,
+    /// Gauge: pairs of a session and a user whom it watches.
+    pub watched: u64,
     /// Gauge: jobs at the store.
     pub jobs: u64,
     /// Gauge: closes not answered yet.

@@ -14,8 +14,16 @@ macro_rules! named {
 }
 
 /// Names of the core's numbers that go down too.
-const GAUGES: [&str; 7] =
-    ["partitions_served", "conversations", "links", "links_up", "waiting_for_credit", "jobs", "closes"];
+const GAUGES: [&str; 8] = [
+    "partitions_served",
+    "conversations",
+    "links",
+    "links_up",
+    "waiting_for_credit",
+    "watched",
+    "jobs",
+    "closes",
+];
 
 fn core_numbers(stats: Stats) -> impl IntoIterator<Item = (&'static str, u64)> {
     named!(
@@ -51,6 +59,13 @@ fn core_numbers(stats: Stats) -> impl IntoIterator<Item = (&'static str, u64)> {
         directs_dropped,
         relays,
         relays_dropped,
+        typing,
+        typing_dropped,
+        presence_told,
+        presence_lost,
+        watches_left_out,
+        watches_expired,
+        seen,
         routes_failed,
         no_link,
         oversize,
@@ -75,6 +90,7 @@ fn core_numbers(stats: Stats) -> impl IntoIterator<Item = (&'static str, u64)> {
         links,
         links_up,
         waiting_for_credit,
+        watched,
         jobs,
         closes,
     )

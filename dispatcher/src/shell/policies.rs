@@ -23,6 +23,8 @@ pub struct Policies {
     pub edit_window_s: Option<u64>,
     /// How long after a message its sender may recall it, seconds.
     pub recall_window_s: Option<u64>,
+    /// Whether users who are no friends may send to each other.
+    pub strangers_may_write: Option<bool>,
     /// Logins, logouts and receipts are written as events too.
     pub events: Option<bool>,
     /// How much of direct conversations and groups is kept.
@@ -110,6 +112,7 @@ impl Policies {
             group_members_max: self.group_members_max.unwrap_or(default.group_members_max),
             edit_window_ms: window(self.edit_window_s, default.edit_window_ms),
             recall_window_ms: window(self.recall_window_s, default.recall_window_ms),
+            strangers_may_write: self.strangers_may_write.unwrap_or(default.strangers_may_write),
             events: self.events.unwrap_or(default.events),
             retention: keep(&self.retention),
             retention_rooms: keep(&self.retention_rooms),

@@ -5,7 +5,8 @@
 //! answer; routes and leases in memory) and Redis.
 //!
 //! # Promises
-//! 1. An [`Job::Append`] is all or nothing, and durable when it is answered [`Outcome::Appended`].
+//! 1. An [`Work::Append`] is all or nothing, and durable when it is answered [`Outcome::Appended`]: [`Durability`] says
+//!    what that means.
 //! 2. It is refused [`StoreError::Fenced`] unless its fence is the partition's current one, and
 //!    [`StoreError::Position`] unless it begins at the partition's next position: a paused owner can write nothing,
 //!    and an append whose outcome was unknown is found out.
@@ -16,6 +17,7 @@
 //!    every registration sees the group.)
 //! 5. A store that can't be reached answers [`StoreError::Unavailable`]; nothing waits without bound.
 
+mod durability;
 pub mod embedded;
 mod intake;
 pub mod model;
@@ -26,6 +28,7 @@ pub mod redis;
 
 use std::sync::Arc;
 
+pub use self::durability::{ASYNC_SYNC_MS, Durability, REPLICAS_MAX};
 use bytes::Bytes;
 use millrace_edge::mailbox;
 use millrace_protocol::ids::{MessageId, Partition, SessionId};

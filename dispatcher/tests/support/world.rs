@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use millrace_dispatcher::store::embedded::{self, Embedded};
-use millrace_dispatcher::store::redis::{self, RedisStore};
+use millrace_dispatcher::store::redis::RedisStore;
 use millrace_dispatcher::store::{
     Answer, Batch, Cursor, CursorsOf, Done, Entry, Event, Fence, Job, List, Loaded, Node, Outcome,
     Registration, Replies, Route, Store, StoreError, StreamKey, View, Work, Write,
@@ -18,7 +18,7 @@ use millrace_edge::wake::Waker;
 use millrace_protocol::ids::{MessageId, Partition, SessionId};
 
 use super::model::Model;
-use super::redis::RedisServer;
+use super::redis::{self as servers, Redis};
 
 /// Partitions of every world.
 pub const PARTITIONS: u16 = 16;
@@ -34,7 +34,7 @@ pub enum Ground<'a> {
     Embedded(RefCell<tempfile::TempDir>),
     /// The reference.
     Model(RefCell<Model>),
-    Redis(&'a RedisServer, String),
+    Redis(&'a dyn Redis, String),
 }
 
 /// See above.
@@ -69,7 +69,7 @@ impl<'a> World<'a> {
         World::new(Ground::Model(RefCell::default()))
     }
 
-    pub fn redis(server: &'a RedisServer, cluster: &str) -> Self {
+    pub fn redis(server: &'a dyn Redis, cluster: &str) -> Self {
         World::new(Ground::Redis(server, cluster.to_owned()))
     }
 
@@ -85,11 +85,7 @@ impl<'a> World<'a> {
             Ground::Embedded(dir) => Box::new(open_embedded(dir.borrow().path())),
             Ground::Model(model) => Box::new(model.borrow().clone()),
             Ground::Redis(server, cluster) => {
-                let settings = redis::Settings {
-                    events_max: EVENTS_MAX,
-                    ..redis::Settings::new(cluster.clone(), PARTITIONS)
-                };
-                Box::new(RedisStore::connect(&server.url(), settings).unwrap())
+                Box::new(RedisStore::connect(&server.url(), server.settings(cluster)).unwrap())
             }
         };
         *self.store.borrow_mut() = Some(store);
@@ -108,7 +104,7 @@ impl<'a> World<'a> {
                 model.replace(Model::default());
                 self.open();
             }
-            Ground::Redis(server, _) => assert_eq!(server.cli(&["FLUSHALL"]), "OK"),
+            Ground::Redis(server, _) => server.flush(),
         }
     }
 
@@ -221,11 +217,21 @@ impl<'a> World<'a> {
     /// Events of a partition, as whoever consumes them reads them.
     pub fn events(&self, partition: Partition, after: u64, limit: usize) -> Vec<Event> {
         if let Ground::Redis(server, cluster) = &self.ground {
-            return server.events(cluster, partition, after, limit);
+            return servers::events(*server, cluster, partition, after, limit);
         }
         match self.call(Work::Events { partition, after, limit }) {
             Ok(Outcome::Events(events)) => events,
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// How many events a partition has.
+    pub fn event_count(&self, partition: Partition) -> usize {
+        match &self.ground {
+            Ground::Redis(server, cluster) => {
+                server.cli(&["XLEN", &format!("{{mr:{cluster}:p{partition}}}:ev")]).parse().unwrap()
+            }
+            _ => self.events(partition, 0, usize::MAX >> 1).len(),
         }
     }
 

@@ -117,7 +117,11 @@ impl Shard {
     pub(super) fn on_sent(&mut self, conn: Conn) {
         let Some(session) = self.session(conn) else { return };
         session.flags &= !IN_FLIGHT;
+        let (acknowledges, waiting) = (session.is(ACKNOWLEDGES), session.queue.bytes());
         self.send_queued(conn.slot);
+        if acknowledges {
+            self.owed_sent(conn.slot, waiting);
+        }
     }
 
     /// Keeps back what is sent to a session, for [`CORK_US`], so that it goes out together.
@@ -256,12 +260,16 @@ impl Shard {
             session.flags &= !UNAUTHENTICATED;
             self.admission.settle();
         }
-        if session.login.take().is_some() {
+        if session.take_login().is_some() {
             self.admission.end_login();
+        }
+        if session.aside.take().is_some() {
+            self.owing_sessions -= 1;
         }
         for topic in std::mem::take(&mut session.topics).as_slice() {
             self.leave_topic(*topic, slot);
         }
+        self.stop_watching(slot);
         self.unregister(slot);
         self.unname(slot);
     }

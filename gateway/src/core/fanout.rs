@@ -11,11 +11,11 @@ use millrace_protocol::frame::SharedFrame;
 use millrace_protocol::ids::{Partition, SessionId};
 use millrace_protocol::link::Kind;
 use millrace_protocol::messages::client::{Gap, Notify, notify};
-use millrace_protocol::messages::link::{self, Direct, FanOut, Fetch, Page};
+use millrace_protocol::messages::link::{self, FanOut, Fetch, Page};
 use millrace_protocol::prost::Message;
 
-use super::action::Payload;
 use super::limits::*;
+use super::owed::Of;
 use super::pass::Item;
 use super::session::*;
 use super::shard::Shard;
@@ -270,30 +270,8 @@ impl Shard {
         }
     }
 
-    pub(super) fn on_direct(&mut self, body: Direct) {
-        let frame = SharedFrame::notify(&body.notify);
-        for target in body.targets {
-            let Some(slot) = self.target_here(&target) else {
-                self.no_session(target);
-                continue;
-            };
-            self.stats.directs += 1;
-            let session = self.sessions.get_mut(slot).expect("here");
-            let start = frame.start_for(session.is(WEBSOCKET)) as u32;
-            let payload = Payload::Shared { bytes: frame.bytes().clone(), start };
-            if session.state != State::Registering {
-                self.send(slot, payload);
-            } else if !self.pool.push(&mut session.queue, payload, self.config.outbox_bytes_max) {
-                // Its route is known before its LoginAck is out: this waits behind it.
-                self.stats.slow_consumers += 1;
-                let code = millrace_protocol::messages::client::Code::SlowConsumer;
-                self.doom(slot, code, "messages came faster than they were read", 0);
-            }
-        }
-    }
-
-    /// Sends of passes, a few of each in turn. Returns whether there are more.
-    pub(super) fn turn_fan_out(&mut self, sends: usize) -> bool {
+    /// Sends of passes, a few of each in turn. Returns how many of the sends are left.
+    pub(super) fn turn_fan_out(&mut self, sends: usize) -> usize {
         let mut left = sends;
         self.turns += 1;
         let mut done = Vec::new();
@@ -324,7 +302,7 @@ impl Shard {
             }
         }
         self.ring.extend(done);
-        !self.ring.is_empty()
+        left
     }
 
     /// Serves one receiver of a topic. Returns whether there was one.
@@ -337,7 +315,12 @@ impl Shard {
         let id = session.id(&self.config, slot).0;
         if let Some(payload) = it.fan.payload_for(slot, id, session.is(WEBSOCKET)) {
             self.stats.deliveries += 1;
+            // Rooms are not acknowledged.
+            let owed = (session.is(ACKNOWLEDGES) && !it.room).then(|| it.fan.highest_for(slot, id)).flatten();
             self.send(slot, payload);
+            if let Some(seq) = owed {
+                self.owe(slot, Of::Group(topic), seq);
+            }
         }
         true
     }

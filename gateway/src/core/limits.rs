@@ -38,6 +38,60 @@ pub const CLOSE_DEADLINE_MS: u64 = 1_000;
 /// A client request unanswered for so long is answered BUSY; the client sends it again, the owner dedups.
 pub const REQUEST_TIMEOUT_US: u64 = 10_000_000;
 
+/// Conversations of one Peek; above: BAD_REQUEST. As many as a client shows at once, a few times over.
+pub const PEEK_ITEMS_MAX: usize = 256;
+
+/// Users that one session watches; above: BAD_REQUEST.
+pub const WATCHED_USERS_MAX: usize = 512;
+
+/// Bytes that a part of a request adds around what it asks: names, token, tags, and what is kept until it is answered.
+/// A client may have hundreds of parts on their way, which [`RECORD_ENVELOPE_BYTES`] each would overstate.
+pub const PART_ENVELOPE_BYTES: usize = 256;
+
+/// Bytes of a Standing beside its conversation and its newest message: three cursors and five numbers. What a frame has
+/// room for beyond that is for newest messages; one that does not fit is left out.
+pub const STANDING_BYTES: usize = 128;
+
+/// Acknowledgements wait so long for others of their partition. Short beside the two seconds of clients, and enough to
+/// turn a group's into one record.
+pub const ACKS_FLUSH_US: u64 = 1_000_000;
+
+/// Acknowledgements of one record, and of one partition: with so many they go at once. Without credit the oldest is
+/// dropped for each new one: it is sent something twice, at worst.
+pub const ACKS_RECORD_MAX: usize = 512;
+
+/// Acknowledgements of a shard that wait, some 200 B each. Above: the oldest of the partition is dropped, or the new one.
+pub const ACKS_GATHERED_MAX: usize = 65_536;
+
+/// Records of acknowledgements in one turn.
+pub const ACK_FLUSHES_PER_TURN: usize = 64;
+
+/// What was sent is acknowledged within this time, counted from when the send completed, or the client is told to
+/// Resync. Twice what clients wait before they acknowledge.
+pub const OWED_RETRY_US: u64 = 4_000_000;
+
+/// Resyncs without an acknowledgement; then NOT_ACKNOWLEDGED and close.
+pub const OWED_TRIES_MAX: u8 = 3;
+
+/// Conversations in which a session's deliveries are kept track of, and named by a Resync. Above: not kept track of; the
+/// client's own cursors cover them.
+pub const OWED_CONVERSATIONS_MAX: usize = 32;
+
+/// Looks at clocks of acknowledgements in one turn.
+pub const OWED_LOOKS_PER_TURN: usize = 1024;
+
+/// Relays to listeners of conversations that wait for their turn. Above: dropped.
+pub const RELAYS_MAX: usize = 1024;
+
+/// Bytes of a relay. Above: dropped; what is larger should not be lost, and is a message.
+pub const RELAY_BYTES_MAX: usize = 4 << 10;
+
+/// A relay to the listeners of a conversation that takes longer is dropped: who was typing then may not be any more.
+pub const RELAY_WAIT_US: u64 = 2_000_000;
+
+/// Bytes behind a send in flight above which a session gets no relay: its messages come first.
+pub const RELAY_QUEUE_BYTES_MAX: u32 = 4 << 10;
+
 /// A record whose partition has no known owner waits so long for an announcement, then it is dropped (BUSY).
 pub const PARKED_US: u64 = 5_000_000;
 
@@ -89,6 +143,14 @@ pub const SUBSCRIBES_PER_TURN: usize = 512;
 
 /// Sessions registered again per second under a new incarnation.
 pub const REREGISTER_PER_S: u64 = 2_000;
+
+/// Sessions told per second, on one shard, to look at their direct conversations after a link began anew: each asks
+/// dispatchers how those stand.
+pub const RESYNC_PER_S: u64 = 1_000;
+
+/// A dispatcher keeps the state of a link for longer than this after the connection was lost, us: with a margin below its
+/// default of 10 s.
+pub const LINK_STATE_KEPT_US: u64 = 8_000_000;
 
 /// Bytes of user names in one Subscribe: well below a record, with room for its other fields.
 pub const SUBSCRIBE_USERS_BYTES_MAX: usize = 512 << 10;

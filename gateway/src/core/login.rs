@@ -48,6 +48,9 @@ impl Shard {
         }
         let Some(session) = self.sessions.get_mut(slot) else { return };
         session.state = State::Verifying;
+        if login.acknowledges {
+            session.flags |= ACKNOWLEDGES;
+        }
         let (device, platform) = (login.device, login.platform);
         let credential = if login.resume_ticket.is_empty() {
             Credential::Token(login.token)
@@ -55,14 +58,9 @@ impl Shard {
             let ticket = login.resume_ticket.to_vec();
             Credential::Ticket { ticket, device: device.clone(), platform: platform.clone() }
         };
-        session.login = Some(Box::new(Login {
-            request,
-            device,
-            platform,
-            expires_wall_ms: 0,
-            groups: Vec::new(),
-            early: Vec::new(),
-        }));
+        let login =
+            Login { request, device, platform, expires_wall_ms: 0, groups: Vec::new(), early: Vec::new() };
+        session.aside = Some(Box::new(Aside::Login(Box::new(login))));
         let conn = session.conn(slot);
         self.admission.begin_login();
         self.out.push(Action::Verify { conn, credential });
@@ -87,7 +85,7 @@ impl Shard {
         let Some(session) = self.session(conn).filter(|session| session.state == State::Verifying) else {
             return;
         };
-        let Some(login) = session.login.as_mut() else { return };
+        let Some(login) = session.login_mut() else { return };
         let request = login.request;
         let identity = match verdict {
             Ok(identity) if is_name(&identity.user) => identity,
@@ -101,16 +99,15 @@ impl Shard {
             }
         };
         login.expires_wall_ms = identity.expires_wall_ms;
+        let device = format!("{}/{}", login.device, login.platform);
         session.login_number = identity.login_number;
         session.state = State::Registering;
-        let device = format!("{}/{}", login.device, login.platform);
         let user = self.users.take(&identity.user);
         let device = self.devices.take(&device);
         let next = self.users.head(user);
         self.users.set_head(user, conn.slot);
         let session = self.sessions.get_mut(conn.slot).expect("found above");
         (session.user, session.device, session.user_next) = (user, device, next);
-        session.flags |= NAMED;
         self.want_register(conn);
     }
 
@@ -122,7 +119,7 @@ impl Shard {
         }
     }
 
-    /// Device and platform of a session that is NAMED.
+    /// Device and platform of a session whose user is known.
     pub(super) fn device_of(&self, session: &Session) -> (&str, &str) {
         let text = self.devices.text(session.device);
         text.split_once('/').unwrap_or((text, ""))
@@ -130,8 +127,7 @@ impl Shard {
 
     /// Takes a session out of its user's chain.
     pub(super) fn unname(&mut self, slot: u32) {
-        let Some(session) = self.sessions.get_mut(slot).filter(|session| session.is(NAMED)) else { return };
-        session.flags &= !NAMED;
+        let Some(session) = self.sessions.get_mut(slot).filter(|session| session.is_named()) else { return };
         let (user, device, next) = (session.user, session.device, session.user_next);
         (session.user, session.device, session.user_next) = (NONE, NONE, NONE);
         let mut at = self.users.head(user);
@@ -182,7 +178,7 @@ impl Shard {
     fn register(&mut self, conn: Conn) -> Result<(), Unsent> {
         let Some(session) = self.sessions.get(conn.slot) else { return Ok(()) };
         let wanted = session.state == State::Registering || session.is(REREGISTERING);
-        if session.generation != conn.generation || !wanted || !session.is(NAMED) {
+        if session.generation != conn.generation || !wanted || !session.is_named() {
             return Ok(());
         }
         let (device, platform) = self.device_of(session);
@@ -196,7 +192,7 @@ impl Shard {
             gateway: self.config.gateway.into(),
             gateway_incarnation: self.lease.incarnation,
             newest_wins: self.config.newest_wins_platforms.iter().any(|one| one == platform),
-            acknowledges: false,
+            acknowledges: session.is(ACKNOWLEDGES),
         };
         let id = session.id(&self.config, conn.slot);
         self.uplink.send(record(Kind::Register, partition, id, &body))?;
@@ -239,7 +235,7 @@ impl Shard {
         let partition_user = body.user.clone();
         let here = self.slot_of(id).filter(|slot| {
             let session = &self.sessions.get(*slot).expect("found above");
-            session.is(NAMED)
+            session.is_named()
                 && self.users.text(session.user) == body.user
                 && self.device_of(session).0 == body.device
         });
@@ -261,7 +257,7 @@ impl Shard {
             session.flags &= !REGISTERED;
             return match session.state {
                 State::Registering => {
-                    let request = session.login.as_ref().map_or(0, |login| login.request);
+                    let request = session.login().map_or(0, |login| login.request);
                     self.refuse_login(slot, request, code, &body.reason, body.retry_after_ms);
                 }
                 _ => {
@@ -286,7 +282,7 @@ impl Shard {
 
     fn logged_in(&mut self, slot: u32, groups: Vec<String>) {
         let Some(session) = self.sessions.get_mut(slot) else { return };
-        let Some(login) = session.login.take() else { return };
+        let Some(login) = session.take_login() else { return };
         let crowded = self.admission.logging_in() > CORK_LOGINS;
         self.admission.end_login();
         if !self.lease_is_live() {

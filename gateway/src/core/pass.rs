@@ -14,6 +14,9 @@ use super::action::Payload;
 use super::limits::{PASS_BYTES_MAX, PASS_MESSAGES_MAX, SEND_BYTES_MAX};
 use super::topics::Members;
 
+/// The seq of what is for everybody, whatever they were told at joining: the conversation begins again.
+pub const RESTART: u64 = u64::MAX;
+
 /// One thing to tell the listeners of a topic.
 #[derive(Debug)]
 pub struct Item {
@@ -153,6 +156,15 @@ impl Fan {
             self.turn = turn;
             self.running = Some(Box::new(Running { items, together: [None, None], at: 0 }));
         }
+    }
+
+    /// The highest message that the running pass has for a receiver.
+    pub fn highest_for(&self, slot: u32, session: u64) -> Option<u64> {
+        let running = self.running.as_ref()?;
+        let head = self.joined.as_ref().and_then(|joined| joined.get(&slot)).copied();
+        let message = |item: &&Item| item.gap_from == 0 && item.seq != RESTART;
+        let wanted = |item: &&Item| item.except != session && head.is_none_or(|head| item.seq > head);
+        running.items.iter().rev().filter(message).find(wanted).map(|item| item.seq)
     }
 
     /// What the running pass has for a receiver; `None` when all of it is not for this one.

@@ -47,7 +47,9 @@ impl Shard {
     }
 
     pub(super) fn on_link_lost(&mut self, key: NodeKey) {
+        let now_us = self.now.mono_us;
         if let Some(node) = self.uplink.node(key) {
+            node.note_lost(now_us);
             node.link.disconnected();
             node.ack_since_us = None;
         }
@@ -86,7 +88,11 @@ impl Shard {
     }
 
     fn on_link_up(&mut self, key: NodeKey, peer: Hello, fresh: bool) {
+        let now_us = self.now.mono_us;
         if fresh {
+            if self.uplink.node(key).is_some_and(|node| node.may_have_lost(peer.incarnation, now_us)) {
+                self.resync.begin();
+            }
             // It forgot this shard, or this shard it: nothing holds until it announces.
             self.uplink.disown(key);
             self.give_up_sent(&|_, node| node == Some(key));
@@ -162,6 +168,8 @@ impl Shard {
             Kind::FanOut => self.on_fan_out(partition, epoch, body::FanOut::decode(bytes)?),
             Kind::Remove => self.on_remove(body::Remove::decode(bytes)?),
             Kind::Direct => self.on_direct(body::Direct::decode(bytes)?),
+            Kind::DirectGap => self.on_direct_gap(body::DirectGap::decode(bytes)?),
+            Kind::Relay => self.on_relay(body::Relay::decode(bytes)?),
             Kind::Attach => self.on_attach(body::Attach::decode(bytes)?),
             Kind::Close => self.on_close(body::Close::decode(bytes)?),
             Kind::Page => self.on_page(partition, epoch, body::Page::decode(bytes)?),
@@ -235,7 +243,9 @@ impl Shard {
                     self.resubscribe_one(&fetch.conversation);
                 }
             }
-            Kind::Unregister | Kind::Unsubscribe | Kind::NoSession | Kind::Closed => self.send_or_park(back),
+            Kind::Unregister | Kind::Unsubscribe | Kind::NoSession | Kind::Closed | Kind::Acks => {
+                self.send_or_park(back);
+            }
             _ => return Err(BadRecord),
         }
         Ok(())
@@ -257,7 +267,9 @@ impl Shard {
         for _ in 0..self.uplink.parked().0.min(PARKED_PER_TURN) {
             let Some((until_us, record)) = self.uplink.unpark() else { break };
             let token = (record.kind == Kind::ClientRequest)
-                .then(|| ClientRequest::decode(record.body.clone()).map_or(0, |body| body.token));
+                .then(|| ClientRequest::decode(record.body.clone()).map_or(0, |body| body.token))
+                // 0: nobody waits for an answer.
+                .filter(|token| *token != 0);
             if until_us <= self.now.mono_us {
                 self.stats.parked_dropped += 1;
                 if let Some(token) = token {

@@ -1,7 +1,8 @@
 //! One client connection of this shard, in at most 96 bytes.
 //!
 //! A million idle sessions are held, so whatever only some of them need at some time is elsewhere: names are interned,
-//! queued frames are nodes of a shared pool, what a login carries is boxed until LoginAck.
+//! queued frames are nodes of a shared pool, what a login carries is boxed until LoginAck, what a client owes an
+//! acknowledgement for is boxed while it does.
 
 use millrace_protocol::bytes::Bytes;
 use millrace_protocol::transport::Transport;
@@ -9,6 +10,7 @@ use millrace_protocol::transport::Transport;
 use super::event::Conn;
 use super::limits::Config;
 use super::outbox::Queue;
+use super::owed::Owed;
 use super::topics::TopicList;
 use super::users::NONE;
 use millrace_protocol::ids::SessionId;
@@ -40,8 +42,8 @@ pub const SHUT: u8 = 4;
 pub const REGISTERED: u8 = 8;
 /// A Register of a session that is already live is unanswered.
 pub const REREGISTERING: u8 = 16;
-/// Its user is interned, and it is in the user's chain.
-pub const NAMED: u8 = 32;
+/// It acknowledges what it is sent: its client said so at login.
+pub const ACKNOWLEDGES: u8 = 32;
 /// It counts as unauthenticated.
 pub const UNAUTHENTICATED: u8 = 64;
 /// It is in the queue of those to be registered.
@@ -64,12 +66,21 @@ pub struct Login {
     pub early: Vec<Bytes>,
 }
 
+/// What only some sessions carry, at some times: never both at once.
+#[derive(Debug)]
+pub enum Aside {
+    /// From its Login to its LoginAck.
+    Login(Box<Login>),
+    /// Live: what it was sent and has not acknowledged.
+    Owed(Owed),
+}
+
 /// One connection.
 pub struct Session {
     /// Its decoder.
     pub transport: Transport,
-    /// From its Login to its LoginAck.
-    pub login: Option<Box<Login>>,
+    /// See [`Aside`].
+    pub aside: Option<Box<Aside>>,
     /// Given by the dispatcher; 0 before.
     pub login_number: u64,
     /// Topics that it listens to, or waits to.
@@ -78,7 +89,7 @@ pub struct Session {
     pub queue: Queue,
     /// Of its slot.
     pub generation: u32,
-    /// Interned; NONE before NAMED.
+    /// Interned, and the session is in the user's chain; NONE before its credential was checked and when it left.
     pub user: u32,
     /// Interned "device/platform".
     pub device: u32,
@@ -101,7 +112,7 @@ impl Session {
     pub fn new(generation: u32, deadline_tick: u32) -> Self {
         Session {
             transport: Transport::new(),
-            login: None,
+            aside: None,
             login_number: 0,
             topics: TopicList::default(),
             queue: Queue::default(),
@@ -120,6 +131,44 @@ impl Session {
     /// Whether a flag is set.
     pub fn is(&self, flag: u8) -> bool {
         self.flags & flag != 0
+    }
+
+    /// Whether its user is known.
+    pub fn is_named(&self) -> bool {
+        self.user != NONE
+    }
+
+    /// What its login carries.
+    pub fn login(&self) -> Option<&Login> {
+        match self.aside.as_deref()? {
+            Aside::Login(login) => Some(login),
+            Aside::Owed(_) => None,
+        }
+    }
+
+    /// What its login carries.
+    pub fn login_mut(&mut self) -> Option<&mut Login> {
+        match self.aside.as_deref_mut()? {
+            Aside::Login(login) => Some(login),
+            Aside::Owed(_) => None,
+        }
+    }
+
+    /// What its login carried: the login is over.
+    pub fn take_login(&mut self) -> Option<Box<Login>> {
+        self.login()?;
+        match *self.aside.take()? {
+            Aside::Login(login) => Some(login),
+            Aside::Owed(_) => None,
+        }
+    }
+
+    /// What it has not acknowledged.
+    pub fn owed_mut(&mut self) -> Option<&mut Owed> {
+        match self.aside.as_deref_mut()? {
+            Aside::Owed(owed) => Some(owed),
+            Aside::Login(_) => None,
+        }
     }
 
     /// Whether input still counts.

@@ -10,20 +10,25 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use millrace_protocol::bytes;
 use millrace_protocol::frame::ENVELOPE_BYTES_MAX;
-use millrace_protocol::ids::Now;
+use millrace_protocol::ids::{Now, Partition};
 use millrace_protocol::link::end::LINK_VERSION;
 use millrace_protocol::link::record::RECORD_BYTES_MAX;
 use millrace_protocol::messages::client::Code;
 use millrace_protocol::messages::link::Hello;
 use rustc_hash::FxHashMap;
 
+use super::acks::Gathered;
 use super::action::Action;
 use super::admission::{Admission, Rate};
 use super::closing::{Doom, Drain};
 use super::event::{Conn, Event, Lease, NodeKey};
 use super::limits::*;
 use super::outbox::Pool;
-use super::requests::{Pending, PendingJoin};
+use super::parts::{Watching, Whole};
+use super::pending::Pending;
+use super::relay::Relaying;
+use super::resync::Sweep;
+use super::rooms::PendingJoin;
 use super::session::{Session, SessionInfo, State, UNAUTHENTICATED, WEBSOCKET};
 use super::slab::Slab;
 use super::stats::Stats;
@@ -78,6 +83,20 @@ pub struct Shard {
     pub(super) pending_bytes: usize,
     pub(super) pending_timers: VecDeque<(u64, u64)>,
     pub(super) next_token: u64,
+    /// Requests that were cut into parts.
+    pub(super) wholes: FxHashMap<u32, Whole>,
+    pub(super) next_whole: u32,
+    /// Where sessions watch who comes and goes, by slot.
+    pub(super) watching: FxHashMap<u32, Watching>,
+    /// Acknowledgements that wait for each other, by partition, and when they go: each second at most.
+    pub(super) gathered: FxHashMap<Partition, Gathered>,
+    pub(super) gathered_due: VecDeque<(u64, Partition)>,
+    pub(super) gathered_acks: usize,
+    /// When to look at sessions that have not acknowledged, and how many there are.
+    pub(super) owing: Option<Wheel>,
+    pub(super) owing_sessions: usize,
+    /// Relays to listeners of conversations, in turn.
+    pub(super) relays: VecDeque<Relaying>,
     /// Room joins that wait for their subscription, in the order of their deadlines.
     pub(super) joins: VecDeque<PendingJoin>,
     /// Topics with messages to be fanned out, in turn.
@@ -96,6 +115,7 @@ pub struct Shard {
     pub(super) registering: VecDeque<(u64, Conn, u64)>,
     /// Sessions whose sends are kept back, and until when.
     pub(super) corked: VecDeque<(u64, Conn)>,
+    pub(super) resync: Sweep,
     pub(super) reregister_at: Option<u32>,
     pub(super) reregister_rate: Rate,
     pub(super) lease: Lease,
@@ -150,6 +170,15 @@ impl Shard {
             pending_bytes: 0,
             pending_timers: VecDeque::new(),
             next_token: 1,
+            wholes: FxHashMap::default(),
+            next_whole: 0,
+            watching: FxHashMap::default(),
+            gathered: FxHashMap::default(),
+            gathered_due: VecDeque::new(),
+            gathered_acks: 0,
+            owing: None,
+            owing_sessions: 0,
+            relays: VecDeque::new(),
             joins: VecDeque::new(),
             ring: VecDeque::new(),
             turns: 0,
@@ -161,6 +190,7 @@ impl Shard {
             registers: VecDeque::new(),
             registering: VecDeque::new(),
             corked: VecDeque::new(),
+            resync: Sweep::new(),
             reregister_at: None,
             reregister_rate: Rate::new(REREGISTER_PER_S),
             lease: Lease { incarnation: config.incarnation, until_us: 0 },
@@ -202,13 +232,19 @@ impl Shard {
         more |= self.turn_drain();
         self.turn_lease();
         self.turn_requests();
+        self.turn_joins();
+        more |= self.turn_owed();
+        more |= self.turn_gathered();
         self.turn_fetches();
         self.turn_registers();
+        self.turn_resync();
         self.turn_corked();
         self.turn_parked();
         self.turn_nodes();
         more |= self.turn_subscribes();
-        more |= self.turn_fan_out(FAN_OUT_SENDS_PER_TURN);
+        let left = self.turn_fan_out(FAN_OUT_SENDS_PER_TURN);
+        more |= !self.ring.is_empty();
+        more |= self.turn_relays(left);
         self.finish_dooms();
         self.turn_acks();
         let deadline_us = self.deadline_us();
@@ -288,6 +324,11 @@ impl Shard {
             outbox_nodes: self.pool.len() as u64,
             outbox_bytes: self.pool.bytes(),
             held_bytes: self.held_bytes as u64,
+            requests_in_parts: self.wholes.len() as u64,
+            watching: self.watching.len() as u64,
+            owing: self.owing_sessions as u64,
+            acks_gathered: self.gathered_acks as u64,
+            relays_waiting: self.relays.len() as u64,
             parked_bytes: parked_bytes as u64,
             wheel_entries: self.wheel.as_ref().map_or(0, |wheel| wheel.len() as u64),
             nodes: self.uplink.nodes().count() as u64,
@@ -405,7 +446,7 @@ impl Shard {
             }
             State::Registering => {
                 self.stats.login_timeouts += 1;
-                let request = session.login.as_ref().map_or(0, |login| login.request);
+                let request = session.login().map_or(0, |login| login.request);
                 let reason = "the login could not be registered in time";
                 self.refuse_login(slot, request, Code::Unavailable, reason, RETRY_AFTER_UNAVAILABLE_MS);
             }
@@ -431,9 +472,12 @@ impl Shard {
             self.pending_timers.front().map(|(at, _)| *at),
             self.joins.front().map(|join| join.deadline_us),
             self.fetches.front().map(|(at, ..)| *at),
+            self.gathered_due.front().map(|(at, _)| *at),
+            self.owing.as_ref().and_then(Wheel::deadline_us),
             self.registering.front().map(|(at, ..)| *at),
             self.corked.front().map(|(at, _)| *at),
             soon(!self.registers.is_empty() || self.reregister_at.is_some()),
+            soon(self.resync.is_under_way()),
             soon(self.uplink.parked().0 > 0 || !self.wanting.is_empty()),
             renews.then_some(self.renewal.next_us),
             self.drain.as_ref().and_then(|drain| (!drain.closed).then_some(drain.deadline_us)),

@@ -38,6 +38,16 @@ stats! {
     outbox_bytes: gauge,
     /// Bytes of messages held above a hole.
     held_bytes: gauge,
+    /// Requests that were cut into parts, not all of them answered.
+    requests_in_parts: gauge,
+    /// Sessions that watch who comes and goes.
+    watching: gauge,
+    /// Sessions that were sent something and have not acknowledged it, or did so lately.
+    owing: gauge,
+    /// Acknowledgements that wait to be sent on together.
+    acks_gathered: gauge,
+    /// Relays on their way to listeners of conversations.
+    relays_waiting: gauge,
     /// Bytes of records waiting for an owner or for credit.
     parked_bytes: gauge,
     /// Entries of the wheel, stale ones included.
@@ -110,6 +120,26 @@ stats! {
     busy_timeout: counter,
     /// Requests answered BUSY: their dispatcher or its ownership was lost.
     busy_lost: counter,
+    /// Requests that were cut into parts: Peek, PresenceSubscribe.
+    requests_cut: counter,
+    /// Parts that could not be sent, or that were refused or not answered.
+    parts_failed: counter,
+    /// Standings without their newest message, because the answer would have been too large.
+    peeks_trimmed: counter,
+    /// Acknowledgements taken in.
+    acks: counter,
+    /// Records of gathered acknowledgements.
+    ack_records: counter,
+    /// Acknowledgements dropped: too many waited for an owner or for credit.
+    acks_dropped: counter,
+    /// Conversations not kept track of, because a session owes in too many.
+    owed_overflowed: counter,
+    /// Sessions told to sync because they did not acknowledge.
+    resyncs: counter,
+    /// Sessions closed because they did not acknowledge.
+    not_acknowledged: counter,
+    /// Pages with more to come, to sessions that listened.
+    syncing: counter,
     /// Room joins and attachments above the limit per session.
     topic_limit: counter,
     /// Replies whose request was no longer waiting.
@@ -120,6 +150,12 @@ stats! {
     deliveries: counter,
     /// Messages to single sessions.
     directs: counter,
+    /// Sessions told that direct messages were skipped.
+    direct_gaps: counter,
+    /// Receivers of relays (typing, presence, receipts).
+    relays: counter,
+    /// Relays, or receivers of them, dropped under pressure.
+    relays_dropped: counter,
     /// Messages dropped because they had been taken in before.
     duplicates: counter,
     /// Records dropped because their epoch was over.
@@ -140,6 +176,8 @@ stats! {
     registers: counter,
     /// Sessions registered again under a new incarnation.
     reregisters: counter,
+    /// Sessions told to look at their direct conversations after a link began anew.
+    resyncs_swept: counter,
     /// NoSession records.
     no_sessions: counter,
     /// NotOwner records received.

@@ -17,19 +17,22 @@ use millrace_protocol::prost::Message;
 use super::event::Conn;
 use super::fanout::Hole;
 use super::limits::*;
-use super::pass::{Fan, Item};
+use super::pass::{Fan, Item, RESTART};
 use super::requests::Refuse;
+use super::session::Session;
 use super::shard::Shard;
 use super::topics::Members;
 use super::uplink::{Unsent, record};
 
 /// Somebody who is attached when the subscription is answered.
 pub(super) struct Waiter {
-    conn: Conn,
+    pub conn: Conn,
     /// Of the Subscribe that asked for it; 0: not asked yet.
     version: u64,
     /// The request to be answered; 0: told by a Head.
     id: u64,
+    /// It is told, but not attached: pages bring it there.
+    pub catches_up: bool,
 }
 
 /// Where a subscription stands.
@@ -62,7 +65,7 @@ pub(super) struct Topic {
     pub last: u64,
     pub known: bool,
     members_version: u64,
-    waiters: Vec<Waiter>,
+    pub waiters: Vec<Waiter>,
     pub hole: Option<Box<Hole>>,
 }
 
@@ -120,7 +123,7 @@ impl Shard {
         let conn = session.conn(slot);
         session.topics.insert(topic);
         let it = self.topics.get_mut(topic).expect("open");
-        it.waiters.push(Waiter { conn, version: 0, id });
+        it.waiters.push(Waiter { conn, version: 0, id, catches_up: false });
         if !it.room || it.stand == Stand::Wanted {
             self.want(topic);
         }
@@ -316,10 +319,17 @@ impl Shard {
         if self.session(waiter.conn).is_none_or(|session| !session.is_open()) {
             return;
         }
-        let seq = self.attach(slot, topic, body.head);
         let Some(it) = self.topics.get(topic) else { return };
-        let (epoch, members) = (it.epoch, it.members.len() as u32);
-        let conversation = body.conversation.clone();
+        let (epoch, conversation) = (it.epoch, body.conversation.clone());
+        if waiter.catches_up && !it.members.contains(slot) {
+            let seq = body.head.max(it.last);
+            if let Some(session) = self.sessions.get_mut(slot) {
+                session.topics.remove(topic);
+            }
+            return self.notify(slot, notify::Event::Head(Head { conversation, epoch, seq }));
+        }
+        let seq = self.attach(slot, topic, body.head);
+        let members = self.topics.get(topic).map_or(0, |it| it.members.len() as u32);
         if waiter.id != 0 {
             let joined = Joined { conversation, epoch, head: seq, members };
             self.answer_join(waiter.conn, waiter.id, Ok(joined));
@@ -404,7 +414,7 @@ impl Shard {
     }
 
     /// Takes a session out of a topic. Returns whether it was in it.
-    fn detach(&mut self, topic: u32, slot: u32) -> bool {
+    pub(super) fn detach(&mut self, topic: u32, slot: u32) -> bool {
         let listed = self.sessions.get_mut(slot).is_some_and(|session| session.topics.remove(topic));
         if listed {
             self.leave_topic(topic, slot);
@@ -449,7 +459,7 @@ impl Shard {
     pub(super) fn on_attach(&mut self, body: Attach) {
         for target in body.targets {
             match self.target_here(&target) {
-                Some(slot) => match self.sessions.get_mut(slot).and_then(|session| session.login.as_mut()) {
+                Some(slot) => match self.sessions.get_mut(slot).and_then(Session::login_mut) {
                     // Told after its LoginAck, with the others.
                     Some(login) if login.groups.len() < self.config.topics_per_session_max as usize => {
                         login.groups.extend(group_id(&body.conversation));
@@ -466,8 +476,7 @@ impl Shard {
     pub(super) fn target_here(&mut self, target: &Target) -> Option<u32> {
         let slot = self.slot_of(SessionId(target.session))?;
         let session = self.sessions.get(slot)?;
-        let named = session.is(super::session::NAMED);
-        (named && self.users.text(session.user) == target.user).then_some(slot)
+        (session.is_named() && self.users.text(session.user) == target.user).then_some(slot)
     }
 
     /// Corrects a route that points to no session.
@@ -485,6 +494,8 @@ impl Shard {
         let Some(it) = self.topics.get_mut(topic) else { return };
         it.members.remove(slot, capacity);
         it.fan.left(slot);
+        self.owed_forget(slot, topic);
+        let Some(it) = self.topics.get_mut(topic) else { return };
         let gone: Vec<Waiter> = it.waiters.extract_if(.., |waiter| waiter.conn.slot == slot).collect();
         for waiter in gone.into_iter().filter(|waiter| waiter.id != 0) {
             self.answer_join(waiter.conn, waiter.id, Err(Refuse(Code::NotJoined, "left meanwhile", 0)));
@@ -542,7 +553,7 @@ impl Shard {
         let body = Notify { event: Some(event) }.encode_to_vec();
         // For everybody: what was told at joining belongs to the former life.
         it.fan.forget_joined();
-        it.fan.push(Item { seq: u64::MAX, gap_from: 0, except: 0, frame: SharedFrame::notify(&body) });
+        it.fan.push(Item { seq: RESTART, gap_from: 0, except: 0, frame: SharedFrame::notify(&body) });
         self.enter_ring(topic);
     }
 }

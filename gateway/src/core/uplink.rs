@@ -13,6 +13,7 @@ use millrace_protocol::prost::Message;
 
 use super::event::NodeKey;
 use super::limits::{NODES_MAX, PARKED_BYTES_MAX, PARKED_US};
+use super::resync::Last;
 
 /// One dispatcher node.
 pub struct Node {
@@ -26,6 +27,8 @@ pub struct Node {
     pub link: LinkEnd,
     /// `transmit` may have something.
     pub output: bool,
+    /// Its last connection.
+    pub last: Last,
     /// Since when it owes its acknowledgement.
     pub ack_since_us: Option<u64>,
     /// Since when the others no longer name it.
@@ -82,6 +85,7 @@ impl Uplink {
             seed,
             link,
             output: false,
+            last: Last::default(),
             ack_since_us: None,
             absent_since_us: None,
         }));

@@ -2,13 +2,18 @@
 
 mod catching_up;
 mod groups;
+mod lists;
 mod messages;
 mod outstanding;
 mod owners;
+mod pairs;
 mod plan;
+mod presence;
 mod random;
+mod random_changes;
 mod receipts;
 mod refers;
 mod roles;
 mod sessions;
+mod typing;
 mod world;

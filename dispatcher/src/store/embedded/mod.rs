@@ -35,7 +35,7 @@ use self::loads::{Load, Loads};
 use self::round::{Engine, Failure};
 use self::routes::Routes;
 use super::intake::{Intake, LATE_RETRY, Submission};
-use super::{Done, Gateway, Job, Outcome, Replies, Store, StoreError, Work};
+use super::{ASYNC_SYNC_MS, Done, Durability, Gateway, Job, Outcome, Replies, Store, StoreError, Work};
 
 /// Jobs of one round at about most: enough to fill an fsync, few enough to bound how long the first one waits.
 const ROUND_JOBS_MAX: usize = 4_096;
@@ -55,6 +55,8 @@ const LOCK_FILE: &str = "millrace.lock";
 pub struct Settings {
     /// Partitions of the cluster; fixed when the directory is new.
     pub partitions: u16,
+    /// [`Durability::Fsync`], or [`Durability::Async`].
+    pub durability: Durability,
     /// Events are kept for this many positions of each partition (every write takes one); 0: none are kept.
     pub events_max: u64,
     /// Called once, from the store's thread, when the disk failed: the process must say so and exit.
@@ -68,7 +70,7 @@ impl Settings {
             eprintln!("millrace: {reason}");
             std::process::abort();
         };
-        Self { partitions, events_max: 0, on_fatal: Arc::new(on_fatal) }
+        Self { partitions, durability: Durability::Fsync, events_max: 0, on_fatal: Arc::new(on_fatal) }
     }
 }
 
@@ -172,11 +174,17 @@ impl Embedded {
             }
             FormatError::Engine(error) => unreadable(error.to_string()),
         })?;
+        let sync_within = match settings.durability {
+            Durability::Async => Some(Duration::from_millis(ASYNC_SYNC_MS)),
+            // There are no replicas: what is on the disk is the most that can be had.
+            Durability::Fsync | Durability::Replicated(_) => None,
+        };
         let (leases, owners) = <(Arc<Mutex<Leases>>, Arc<Mutex<Vec<_>>>)>::default();
         let mut engine = Engine::new(
             disk.clone(),
             settings.partitions,
             NonZeroU64::new(settings.events_max),
+            sync_within,
             Arc::clone(&leases),
             Arc::clone(&owners),
         )
@@ -349,10 +357,21 @@ fn run(shared: &Shared, mut engine: Engine, on_fatal: &(dyn Fn(&str) + Send + Sy
         if idle && closed && loads.is_empty() {
             // Mailboxes that stay full now belong to shards that have stopped.
             shared.intake.deliver_late();
+            if shared.failure.get().is_none()
+                && let Err(error) = engine.sync()
+            {
+                fail(shared, on_fatal, &error);
+            }
             return;
         }
         if idle && sweep.is_none() && loads.is_empty() {
-            std::thread::park_timeout(if late { LATE_RETRY } else { IDLE_TICK });
+            let rest = if late { LATE_RETRY } else { IDLE_TICK };
+            std::thread::park_timeout(engine.sync_due_in().map_or(rest, |due| due.min(rest)));
+            if shared.failure.get().is_none()
+                && let Err(error) = engine.sync_if_due()
+            {
+                fail(shared, on_fatal, &error);
+            }
         }
     }
 }
@@ -489,6 +508,7 @@ mod tests {
         let (told, hear) = std::sync::mpsc::channel();
         let settings = Settings {
             partitions: 4,
+            durability: Durability::Fsync,
             events_max: 0,
             on_fatal: Arc::new(move |reason: &str| told.send(reason.to_owned()).unwrap()),
         };

@@ -1,14 +1,15 @@
 //! One round of the embedded store: everything that was queued, carried out in order, then one fsync for all of it.
 //!
 //! Queues, answers' way back and routes are left to [`super`], loads to [`super::loads`]. The rules that keep it right: a batch is checked whole
-//! before its first write; a read first commits what the round has written; nothing is answered before the fsync; and
+//! before its first write; a read first commits what the round has written; nothing is answered before its [`super::super::Durability`]
+//! is met; and
 //! after a write or an fsync that failed, nothing is believed any more: every answer of the round and every later one
 //! says so, because what the disk holds is unknown.
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fjall::{OwnedWriteBatch, PersistMode};
 use millrace_protocol::ids::{MessageId, Partition};
@@ -54,8 +55,10 @@ pub(super) struct Engine {
     pub(super) pending: OwnedWriteBatch,
     /// Keys of users' items in `pending`, and whether they are there.
     pending_items: HashMap<Vec<u8>, bool>,
-    /// Committed and not on the disk for sure yet.
-    unsynced: bool,
+    /// When it was that something was committed which is not on the disk for sure yet.
+    unsynced_since: Option<Instant>,
+    /// How long that may be; none: not beyond the round.
+    sync_within: Option<Duration>,
     leases: Arc<Mutex<Leases>>,
     /// The owners column of the view.
     owners: Arc<Mutex<Vec<(String, u64)>>>,
@@ -68,6 +71,7 @@ impl Engine {
         disk: Disk,
         partitions: u16,
         events_kept: Option<NonZeroU64>,
+        sync_within: Option<Duration>,
         leases: Arc<Mutex<Leases>>,
         owners: Arc<Mutex<Vec<(String, u64)>>>,
     ) -> Result<Self, StoreError> {
@@ -87,7 +91,8 @@ impl Engine {
             memory: Memory::default(),
             events_kept,
             pending_items: HashMap::new(),
-            unsynced: false,
+            unsynced_since: None,
+            sync_within,
             leases,
             owners,
             #[cfg(test)]
@@ -111,10 +116,30 @@ impl Engine {
         }
     }
 
-    /// Makes everything of the round durable.
+    /// Makes everything of the round durable: on the disk, or in the kernel's hands for a while.
     pub(super) fn finish(&mut self) -> Result<(), fjall::Error> {
         self.commit()?;
-        if std::mem::take(&mut self.unsynced) {
+        if self.sync_within.is_none() {
+            return self.sync();
+        }
+        if self.unsynced_since.is_some() {
+            self.disk.db.persist(PersistMode::Buffer)?;
+        }
+        self.sync_if_due()
+    }
+
+    /// How long until something must be synced; `None`: nothing has to be.
+    pub(super) fn sync_due_in(&self) -> Option<Duration> {
+        Some(self.sync_within?.saturating_sub(self.unsynced_since?.elapsed()))
+    }
+
+    pub(super) fn sync_if_due(&mut self) -> Result<(), fjall::Error> {
+        if self.sync_due_in().is_some_and(|left| left.is_zero()) { self.sync() } else { Ok(()) }
+    }
+
+    /// Everything that is committed is on the disk after this.
+    pub(super) fn sync(&mut self) -> Result<(), fjall::Error> {
+        if self.unsynced_since.take().is_some() {
             #[cfg(test)]
             if self.sync_fails.load(std::sync::atomic::Ordering::Relaxed) {
                 return Err(fjall::Error::Io(std::io::Error::other("injected")));
@@ -131,7 +156,7 @@ impl Engine {
         }
         self.pending_items.clear();
         self.memory.cursors.clear();
-        self.unsynced = true;
+        self.unsynced_since.get_or_insert_with(Instant::now);
         let fresh = self.disk.db.batch().durability(None);
         std::mem::replace(&mut self.pending, fresh).commit()
     }

@@ -219,6 +219,26 @@ pub(super) fn gateway_lease(
 }
 
 impl Reading {
+    /// Whether what it wrote or read must be on replicas before it is answered, where that is asked for. Routes and leases
+    /// are made again by those who hold them.
+    pub(super) fn waits(&self) -> bool {
+        match self {
+            Reading::Append { .. }
+            | Reading::Release { .. }
+            | Reading::Load { .. }
+            | Reading::Read { .. }
+            | Reading::Answers { .. }
+            | Reading::Cursors { .. }
+            | Reading::UserItems
+            | Reading::UserList { .. } => true,
+            Reading::Register
+            | Reading::Unregister
+            | Reading::Routes
+            | Reading::Leave { .. }
+            | Reading::GatewayLease => false,
+        }
+    }
+
     /// What came of the job; `replies` are those of its commands, in order.
     pub(super) fn outcome(&self, replies: Vec<Value>) -> Result<Outcome, StoreError> {
         let mut replies = replies.into_iter();

@@ -11,10 +11,12 @@ mod claim;
 mod command;
 mod job;
 mod keys;
+mod replicas;
 mod reply;
 mod round;
 mod session;
 mod sweep;
+mod topology;
 mod view;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,11 +32,14 @@ use fred::types::config::{Config, ReconnectPolicy, UnresponsiveConfig};
 use tokio::sync::Notify;
 
 use self::keys::Keys;
+use self::replicas::Mark;
 use self::round::Rounds;
 use self::session::{REPLY_WAIT, Session};
 use self::sweep::Sweeper;
+pub use self::topology::Topology;
+use self::topology::without_password;
 use super::intake::Intake;
-use super::{Job, Replies, Store};
+use super::{Durability, Job, Replies, Store};
 
 /// Between tries to connect: this much at first, doubling to the other, with jitter.
 const RECONNECT_MS_MIN: u32 = 50;
@@ -54,6 +59,10 @@ pub struct Settings {
     pub cluster: String,
     /// Partitions of the cluster; fixed when it is new.
     pub partitions: u16,
+    /// What the addresses are.
+    pub topology: Topology,
+    /// What an answer waits for.
+    pub durability: Durability,
     /// Events kept in each partition's stream, about; 0: none are written.
     pub events_max: u64,
     /// How long [`RedisStore::connect`] tries.
@@ -61,9 +70,16 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Settings with 5 s for the first connection.
+    /// Settings for one server that answers as it likes, with 5 s for the first connection.
     pub fn new(cluster: impl Into<String>, partitions: u16) -> Self {
-        Self { cluster: cluster.into(), partitions, events_max: 0, connect_timeout: Duration::from_secs(5) }
+        Self {
+            cluster: cluster.into(),
+            partitions,
+            topology: Topology::Single,
+            durability: Durability::Async,
+            events_max: 0,
+            connect_timeout: Duration::from_secs(5),
+        }
     }
 }
 
@@ -71,7 +87,9 @@ impl Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The address can't be used.
-    #[error("{url} is no address of a Redis (redis://[user:password@]host:port[/database]): {reason}")]
+    #[error(
+        "{url} is no address of a Redis (redis://[user:password@]host:port[,host:port…][/database]): {reason}"
+    )]
     Url {
         /// Without user and password.
         url: String,
@@ -114,6 +132,10 @@ struct Trouble {
     /// Another format or number of partitions.
     foreign: Option<String>,
     eviction_policy: String,
+    /// Why it may answer before it has synced, where that was asked for.
+    not_synced: Option<String>,
+    /// Why the last round did not get its replicas, where that was asked for.
+    unmet: Option<String>,
 }
 
 /// See the module's head.
@@ -131,17 +153,19 @@ struct Shared {
     rounds: AtomicU64,
     appends: AtomicU64,
     events_max: u64,
+    durability: Durability,
     address: String,
 }
 
 impl RedisStore {
-    /// Connects to the Redis at `url` (`redis://[user:password@]host:port[/database]`) and waits until it answers.
+    /// Connects to the Redis at `url` (`redis://[user:password@]host[:port][,host[:port]…][/database]`, several as
+    /// `settings.topology` has it) and waits until it answers.
     ///
     /// # Errors
     /// See [`ConnectError`]; nobody answering is one after `settings.connect_timeout`.
     pub fn connect(url: &str, settings: Settings) -> Result<Self, ConnectError> {
         let address = without_password(url);
-        let config = Config::from_url_centralized(url)
+        let config = topology::config(url, &settings.topology)
             .map_err(|e| ConnectError::Url { url: address.clone(), reason: e.details().to_owned() })?;
         if !is_cluster_name(&settings.cluster) {
             return Err(ConnectError::Cluster(settings.cluster));
@@ -157,6 +181,7 @@ impl RedisStore {
             rounds: AtomicU64::new(0),
             appends: AtomicU64::new(0),
             events_max: settings.events_max,
+            durability: settings.durability,
             address,
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -167,10 +192,10 @@ impl RedisStore {
             runtime.block_on(async move {
                 match first(&own, config, &keys, settings.connect_timeout).await {
                     Err(error) => drop(tell.send(Err(error))),
-                    Ok(session) => {
+                    Ok((session, mark)) => {
                         drop(tell.send(Ok(())));
                         let client = session.client.clone();
-                        Rounds::new(own, session, keys).run().await;
+                        Rounds::new(own, session, keys, mark).run().await;
                         let _ = tokio::time::timeout(REPLY_WAIT, client.quit()).await;
                     }
                 }
@@ -245,6 +270,10 @@ impl Shared {
         *self.trouble_now() = trouble;
     }
 
+    fn set_unmet(&self, unmet: Option<String>) {
+        self.trouble_now().unmet = unmet;
+    }
+
     fn is_foreign(&self) -> bool {
         self.trouble_now().foreign.is_some()
     }
@@ -259,9 +288,16 @@ impl Shared {
             return Some(format!("the Redis at {address} holds another cluster of this name: «{found}»"));
         }
         let policy = &trouble.eviction_policy;
-        (policy != "noeviction").then(|| {
-            format!("the Redis at {address} has maxmemory-policy {policy}; it must be noeviction, or messages get lost")
-        })
+        if policy != "noeviction" {
+            return Some(format!(
+                "the Redis at {address} has maxmemory-policy {policy}; it must be noeviction, or messages get lost"
+            ));
+        }
+        if let Some(what) = &trouble.not_synced {
+            return Some(format!("the Redis at {address}: {what}"));
+        }
+        let unmet = trouble.unmet.as_ref()?;
+        Some(format!("the Redis at {address}: nothing is answered, because {unmet}"))
     }
 }
 
@@ -271,7 +307,7 @@ async fn first(
     config: Config,
     keys: &Keys,
     wait: Duration,
-) -> Result<Session, ConnectError> {
+) -> Result<(Session, Mark), ConnectError> {
     let url = || shared.address.clone();
     let begun = Instant::now();
     let mut reason = "no answer".to_owned();
@@ -290,15 +326,15 @@ async fn first(
             Ok(Err(error)) => reason = error.to_string(),
             Ok(Ok(_)) => {
                 let session = Session::new(client);
-                match round::look(&session, keys).await {
+                match round::look(&session, keys, shared.durability).await {
                     Err(error) => reason = error.to_string(),
-                    Ok(Trouble { foreign: Some(found), .. }) => {
+                    Ok((Trouble { foreign: Some(found), .. }, _)) => {
                         let wanted = format!("{}:{}", keys::FORMAT, keys.partitions());
                         return Err(ConnectError::Foreign { url: url(), found, wanted });
                     }
-                    Ok(trouble) => {
+                    Ok((trouble, mark)) => {
                         shared.set_trouble(trouble);
-                        return Ok(session);
+                        return Ok((session, mark));
                     }
                 }
             }
@@ -317,7 +353,8 @@ fn client(config: Config) -> Result<Client, Error> {
             connection.connection_timeout = REPLY_WAIT;
             connection.internal_command_timeout = REPLY_WAIT;
             connection.max_command_attempts = 1;
-            connection.max_redirections = 1;
+            // Whoever follows a redirection may come after another that did not have to.
+            connection.max_redirections = 0;
             // A connection that is silent for that long is dropped: what was sent on it must not be answered later.
             connection.unresponsive =
                 UnresponsiveConfig { max_timeout: Some(REPLY_WAIT), interval: REPLY_WAIT / 4 };
@@ -331,23 +368,9 @@ fn is_cluster_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
-/// An address as it may be printed.
-fn without_password(url: &str) -> String {
-    match (url.find("://"), url.rfind('@')) {
-        (Some(scheme), Some(at)) if scheme < at => format!("{}://{}", &url[..scheme], &url[at + 1..]),
-        _ => url.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn passwords_are_not_printed() {
-        assert_eq!(without_password("redis://me:se@cret@host:1/2"), "redis://host:1/2");
-        assert_eq!(without_password("redis://host:1"), "redis://host:1");
-    }
 
     #[test]
     fn nobody_there_is_an_error_in_time() {

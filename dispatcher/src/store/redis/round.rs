@@ -1,15 +1,18 @@
 //! The store's task: rounds of everything that was queued, as one pipeline each, until closed and empty.
 //!
 //! The rules that keep it right: one round is under way at a time, so that jobs of a partition keep their order also
-//! when a script has to be loaded again; while the server is away everything is refused at once; and after every
-//! reconnect the server is looked at before it is used.
+//! when a script has to be loaded again; while the server is away everything is refused at once; after every reconnect
+//! the servers are looked at before they are used; and where replicas are asked for, nothing of a log is answered before
+//! they have it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fred::interfaces::{ClientLike, EventInterface};
 use fred::types::Value;
+use fred::types::config::Server;
 use millrace_protocol::ids::Partition;
 
 use super::append::append;
@@ -17,11 +20,12 @@ use super::claim::{Claimer, claims};
 use super::command::{Command, text, to_text};
 use super::job::{self, Reading};
 use super::keys::{FORMAT, Keys};
+use super::replicas::{self, Mark, Unmet};
 use super::session::Session;
 use super::view::{self, Own};
 use super::{Shared, Trouble};
 use crate::store::intake::{LATE_RETRY, Submission};
-use crate::store::{Done, Job, Node, Outcome, StoreError, Work};
+use crate::store::{Done, Durability, Job, Node, Outcome, Replies, StoreError, Work};
 
 /// Jobs of one round at about most: the server works on them for some 20 ms, well within the bound of a reply.
 const ROUND_JOBS_MAX: usize = 1_024;
@@ -34,6 +38,31 @@ pub(super) struct Rounds {
     session: Session,
     keys: Keys,
     own: Own,
+    mark: Mark,
+    /// The connections are those that were looked at and marked.
+    looked_at: bool,
+}
+
+/// An answer, the servers whose replicas it waits for, and where it goes.
+type Owed = (Replies, Vec<Option<Server>>, Done);
+
+/// Which servers hold what a round touches.
+#[derive(PartialEq, Eq)]
+struct Holders {
+    commands: Vec<Option<Server>>,
+    claimers: Vec<Option<Server>>,
+}
+
+impl Holders {
+    fn of(session: &Session, keys: &Keys, commands: &[Command], claimers: &[Claimer]) -> Self {
+        let first = |command: &'_ Command| command.keys.first().cloned().unwrap_or_default();
+        let commands: Vec<String> = commands.iter().map(first).collect();
+        let claimers: Vec<String> = claimers.iter().map(|claimer| keys.fence(claimer.partition)).collect();
+        Self {
+            commands: session.servers_of(commands.iter().map(String::as_str)),
+            claimers: session.servers_of(claimers.iter().map(String::as_str)),
+        }
+    }
 }
 
 /// A job on its way.
@@ -45,30 +74,29 @@ enum Step {
 }
 
 impl Rounds {
-    pub(super) fn new(shared: Arc<Shared>, session: Session, keys: Keys) -> Self {
-        Self { shared, session, keys, own: Own::default() }
+    /// Over a session that was just looked at.
+    pub(super) fn new(shared: Arc<Shared>, session: Session, keys: Keys, mark: Mark) -> Self {
+        Self { shared, session, keys, own: Own::default(), mark, looked_at: true }
     }
 
     /// Runs until the intake is closed and empty.
     pub(super) async fn run(mut self) {
         let mut reconnects = self.session.client.reconnect_rx();
-        // The connection was looked at before this began.
-        let mut looked_at = true;
         loop {
             let late = self.shared.intake.deliver_late();
             // Read before taking: what was pushed before the close is then taken too.
             let closed = self.shared.intake.is_closed();
             while !matches!(reconnects.try_recv(), Err(tokio::sync::broadcast::error::TryRecvError::Empty)) {
-                looked_at = false;
+                self.looked_at = false;
             }
             let connected = self.session.client.is_connected();
             self.shared.connected.store(connected, Ordering::Release);
-            if connected && !looked_at {
-                looked_at = self.look().await;
+            if connected && !self.looked_at {
+                self.looked_at = self.look().await;
             }
             let submissions = self.shared.intake.take(ROUND_JOBS_MAX);
             if !submissions.is_empty() {
-                if connected && looked_at && !self.shared.is_foreign() {
+                if connected && self.looked_at && !self.shared.is_foreign() {
                     self.round(submissions).await;
                 } else {
                     let reason = self.shared.trouble().unwrap_or_else(|| "it is not connected".into());
@@ -87,11 +115,12 @@ impl Rounds {
         }
     }
 
-    /// Looks at a server that was just connected to. Returns whether that worked.
-    async fn look(&self) -> bool {
-        match look(&self.session, &self.keys).await {
-            Ok(trouble) => {
+    /// Looks at servers that were just connected to. Returns whether that worked.
+    async fn look(&mut self) -> bool {
+        match look(&self.session, &self.keys, self.shared.durability).await {
+            Ok((trouble, mark)) => {
                 self.shared.set_trouble(trouble);
+                self.mark = mark;
                 true
             }
             Err(_) => false,
@@ -110,26 +139,32 @@ impl Rounds {
             }
             steps.push((replies, own));
         }
-        let mut results = self.session.run(&commands).await.into_iter();
-        let mut claimed =
-            claims(&self.session, &self.keys, &claimers).await.into_iter().map(Some).collect::<Vec<_>>();
+        let holders = Holders::of(&self.session, &self.keys, &commands, &claimers);
+        let mut results = self.session.run(&commands).await.into_iter().enumerate();
+        let claimed = claims(&self.session, &self.keys, &claimers).await;
+        let mut claimed: Vec<_> = claimed.into_iter().map(Some).collect();
         let mut hints: Vec<(Partition, u64, String)> = Vec::new();
-        let mut answers = Vec::new();
+        let (mut answers, mut owed) = (Vec::new(), Vec::new());
         for (replies, steps) in steps {
             let mut done = Vec::with_capacity(steps.len());
             for (ticket, step) in steps {
+                let mut servers = Vec::new();
                 let outcome = match step {
                     Step::Sent { commands, reading } => {
                         // All of them first: an error must not leave its job's other replies to the next job.
                         let own: Vec<_> = results.by_ref().take(commands).collect();
-                        self.settle(&reading, own.into_iter().collect(), &mut hints)
+                        if reading.waits() {
+                            servers.extend(own.iter().map(|(at, _)| holders.commands[*at].clone()));
+                        }
+                        self.settle(&reading, own.into_iter().map(|(_, reply)| reply).collect(), &mut hints)
                     }
                     Step::Refused(error) => Err(error),
                     Step::Beat { node } => {
-                        let reply = results.next().unwrap_or_else(|| Ok(Value::Null));
+                        let (_, reply) = results.next().unwrap_or((0, Ok(Value::Null)));
                         self.beat(&node, reply, &mut hints)
                     }
                     Step::Claim { at } => {
+                        servers.push(holders.claimers[at].clone());
                         let outcome = claimed[at].take().expect("each claim has one step");
                         if let Ok(Outcome::Claimed { fence, .. }) = &outcome {
                             let Claimer { partition, node, .. } = &claimers[at];
@@ -139,7 +174,12 @@ impl Rounds {
                         outcome
                     }
                 };
-                done.push(Done { ticket, outcome });
+                let answer = Done { ticket, outcome };
+                if self.replicas().is_some() && !servers.is_empty() {
+                    owed.push((replies.clone(), servers, answer));
+                } else {
+                    done.push(answer);
+                }
             }
             answers.push((replies, done));
         }
@@ -147,9 +187,54 @@ impl Rounds {
             // Lost hints are written again after a heartbeat.
             let _ = self.session.run(&[view::hint(&self.keys, &hints)]).await;
         }
+        // Leases don't wait for replicas.
+        self.answer(answers);
+        if !owed.is_empty() {
+            let is_same = holders == Holders::of(&self.session, &self.keys, &commands, &claimers);
+            let answers = self.settle_owed(owed, is_same).await;
+            self.answer(answers);
+        }
+    }
+
+    fn answer(&self, answers: Vec<(Replies, Vec<Done>)>) {
         for (replies, done) in answers {
             self.shared.intake.answer(&replies, done);
         }
+    }
+
+    /// As many as an answer waits for.
+    fn replicas(&self) -> Option<u32> {
+        match self.shared.durability {
+            Durability::Replicated(replicas) => Some(replicas),
+            Durability::Async | Durability::Fsync => None,
+        }
+    }
+
+    /// Waits for the replicas of all servers that are owed for, and turns what did not get them into Unavailable. `is_same`:
+    /// the same servers hold the same keys as before the round.
+    async fn settle_owed(&mut self, owed: Vec<Owed>, is_same: bool) -> Vec<(Replies, Vec<Done>)> {
+        let replicas = self.replicas().unwrap_or(0);
+        let mut met: BTreeMap<Option<Server>, Result<(), Unmet>> = BTreeMap::new();
+        for server in owed.iter().flat_map(|(_, servers, _)| servers) {
+            if !met.contains_key(server) {
+                let outcome = self.mark.wait(&self.session, server.as_ref(), replicas).await;
+                met.insert(server.clone(), outcome);
+            }
+        }
+        let worst = met.values().find_map(|outcome| outcome.clone().err());
+        if matches!(worst, Some(Unmet::Connection(_))) {
+            self.looked_at = false;
+        }
+        self.shared.set_unmet(worst.map(|unmet| unmet.to_string()));
+        let settle = |(replies, servers, mut done): Owed| {
+            let unmet = servers.iter().find_map(|server| met.get(server)?.as_ref().err());
+            let reason = if is_same { unmet.map(Unmet::to_string) } else { Some("keys were moved".into()) };
+            if let (Some(reason), Ok(_)) = (reason, &done.outcome) {
+                done.outcome = Err(StoreError::Unavailable(format!("it is not replicated: {reason}")));
+            }
+            (replies, vec![done])
+        };
+        owed.into_iter().map(settle).collect()
     }
 
     /// Turns a job into its commands.
@@ -243,26 +328,22 @@ impl Rounds {
     }
 }
 
-/// Loads the scripts and checks that this server holds this cluster and keeps what it is given.
-pub(super) async fn look(session: &Session, keys: &Keys) -> Result<Trouble, StoreError> {
+/// Loads the scripts, marks the connections, and checks that the servers hold this cluster and keep what they are given.
+pub(super) async fn look(
+    session: &Session,
+    keys: &Keys,
+    durability: Durability,
+) -> Result<(Trouble, Mark), StoreError> {
+    let mark = Mark::set(session).await?;
     session.load_scripts().await?;
     let format = format!("{FORMAT}:{}", keys.partitions());
     let commands = [
         Command::plain("SETNX", keys.format(), vec![text(&format)]),
         Command::plain("GET", keys.format(), Vec::new()),
-        Command::plain("INFO", "memory".into(), Vec::new()),
     ];
-    let replies: Vec<Value> =
-        session.run(&commands).await.into_iter().collect::<Result<Vec<_>, StoreError>>()?;
-    let mut texts = replies.into_iter().skip(1).map(to_text);
-    let (Some(found), Some(memory)) = (texts.next(), texts.next()) else {
-        return Err(StoreError::Corrupted("replies are missing".into()));
-    };
-    let found = found?;
-    let memory = memory?;
-    let policy = memory.lines().find_map(|line| line.strip_prefix("maxmemory_policy:"));
-    Ok(Trouble {
-        foreign: (found != format).then_some(found),
-        eviction_policy: policy.unwrap_or("unknown").trim().to_owned(),
-    })
+    let replies: Vec<Value> = session.run(&commands).await.into_iter().collect::<Result<_, StoreError>>()?;
+    let found = to_text(replies.into_iter().nth(1).unwrap_or(Value::Null))?;
+    let mut trouble = replicas::look(session, durability).await?;
+    trouble.foreign = (found != format).then_some(found);
+    Ok((trouble, mark))
 }

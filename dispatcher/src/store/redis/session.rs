@@ -1,14 +1,20 @@
-//! One connection's worth of sending: a pipeline of commands out, their replies in, within a bounded time.
+//! One connection's worth of sending (in a cluster: one to each primary): commands out, their replies in, within a bounded
+//! time.
 //!
 //! What they mean is left to [`super::job`]. The rule that keeps it right: a command is sent once. It is sent again only
 //! when the server said that it does not know the script, which is the one answer that says for sure that nothing was
-//! done; every other failure is handed up as it is.
+//! done; every other failure is handed up as it is. One that a cluster would have elsewhere is a failure too: the client
+//! then knows better, and whoever wanted it asks again.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
-use fred::interfaces::ClientLike;
+use fred::interfaces::{ClientLike, ClusterInterface};
+use fred::types::cluster::ClusterRouting;
+use fred::types::config::Server;
 use fred::types::scripts::Script;
 use fred::types::{ClusterHash, CustomCommand, Value};
 
@@ -23,25 +29,60 @@ pub(super) const REPLY_WAIT: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub(super) struct Session {
     pub(super) client: Client,
-    scripts: std::sync::Arc<[Script]>,
+    is_cluster: bool,
+    scripts: Arc<[Script]>,
 }
 
 impl Session {
     pub(super) fn new(client: Client) -> Self {
-        Self { client, scripts: all_scripts().into() }
+        let is_cluster = client.client_config().server.is_clustered();
+        Self { client, is_cluster, scripts: all_scripts().into() }
     }
 
-    /// Sends the scripts, so that they can be called by their hashes.
-    pub(super) async fn load_scripts(&self) -> Result<(), StoreError> {
-        let load = |script: &Script| {
-            let text = script.lua().cloned().unwrap_or_default();
-            (
-                CustomCommand::new_static("SCRIPT", ClusterHash::Random, false),
-                vec!["LOAD".into(), Value::from(text)],
-            )
+    /// The servers that hold data: the primaries of a cluster, or the one there is, which needs no name.
+    pub(super) fn servers(&self) -> Vec<Option<Server>> {
+        if !self.is_cluster {
+            return vec![None];
+        }
+        let known = self.client.cached_cluster_state();
+        known.map_or_else(Vec::new, |known| known.unique_primary_nodes().into_iter().map(Some).collect())
+    }
+
+    /// Which of them holds each of these keys.
+    pub(super) fn servers_of<'a>(&self, keys: impl Iterator<Item = &'a str>) -> Vec<Option<Server>> {
+        let known = if self.is_cluster { self.client.cached_cluster_state() } else { None };
+        let server =
+            |key: &str| known.as_ref()?.get_server(ClusterRouting::hash_key(key.as_bytes())).cloned();
+        keys.map(server).collect()
+    }
+
+    /// One command to one of [`Session::servers`].
+    pub(super) async fn ask(
+        &self,
+        server: Option<&Server>,
+        name: &'static str,
+        args: Vec<Value>,
+    ) -> Result<Value, Error> {
+        let command = CustomCommand::new_static(name, ClusterHash::Random, false);
+        let reply = async {
+            match server {
+                Some(server) => self.client.with_cluster_node(server).custom(command, args).await,
+                None => self.client.custom(command, args).await,
+            }
         };
-        let replies = self.pipeline(self.scripts.iter().map(load)).await;
-        replies.into_iter().collect::<Result<Vec<_>, _>>().map_err(|e| unavailable(&e))?;
+        let silent = |_| Err(Error::new(ErrorKind::Timeout, "no answer in time"));
+        tokio::time::timeout(REPLY_WAIT, reply).await.unwrap_or_else(silent)
+    }
+
+    /// Sends the scripts to all servers, so that they can be called by their hashes.
+    pub(super) async fn load_scripts(&self) -> Result<(), StoreError> {
+        for server in self.servers() {
+            for script in self.scripts.iter() {
+                let text = script.lua().cloned().unwrap_or_default();
+                let args = vec!["LOAD".into(), Value::from(text)];
+                self.ask(server.as_ref(), "SCRIPT", args).await.map_err(|e| unavailable(&e))?;
+            }
+        }
         Ok(())
     }
 
@@ -61,29 +102,53 @@ impl Session {
         replies.into_iter().map(|reply| reply.map_err(|e| unavailable(&e))).collect()
     }
 
+    /// In a cluster, a pipeline to each server, all at once: one that is silent leaves the others their answers.
     async fn send(&self, commands: impl ExactSizeIterator<Item = &Command>) -> Vec<Result<Value, Error>> {
-        let form = |command: &Command| match command.name {
+        let commands: Vec<&Command> = commands.collect();
+        let keys = commands.iter().map(|command| command.keys.first().map_or("", String::as_str));
+        let mut by_server: BTreeMap<Option<Server>, Vec<usize>> = BTreeMap::new();
+        for (at, server) in self.servers_of(keys).into_iter().enumerate() {
+            by_server.entry(server).or_default().push(at);
+        }
+        let mut pipelines = tokio::task::JoinSet::new();
+        for places in by_server.into_values() {
+            let own: Vec<_> = places.iter().map(|at| self.form(commands[*at])).collect();
+            let session = self.clone();
+            pipelines.spawn(async move { (places, session.pipeline(own).await) });
+        }
+        let lost = || Err(Error::new(ErrorKind::Canceled, "its pipeline was lost"));
+        let mut replies: Vec<Result<Value, Error>> = commands.iter().map(|_| lost()).collect();
+        while let Some(done) = pipelines.join_next().await {
+            let Ok((places, own)) = done else { continue };
+            for (at, reply) in places.into_iter().zip(own) {
+                replies[at] = reply;
+            }
+        }
+        replies
+    }
+
+    fn form(&self, command: &Command) -> (CustomCommand, Vec<Value>) {
+        // The client would look for the key among the arguments and take a script's hash for it.
+        let key = command.keys.first().map_or("", String::as_str);
+        let slot = ClusterHash::Custom(ClusterRouting::hash_key(key.as_bytes()));
+        let keys = command.keys.iter().map(|key| Value::from(key.as_str()));
+        match command.name {
             Name::Script(id) => {
                 let hash = self.scripts[id as usize].sha1().clone();
                 let mut args = vec![Value::from(hash), Value::from(command.keys.len() as i64)];
-                args.extend(command.keys.iter().map(|key| Value::from(key.as_str())));
+                args.extend(keys);
                 args.extend_from_slice(&command.args);
-                // The first key stands behind the hash and the number of keys.
-                (CustomCommand::new_static("EVALSHA", ClusterHash::Offset(2), false), args)
+                (CustomCommand::new_static("EVALSHA", slot, false), args)
             }
             Name::Plain(name) => {
-                let mut args: Vec<Value> = command.keys.iter().map(|key| Value::from(key.as_str())).collect();
+                let mut args: Vec<Value> = keys.collect();
                 args.extend_from_slice(&command.args);
-                (CustomCommand::new_static(name, ClusterHash::FirstKey, false), args)
+                (CustomCommand::new_static(name, slot, false), args)
             }
-        };
-        self.pipeline(commands.map(form)).await
+        }
     }
 
-    async fn pipeline(
-        &self,
-        commands: impl ExactSizeIterator<Item = (CustomCommand, Vec<Value>)>,
-    ) -> Vec<Result<Value, Error>> {
+    async fn pipeline(&self, commands: Vec<(CustomCommand, Vec<Value>)>) -> Vec<Result<Value, Error>> {
         let sent = commands.len();
         if sent == 0 {
             return Vec::new();

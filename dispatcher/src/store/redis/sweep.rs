@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use fred::types::Value;
+use fred::types::config::Server;
 
 use super::command::{Command, ScriptId, fixed, list, number, text, to_number, to_text};
 use super::keys::Keys;
-use super::session::Session;
+use super::session::{Session, unavailable};
 use crate::store::{Gateway, StoreError};
 
 /// Keys looked at in one step, about: some 2 ms of the server's time.
@@ -50,14 +51,39 @@ impl Sweeper {
         if to_text(one(session, Command::plain("SET", keys.sweep(), args)).await?)? != "OK" {
             return Ok(());
         }
+        for server in session.servers() {
+            dead = self.sweep_server(session, keys, server.as_ref(), dead).await?;
+        }
+        let mut commands: Vec<Command> = dead
+            .iter()
+            .map(|life| {
+                let life = format!("{}:{}", life.gateway, life.incarnation);
+                Command::plain("SREM", keys.lives(), vec![text(&life)])
+            })
+            .collect();
+        commands.push(Command::plain("DEL", keys.sweep(), Vec::new()));
+        session.run(&commands).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+        Ok(())
+    }
+
+    /// Looks through all routes of one server; returns the lives that were dead to the end.
+    async fn sweep_server(
+        &self,
+        session: &Session,
+        keys: &Keys,
+        server: Option<&Server>,
+        mut dead: Vec<Gateway>,
+    ) -> Result<Vec<Gateway>, StoreError> {
         let mut cursor = "0".to_owned();
         loop {
             dead = self.still_dead(session, keys, dead).await?;
             if dead.is_empty() {
-                break;
+                return Ok(dead);
             }
-            let args = vec![text("MATCH"), text(&keys.routes_pattern()), text("COUNT"), number(STEP_KEYS)];
-            let [next, found] = fixed(one(session, Command::plain("SCAN", cursor, args)).await?)?;
+            let pattern = keys.routes_pattern();
+            let args = vec![text(&cursor), text("MATCH"), text(&pattern), text("COUNT"), number(STEP_KEYS)];
+            let found = session.ask(server, "SCAN", args).await.map_err(|e| unavailable(&e))?;
+            let [next, found] = fixed(found)?;
             let lives: Vec<Value> =
                 dead.iter().map(|life| text(&format!("{:03x}:{}", life.gateway, life.incarnation))).collect();
             let mut commands = list(found)?
@@ -72,19 +98,9 @@ impl Sweeper {
             }
             cursor = to_text(next)?;
             if cursor == "0" {
-                break;
+                return Ok(dead);
             }
         }
-        let mut commands: Vec<Command> = dead
-            .iter()
-            .map(|life| {
-                let life = format!("{}:{}", life.gateway, life.incarnation);
-                Command::plain("SREM", keys.lives(), vec![text(&life)])
-            })
-            .collect();
-        commands.push(Command::plain("DEL", keys.sweep(), Vec::new()));
-        session.run(&commands).await.into_iter().collect::<Result<Vec<_>, _>>()?;
-        Ok(())
     }
 
     /// A gateway may have taken its lease again in this very life.

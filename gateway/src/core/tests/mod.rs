@@ -1,10 +1,14 @@
 //! Scenarios of a whole shard: clients that speak bytes, and a fake dispatcher behind a real end of each link.
 
+mod acks;
 mod early;
 mod fanout;
 mod owners;
+mod parts;
 mod random;
+mod relay;
 mod sessions;
+mod sync;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -445,6 +449,11 @@ impl World {
             ("outbox bytes", stats.outbox_bytes),
             ("held bytes", stats.held_bytes),
             ("parked bytes", stats.parked_bytes),
+            ("requests in parts", stats.requests_in_parts),
+            ("watching", stats.watching),
+            ("owing", stats.owing),
+            ("acks", stats.acks_gathered),
+            ("relays", stats.relays_waiting),
         ];
         assert!(left.iter().all(|(_, n)| *n == 0), "{left:?}");
         assert!(self.shard.devices.is_empty() && self.shard.conversations.is_empty());

@@ -1,5 +1,9 @@
 //! Lanes against a server that keeps the rules of numbering and loses what it is told to lose.
 
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
 use super::*;
 
 fn text(index: u32) -> Bytes {
@@ -44,8 +48,12 @@ fn send(outbox: &mut Outbox<u32>, now_ms: u64, id: u64) -> Option<Op> {
     outbox.transmit(now_ms, id, |_| false)
 }
 
+fn message(index: u32) -> Outgoing {
+    Outgoing { payload: text(index), ..Outgoing::default() }
+}
+
 fn push(outbox: &mut Outbox<u32>, index: u32) {
-    outbox.push("g:a", text(index), 0, 1_000_000, 77, index).unwrap();
+    outbox.push("g:a", message(index), 1_000_000, 77, index).unwrap();
 }
 
 #[test]
@@ -54,7 +62,7 @@ fn at_most_so_many_are_in_flight_and_pending() {
     for index in 0..PENDING_MAX as u32 {
         push(&mut outbox, index);
     }
-    assert_eq!(outbox.push("g:a", text(0), 0, 1, 0, 9_999), Err(9_999));
+    assert_eq!(outbox.push("g:a", message(0), 1, 0, 9_999), Err(9_999));
     let sent = (1..).map_while(|id| send(&mut outbox, 0, id)).count();
     assert_eq!(sent, IN_FLIGHT_MAX);
     assert_eq!(outbox.acknowledged(1, SendAck::default()).map(|(done, _)| done), Some(0));
@@ -133,7 +141,7 @@ fn when_numbers_cannot_be_brought_together_the_lane_takes_a_new_stream() {
 
     // A message that was given up, but had been taken: the next one uses another number and goes on.
     let (mut outbox, mut server) = (Outbox::default(), Server::default());
-    outbox.push("g:a", text(0), 0, 100, 1, 0).unwrap();
+    outbox.push("g:a", message(0), 100, 1, 0).unwrap();
     server.take(send(&mut outbox, 0, 1).unwrap()).unwrap();
     assert_eq!(outbox.next_ms(), Some(100));
     assert!(matches!(outbox.expire(100)[..], [(0, Err(SendError::Deadline))]));
@@ -142,7 +150,7 @@ fn when_numbers_cannot_be_brought_together_the_lane_takes_a_new_stream() {
 
     // Given up before it was taken: the server misses a number, and a new stream mends it.
     let (mut outbox, mut server) = (Outbox::default(), Server::default());
-    outbox.push("g:a", text(0), 0, 100, 1, 0).unwrap();
+    outbox.push("g:a", message(0), 100, 1, 0).unwrap();
     outbox.expire(100);
     push(&mut outbox, 1);
     let refused = server.take(send(&mut outbox, 0, 1).unwrap()).unwrap_err();
@@ -210,4 +218,27 @@ fn whatever_is_lost_on_the_way_each_message_is_taken_once_and_in_order() {
         assert!(settled.iter().all(|(_, outcome)| outcome.is_ok()), "seed {seed}");
         assert_eq!(server.log, (0..100).map(text).collect::<Vec<_>>(), "seed {seed}");
     }
+}
+
+#[test]
+fn what_was_taken_on_the_old_stream_is_not_sent_on_the_new_one() {
+    let mut outbox = Outbox::default();
+    for index in 0..3 {
+        push(&mut outbox, index);
+    }
+    for id in 1..=3 {
+        send(&mut outbox, 0, id).unwrap();
+    }
+    // The first number was used up; the second message was taken all the same.
+    assert!(outbox.refused(1, &refusal(Code::Conflict, 0, 0), 0, 4_711).is_none());
+    assert!(send(&mut outbox, 0, 4).is_none(), "what is under way is answered first");
+    assert_eq!(outbox.acknowledged(2, SendAck::default()).map(|(done, _)| done), Some(1));
+    assert!(outbox.refused(3, &refusal(Code::OutOfOrder, 3, 0), 0, 5).is_none());
+    let again: Vec<(u64, Bytes)> = (4..)
+        .map_while(|id| match send(&mut outbox, 0, id) {
+            Some(Op::Send(send)) => Some((send.client_seq, send.payload)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(again, [(1, text(0)), (2, text(2))]);
 }

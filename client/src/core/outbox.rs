@@ -1,4 +1,4 @@
-//! Messages on their way out: numbered, resent in order, answered once. Sans-IO.
+//! Messages on their way out: numbered, resent in order, answered once.
 //!
 //! Each conversation has a lane: a stream (drawn at random) and a dense `client_seq`. The server answers a repeat with
 //! its first answer and takes nothing out of order, so a lane may send the same numbers again as often as it must, and
@@ -7,14 +7,17 @@
 //!    everything behind moves up.
 //! 2. After BUSY or OUT_OF_ORDER everything from there is sent again, in order; refusals of the older copies are not
 //!    listened to any more.
-//! 3. When the server's and our numbers can't be brought together, the lane takes a new stream.
+//! 3. When the server's and our numbers can't be brought together, the lane takes a new stream; but only when everything
+//!    that is under way on the old one was answered, as a message that was taken there must not be sent again.
+//! 4. Lanes take turns.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 
-use bytes::Bytes;
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::{Code, Refused, Send, SendAck};
 
+use super::event::Outgoing;
 use crate::error::SendError;
 
 /// Messages of one conversation in flight: the answers that a server keeps for repeats.
@@ -34,9 +37,10 @@ const STREAMS_PER_MESSAGE_MAX: u32 = 3;
 
 #[derive(Debug)]
 struct Pending<T> {
+    /// Stays the same whatever number the message gets.
+    name: u64,
     client_seq: u64,
-    payload: Bytes,
-    content_kind: u32,
+    message: Outgoing,
     deadline_ms: u64,
     /// The request that carries it now.
     request: Option<u64>,
@@ -50,9 +54,21 @@ struct Lane<T> {
     next_client_seq: u64,
     pending: VecDeque<Pending<T>>,
     not_before_ms: u64,
+    /// Requests that were not answered on this connection.
+    unanswered: usize,
+    /// The stream is new, and answers of the old one are still to come: nothing is sent.
+    drains: bool,
 }
 
 impl<T> Lane<T> {
+    /// The message that may be sent now.
+    fn sendable(&self, now_ms: u64) -> Option<usize> {
+        if self.drains || self.not_before_ms > now_ms {
+            return None;
+        }
+        self.pending.iter().take(IN_FLIGHT_MAX).position(|pending| pending.request.is_none())
+    }
+
     /// Numbers from `index` on are sent again.
     fn rewind(&mut self, index: usize) {
         for pending in self.pending.iter_mut().skip(index) {
@@ -63,6 +79,7 @@ impl<T> Lane<T> {
     /// Takes a new stream and numbers everything from 1.
     fn restart(&mut self, stream: u64) {
         self.stream = stream;
+        self.drains = self.unanswered > 0;
         for (index, pending) in self.pending.iter_mut().enumerate() {
             pending.client_seq = index as u64 + 1;
             pending.request = None;
@@ -83,17 +100,38 @@ impl<T> Lane<T> {
     }
 }
 
+/// A request that was not answered.
+#[derive(Debug)]
+struct Sent {
+    conversation: String,
+    stream: u64,
+    name: u64,
+}
+
 /// All lanes. `T` is what the caller wants back with the outcome.
 #[derive(Debug)]
 pub struct Outbox<T> {
-    lanes: HashMap<String, Lane<T>>,
-    /// Requests that were not answered: their lane, stream and number.
-    requests: HashMap<u64, (String, u64, u64)>,
+    lanes: BTreeMap<String, Lane<T>>,
+    /// Lanes with something pending.
+    active: BTreeSet<String>,
+    /// The lane that had its turn last.
+    turn: String,
+    requests: BTreeMap<u64, Sent>,
+    next_name: u64,
+    /// No deadline is before this.
+    deadline_low_ms: u64,
 }
 
 impl<T> Default for Outbox<T> {
     fn default() -> Self {
-        Outbox { lanes: HashMap::new(), requests: HashMap::new() }
+        Outbox {
+            lanes: BTreeMap::new(),
+            active: BTreeSet::new(),
+            turn: String::new(),
+            requests: BTreeMap::new(),
+            next_name: 0,
+            deadline_low_ms: u64::MAX,
+        }
     }
 }
 
@@ -108,8 +146,7 @@ impl<T> Outbox<T> {
     pub fn push(
         &mut self,
         conversation: &str,
-        payload: Bytes,
-        content_kind: u32,
+        message: Outgoing,
         deadline_ms: u64,
         random: u64,
         done: T,
@@ -118,48 +155,67 @@ impl<T> Outbox<T> {
             if self.lanes.len() >= LANES_MAX {
                 self.lanes.retain(|_, lane| !lane.pending.is_empty());
             }
-            let lane =
-                Lane { stream: random, next_client_seq: 1, pending: VecDeque::new(), not_before_ms: 0 };
+            let lane = Lane {
+                stream: random,
+                next_client_seq: 1,
+                pending: VecDeque::new(),
+                not_before_ms: 0,
+                unanswered: 0,
+                drains: false,
+            };
             self.lanes.insert(conversation.into(), lane);
         }
         let Some(lane) = self.lanes.get_mut(conversation) else { return Err(done) };
         if lane.pending.len() >= PENDING_MAX {
             return Err(done);
         }
-        let client_seq = lane.next_client_seq;
+        let (name, client_seq) = (self.next_name, lane.next_client_seq);
+        self.next_name += 1;
         lane.next_client_seq += 1;
         lane.pending.push_back(Pending {
+            name,
             client_seq,
-            payload,
-            content_kind,
+            message,
             deadline_ms,
             request: None,
             streams: 0,
             done,
         });
+        self.deadline_low_ms = self.deadline_low_ms.min(deadline_ms);
+        if !self.active.contains(conversation) {
+            self.active.insert(conversation.into());
+        }
         Ok(())
     }
 
     /// The next message to send, as request `id`, but none to a conversation that is `held`. Call until `None`.
     pub fn transmit(&mut self, now_ms: u64, id: u64, held: impl Fn(&str) -> bool) -> Option<Op> {
-        let (conversation, lane, index) = self.lanes.iter_mut().find_map(|(conversation, lane)| {
-            if lane.not_before_ms > now_ms || held(conversation) {
-                return None;
-            }
-            let index =
-                lane.pending.iter().take(IN_FLIGHT_MAX).position(|pending| pending.request.is_none())?;
-            Some((conversation, lane, index))
-        })?;
+        let behind = (Bound::Excluded(self.turn.clone()), Bound::Unbounded);
+        let lanes = &self.lanes;
+        let sendable = |conversation: &&String| {
+            lanes.get(*conversation).is_some_and(|lane| lane.sendable(now_ms).is_some())
+                && !held(conversation)
+        };
+        let conversation =
+            self.active.range(behind).chain(self.active.range(..=self.turn.clone())).find(sendable)?.clone();
+        let lane = self.lanes.get_mut(&conversation)?;
+        let index = lane.sendable(now_ms)?;
         let pending = &mut lane.pending[index];
         pending.request = Some(id);
-        self.requests.insert(id, (conversation.clone(), lane.stream, pending.client_seq));
+        lane.unanswered += 1;
+        let sent = Sent { conversation: conversation.clone(), stream: lane.stream, name: pending.name };
+        self.requests.insert(id, sent);
+        self.turn.clone_from(&conversation);
+        let message = pending.message.clone();
         Some(Op::Send(Send {
-            conversation: conversation.clone(),
+            conversation,
             client_seq: pending.client_seq,
             stream: lane.stream,
-            payload: pending.payload.clone(),
-            content_kind: pending.content_kind,
-            ..Send::default()
+            payload: message.payload,
+            content_kind: message.content_kind,
+            action: message.action.into(),
+            refers_to: message.refers_to,
+            fate_within_ms: message.fate_within_ms,
         }))
     }
 
@@ -170,25 +226,36 @@ impl<T> Outbox<T> {
 
     /// The conversation of a request that carried a message.
     pub fn conversation_of(&self, id: u64) -> Option<&str> {
-        self.requests.get(&id).map(|(conversation, ..)| conversation.as_str())
+        self.requests.get(&id).map(|sent| sent.conversation.as_str())
     }
 
     /// A message was taken. An answer to an older copy counts as well: it is the same answer.
     pub fn acknowledged(&mut self, id: u64, ack: SendAck) -> Option<Settled<T>> {
-        let (conversation, stream, client_seq) = self.requests.remove(&id)?;
-        let lane = self.lanes.get_mut(&conversation)?;
-        if lane.stream != stream {
-            return None;
+        let sent = self.answer(id)?;
+        let lane = self.lanes.get_mut(&sent.conversation)?;
+        let index = lane.pending.iter().position(|pending| pending.name == sent.name)?;
+        // Taken on the old stream: the new one does without it.
+        let gone = if lane.stream == sent.stream { lane.pending.remove(index) } else { lane.withdraw(index) };
+        if lane.pending.is_empty() {
+            self.active.remove(&sent.conversation);
         }
-        let index = lane.pending.iter().position(|pending| pending.client_seq == client_seq)?;
-        let pending = lane.pending.remove(index)?;
-        Some((pending.done, Ok(ack)))
+        gone.map(|gone| (gone.done, Ok(ack)))
+    }
+
+    /// A request was answered, however.
+    fn answer(&mut self, id: u64) -> Option<Sent> {
+        let sent = self.requests.remove(&id)?;
+        if let Some(lane) = self.lanes.get_mut(&sent.conversation) {
+            lane.unanswered = lane.unanswered.saturating_sub(1);
+            lane.drains &= lane.unanswered > 0;
+        }
+        Some(sent)
     }
 
     /// A message was refused: it is sent again later, or settled. `random` is used if a new stream is needed.
     pub fn refused(&mut self, id: u64, refused: &Refused, now_ms: u64, random: u64) -> Option<Settled<T>> {
-        let (conversation, _, _) = self.requests.remove(&id)?;
-        let lane = self.lanes.get_mut(&conversation)?;
+        let sent = self.answer(id)?;
+        let lane = self.lanes.get_mut(&sent.conversation)?;
         // Rule 2: the older copy of a message that was rewound since.
         let index = lane.pending.iter().position(|pending| pending.request == Some(id))?;
         match refused.code() {
@@ -232,44 +299,57 @@ impl<T> Outbox<T> {
         self.requests.clear();
         for lane in self.lanes.values_mut() {
             lane.rewind(0);
-            lane.not_before_ms = 0;
+            (lane.not_before_ms, lane.unanswered, lane.drains) = (0, 0, false);
         }
     }
 
     /// Settles what is past its deadline. Whether such a message was taken is not known.
     pub fn expire(&mut self, now_ms: u64) -> Vec<Settled<T>> {
+        if self.deadline_low_ms > now_ms {
+            return Vec::new();
+        }
         let mut settled = Vec::new();
-        for lane in self.lanes.values_mut() {
+        self.deadline_low_ms = u64::MAX;
+        let lanes = &mut self.lanes;
+        self.active.retain(|conversation| {
+            let Some(lane) = lanes.get_mut(conversation) else { return false };
             // Its number stays used, as it may be at the server; if it is not, the server's OUT_OF_ORDER says so.
             let mut index = 0;
             while index < lane.pending.len() {
                 if lane.pending[index].deadline_ms > now_ms {
+                    self.deadline_low_ms = self.deadline_low_ms.min(lane.pending[index].deadline_ms);
                     index += 1;
                 } else if let Some(gone) = lane.pending.remove(index) {
-                    settled.push((gone.done, Err(SendError::Deadline)));
+                    settled.push((gone.name, (gone.done, Err(SendError::Deadline))));
                 }
             }
-        }
-        settled
+            !lane.pending.is_empty()
+        });
+        settled.sort_by_key(|(name, _)| *name);
+        settled.into_iter().map(|(_, settled)| settled).collect()
     }
 
     /// Settles everything.
     pub fn abandon(&mut self) -> Vec<T> {
         self.requests.clear();
-        self.lanes.drain().flat_map(|(_, lane)| lane.pending).map(|pending| pending.done).collect()
+        self.active.clear();
+        std::mem::take(&mut self.lanes)
+            .into_values()
+            .flat_map(|lane| lane.pending)
+            .map(|pending| pending.done)
+            .collect()
     }
 
-    /// When [`Outbox::expire`] or [`Outbox::transmit`] has something to do next, if no answer comes.
+    /// When [`Outbox::expire`] or [`Outbox::transmit`] may have something to do next, if no answer comes.
     pub fn next_ms(&self) -> Option<u64> {
-        self.lanes
-            .values()
-            .filter(|lane| !lane.pending.is_empty())
-            .flat_map(|lane| {
-                let waits = lane.pending.iter().take(IN_FLIGHT_MAX).any(|pending| pending.request.is_none());
-                let retry = (waits && lane.not_before_ms > 0).then_some(lane.not_before_ms);
-                lane.pending.iter().map(|pending| pending.deadline_ms).min().into_iter().chain(retry)
-            })
-            .min()
+        let lanes = self.active.iter().filter_map(|conversation| self.lanes.get(conversation));
+        let waits = lanes.filter(|lane| !lane.pending.is_empty());
+        let retries = waits.filter_map(|lane| {
+            let unsent = lane.pending.iter().take(IN_FLIGHT_MAX).any(|pending| pending.request.is_none());
+            (unsent && lane.not_before_ms > 0).then_some(lane.not_before_ms)
+        });
+        let deadline = (self.deadline_low_ms < u64::MAX).then_some(self.deadline_low_ms);
+        retries.chain(deadline).min()
     }
 }
 

@@ -1,7 +1,7 @@
-//! Requests that are not messages: groups, rooms, logout. Sent again after a reconnect, as all of them may be repeated;
-//! a group that was created twice says GROUP_EXISTS the second time. Sans-IO.
+//! Requests of the application that are not messages. Sent again after a reconnect, as all of them may be repeated; a
+//! group that was created twice says GROUP_EXISTS the second time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::{Code, Refused};
@@ -28,13 +28,13 @@ pub struct Call<T> {
 #[derive(Debug)]
 pub struct Calls<T> {
     calls: BTreeMap<u64, Call<T>>,
-    requests: HashMap<u64, u64>,
+    requests: BTreeMap<u64, u64>,
     next: u64,
 }
 
 impl<T> Default for Calls<T> {
     fn default() -> Self {
-        Calls { calls: BTreeMap::new(), requests: HashMap::new(), next: 0 }
+        Calls { calls: BTreeMap::new(), requests: BTreeMap::new(), next: 0 }
     }
 }
 

@@ -1,0 +1,281 @@
+//! Durable appends of both stores, beside what their engines do bare with the same batches:
+//! `cargo bench -p millrace-benches --bench store`.
+//!
+//! An append is more than a record in a log: it compares fence and position, keeps the sender's answers, and remembers
+//! what is to be fanned out. `store` is all that, through the trait, as the dispatcher's shards use it; `bare` writes
+//! records of the same size in batches of the same number and makes them durable as often, and nothing else. Redis is
+//! left out where there is no redis-server.
+
+use std::io::{BufRead, BufReader, Read, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use bytes::Bytes;
+use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use millrace_dispatcher::store::embedded::{self, Embedded};
+use millrace_dispatcher::store::redis::{self, RedisStore};
+use millrace_dispatcher::store::{Batch, Done, Entry, Fence, Job, Outcome, Replies, Store, Work, Write};
+use millrace_edge::mailbox::{Receiver, mailbox};
+use millrace_edge::wake::Waker;
+use millrace_protocol::ids::{MessageId, Partition};
+
+/// Partitions with a batch in flight, and messages in each batch: 256 messages for one fsync.
+const PARTITIONS: u16 = 8;
+const MESSAGES: u64 = 32;
+/// Bytes of a message's body: what receivers get.
+const BODY_BYTES: usize = 300;
+
+/// A store, its partitions claimed, and where each is.
+struct Rig {
+    store: Box<dyn Store>,
+    replies: Replies,
+    answers: Receiver<Vec<Done>>,
+    owners: Vec<Owner>,
+}
+
+struct Owner {
+    fence: Fence,
+    position: u64,
+    seq: u64,
+}
+
+impl Rig {
+    fn new(store: Box<dyn Store>) -> Rig {
+        let (replies, answers) = mailbox(1_024, Waker::new().expect("an eventfd"));
+        let mut rig = Rig { store, replies, answers, owners: Vec::new() };
+        let claim = |partition| Work::Claim {
+            partition,
+            node: "bench".into(),
+            incarnation: 1,
+            wall_ms: 1_800_000_000_000,
+        };
+        for outcome in rig.calls((0..PARTITIONS).map(claim).collect()) {
+            let Outcome::Claimed { fence, position, .. } = outcome else { panic!("no claim: {outcome:?}") };
+            rig.owners.push(Owner { fence, position, seq: 0 });
+        }
+        rig
+    }
+
+    fn calls(&mut self, works: Vec<Work>) -> Vec<Outcome> {
+        let count = works.len();
+        let jobs = works.into_iter().zip(0..).map(|(work, ticket)| Job { ticket, work }).collect();
+        self.store.submit(jobs, &self.replies);
+        let mut done: Vec<Done> = Vec::with_capacity(count);
+        while done.len() < count {
+            match self.answers.recv() {
+                Some(more) => done.extend(more),
+                // Little beside an fsync or a round trip of this size.
+                None => std::thread::sleep(Duration::from_micros(20)),
+            }
+        }
+        done.sort_by_key(|done| done.ticket);
+        done.into_iter().map(|done| done.outcome.expect("the job is done")).collect()
+    }
+
+    /// One batch of each partition.
+    fn round(&mut self) {
+        let mut batches = Vec::new();
+        for (partition, owner) in (0..).zip(&mut self.owners) {
+            let writes: Vec<Write> = (1..=MESSAGES).map(|n| message(partition, owner, n)).collect();
+            let (fence, position) = (owner.fence, owner.position);
+            let last = owner.seq + MESSAGES;
+            let outstanding = (owner.seq + 1..=last).map(|seq| (conversation(partition), seq)).collect();
+            batches.push(Work::Append(Batch {
+                partition,
+                fence,
+                position,
+                writes,
+                outstanding,
+                fanned_out: position,
+            }));
+            owner.position += MESSAGES;
+            owner.seq = last;
+        }
+        self.calls(batches);
+    }
+}
+
+fn conversation(partition: Partition) -> String {
+    format!("d:alice{partition}:bob{partition}")
+}
+
+fn message(partition: Partition, owner: &Owner, n: u64) -> Write {
+    let seq = owner.seq + n;
+    Write::Message(Entry {
+        conversation: conversation(partition),
+        seq,
+        message_id: MessageId((1 << 50) + seq),
+        epoch: owner.fence.epoch,
+        action: 0,
+        messages: seq,
+        bytes: seq * BODY_BYTES as u64,
+        sender: format!("alice{partition}"),
+        device: "phone".into(),
+        stream: 7,
+        client_seq: seq,
+        payload_hash: seq,
+        notify: Bytes::from(vec![7u8; BODY_BYTES]),
+    })
+}
+
+fn appends(c: &mut Criterion) {
+    let mut group = c.benchmark_group("append");
+    group.sampling_mode(SamplingMode::Flat).sample_size(20).measurement_time(Duration::from_secs(4));
+    group.throughput(Throughput::Elements(u64::from(PARTITIONS) * MESSAGES));
+
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Embedded::open(dir.path(), embedded::Settings::new(PARTITIONS)).expect("a store");
+    let mut rig = Rig::new(Box::new(store));
+    group.bench_function("embedded fsync: store", |b| b.iter(|| rig.round()));
+    drop(rig);
+    let mut bare = BareFjall::open(dir.path());
+    group.bench_function("embedded fsync: bare", |b| b.iter(|| bare.round()));
+    drop(bare);
+
+    for (level, fsync) in [("async", "everysec"), ("fsync", "always")] {
+        let Some(server) = RedisServer::start(fsync) else {
+            println!("no redis-server: its part is left out");
+            continue;
+        };
+        let url = format!("redis://127.0.0.1:{}", server.port);
+        let settings = redis::Settings::new("bench", PARTITIONS);
+        let mut rig = Rig::new(Box::new(RedisStore::connect(&url, settings).expect("a connection")));
+        group.bench_function(format!("redis {level}: store"), |b| b.iter(|| rig.round()));
+        drop(rig);
+        let mut bare = BareRedis::connect(server.port);
+        group.bench_function(format!("redis {level}: bare"), |b| b.iter(|| bare.round()));
+    }
+    group.finish();
+}
+
+/// fjall alone: one insert for each message, one commit and one fsync for all.
+struct BareFjall {
+    db: fjall::Database,
+    log: fjall::Keyspace,
+    seq: u64,
+}
+
+impl BareFjall {
+    fn open(dir: &Path) -> BareFjall {
+        let db = fjall::Database::builder(dir.join("bare")).open().expect("a database");
+        let log = db.keyspace("log", fjall::KeyspaceCreateOptions::default).expect("a keyspace");
+        BareFjall { db, log, seq: 0 }
+    }
+
+    fn round(&mut self) {
+        let mut batch = self.db.batch().durability(None);
+        for partition in 0..PARTITIONS {
+            for n in 1..=MESSAGES {
+                let mut key = conversation(partition).into_bytes();
+                key.extend((self.seq + n).to_be_bytes());
+                batch.insert(&self.log, key, vec![7u8; BODY_BYTES]);
+            }
+        }
+        self.seq += MESSAGES;
+        batch.commit().expect("a commit");
+        self.db.persist(fjall::PersistMode::SyncData).expect("an fsync");
+    }
+}
+
+/// A pipeline of EVALSHA, one for each batch, that adds the records to a stream and does nothing else.
+struct BareRedis {
+    stream: BufReader<TcpStream>,
+    sha: String,
+    seq: u64,
+}
+
+const BARE_SCRIPT: &str =
+    "for i = 1, #ARGV, 2 do redis.call('XADD', KEYS[1], ARGV[i] .. '-0', 'e', ARGV[i + 1]) end return 'ok'";
+
+impl BareRedis {
+    fn connect(port: u16) -> BareRedis {
+        let stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
+        stream.set_nodelay(true).expect("no delay");
+        let mut bare = BareRedis { stream: BufReader::new(stream), sha: String::new(), seq: 0 };
+        let mut command = Vec::new();
+        resp(&mut command, &[b"SCRIPT", b"LOAD", BARE_SCRIPT.as_bytes()]);
+        bare.stream.get_mut().write_all(&command).expect("a write");
+        bare.sha = bare.reply();
+        bare
+    }
+
+    fn round(&mut self) {
+        let mut commands = Vec::new();
+        let body = vec![7u8; BODY_BYTES];
+        for partition in 0..PARTITIONS {
+            let key = format!("bare:{partition}");
+            let seqs: Vec<String> = (1..=MESSAGES).map(|n| (self.seq + n).to_string()).collect();
+            let mut args: Vec<&[u8]> = vec![b"EVALSHA", self.sha.as_bytes(), b"1", key.as_bytes()];
+            for seq in &seqs {
+                args.extend([seq.as_bytes(), &body[..]]);
+            }
+            resp(&mut commands, &args);
+        }
+        self.seq += MESSAGES;
+        self.stream.get_mut().write_all(&commands).expect("a write");
+        for _ in 0..PARTITIONS {
+            assert_eq!(self.reply(), "ok");
+        }
+    }
+
+    fn reply(&mut self) -> String {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).expect("a reply");
+        let line = line.trim_end().to_owned();
+        let Some(length) = line.strip_prefix('$') else { panic!("Redis says {line}") };
+        let mut text = vec![0; length.parse::<usize>().expect("a length") + 2];
+        self.stream.read_exact(&mut text).expect("the rest");
+        String::from_utf8_lossy(&text).trim_end().to_owned()
+    }
+}
+
+fn resp(out: &mut Vec<u8>, args: &[&[u8]]) {
+    out.extend(format!("*{}\r\n", args.len()).bytes());
+    for arg in args {
+        out.extend(format!("${}\r\n", arg.len()).bytes());
+        out.extend_from_slice(arg);
+        out.extend(b"\r\n");
+    }
+}
+
+/// A redis-server of this bench's own, gone with it.
+struct RedisServer {
+    child: Child,
+    port: u16,
+    _dir: tempfile::TempDir,
+}
+
+impl RedisServer {
+    fn start(fsync: &str) -> Option<RedisServer> {
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).ok()?.port();
+        let dir = tempfile::tempdir().ok()?;
+        let child = Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+            .args(["--appendonly", "yes", "--appendfsync", fsync, "--maxmemory-policy", "noeviction"])
+            .args(["--auto-aof-rewrite-percentage", "0", "--dir"])
+            .arg(dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .ok()?;
+        let server = RedisServer { child, port, _dir: dir };
+        let answers = |_: &u32| {
+            std::thread::sleep(Duration::from_millis(50));
+            TcpStream::connect(("127.0.0.1", port)).is_ok()
+        };
+        (0..100).find(answers).map(|_| server)
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+criterion_group!(benches, appends);
+criterion_main!(benches);

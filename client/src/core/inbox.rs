@@ -1,0 +1,487 @@
+//! What comes in from conversations with a log: groups and direct ones. Every entry is told once, in order; what is
+//! missing is read from the log ([`super::sync`]); what was taken is saved and acknowledged ([`super::acks`]).
+//!
+//! The rule that keeps it right: the application is told the entry after the cursor, or a gap that the log has, or that
+//! the log was cut; nothing else moves a cursor. See [`super::place`].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use millrace_protocol::messages::client::request::Op;
+use millrace_protocol::messages::client::{
+    self, Code, Cursor, Deliver, DeliverAck, Refused, Standing, Sync, SyncPage, notify,
+};
+
+use super::acks::Acks;
+use super::event::Saved;
+use super::place::{Place, Verdict};
+use super::settings::{Settings, Start};
+use super::sync::Syncs;
+use super::told::Told;
+use crate::event::{Event, Message};
+
+/// How long an own message may lie above what came before it is looked up, ms: answers overtake deliveries by less.
+const HOLE_MS: u64 = 3_000;
+
+/// Entries of a page at most. Frames bound it too; this bounds what small messages add up to.
+const PAGE_ENTRIES_MAX: u32 = 256;
+
+/// Useless pages in a row before what they leave out counts as gone.
+const USELESS_MAX: u32 = 3;
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    user: String,
+    device: String,
+    start: Start,
+    places: BTreeMap<String, Place>,
+    born: u64,
+    syncs: Syncs,
+    acks: Acks,
+    /// Conversations where something heard of has not come, and when to ask for it.
+    holes: BTreeMap<String, u64>,
+    /// Pages with unexplained holes, one after the other.
+    useless: BTreeMap<String, u32>,
+    /// To be saved at the end of the step.
+    dirty: BTreeSet<String>,
+}
+
+impl Inbox {
+    pub(super) fn new(settings: &Settings, cursors: impl IntoIterator<Item = (String, Cursor)>) -> Self {
+        let mut inbox = Inbox {
+            user: String::new(),
+            device: settings.device.clone(),
+            start: settings.start,
+            places: BTreeMap::new(),
+            born: 0,
+            syncs: Syncs::default(),
+            acks: Acks::default(),
+            holes: BTreeMap::new(),
+            useless: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+        };
+        for (conversation, cursor) in cursors {
+            inbox.place(&conversation).begin(cursor);
+        }
+        inbox
+    }
+
+    /// Logged in: nothing is known to be in order before the server said so.
+    pub(super) fn connected(&mut self, user: &str) {
+        self.user = user.into();
+    }
+
+    /// What was asked is gone, and perhaps what was acknowledged last.
+    pub(super) fn disconnected(&mut self, now_ms: u64) {
+        self.syncs.clear();
+        self.holes.clear();
+        for conversation in self.acks.lost() {
+            if let Some(place) = self.places.get(&conversation) {
+                self.acks.schedule(&conversation, place.taken(), now_ms);
+            }
+        }
+        for place in self.places.values_mut() {
+            place.checked = false;
+        }
+    }
+
+    /// Conversations with a cursor.
+    pub(super) fn known(&self) -> impl Iterator<Item = &String> {
+        self.places.iter().filter(|(_, place)| place.begun).map(|(conversation, _)| conversation)
+    }
+
+    /// What this device has of a conversation.
+    pub(super) fn cursor(&self, conversation: &str) -> Option<Cursor> {
+        self.places.get(conversation).filter(|place| place.begun).map(Place::told)
+    }
+
+    /// What the application has taken of a conversation.
+    pub(super) fn taken(&self, conversation: &str) -> Option<Cursor> {
+        self.places.get(conversation).filter(|place| place.begun).map(Place::taken)
+    }
+
+    /// A live entry.
+    pub(super) fn deliver(&mut self, deliver: Deliver, told: &mut Told, now_ms: u64) {
+        let newest = self.start == Start::Newest;
+        let conversation = deliver.conversation.clone();
+        let place = self.place(&conversation);
+        place.heard = place.heard.max(deliver.seq);
+        if !place.begun && (deliver.seq == 1 || newest) {
+            place.begin(Cursor { epoch: deliver.epoch, seq: deliver.seq.saturating_sub(1) });
+        }
+        if !place.begun {
+            return self.syncs.want(&conversation);
+        }
+        match place.judge(deliver.epoch, deliver.seq, conversation.starts_with("g:")) {
+            Verdict::Repeat => {}
+            Verdict::Hole => self.want(&conversation),
+            Verdict::Next => {
+                self.show(deliver, told);
+                self.settle(&conversation, now_ms);
+            }
+        }
+    }
+
+    /// A message of this device was stored.
+    pub(super) fn own(&mut self, conversation: &str, at: Cursor, now_ms: u64) {
+        let newest = self.start == Start::Newest;
+        let place = self.place(conversation);
+        if !place.begun && (at.seq == 1 || newest) {
+            place.begin(Cursor { epoch: at.epoch, seq: at.seq.saturating_sub(1) });
+        }
+        place.own(at);
+        if !place.begun {
+            return self.syncs.want(conversation);
+        }
+        self.settle(conversation, now_ms);
+    }
+
+    /// The user became a member through this session: everything after `head` is delivered.
+    pub(super) fn joined(&mut self, conversation: &str, head: Cursor, now_ms: u64) {
+        let place = self.place(conversation);
+        if !place.begun {
+            place.begin(head);
+            place.checked = true;
+            self.syncs.forget(conversation);
+            self.keep(conversation, now_ms);
+        }
+    }
+
+    /// Where the log ends, from a Head or a Standing.
+    pub(super) fn head(&mut self, conversation: &str, head: Cursor, now_ms: u64) {
+        let newest = self.start == Start::Newest;
+        let place = self.place(conversation);
+        let told = place.told();
+        if !place.begun {
+            if newest || head.seq == 0 {
+                place.begin(head);
+                place.checked = true;
+                return self.keep(conversation, now_ms);
+            }
+        } else if head == told {
+            place.checked = true;
+            return;
+        } else if head.epoch < told.epoch || (head.epoch == told.epoch && head.seq < told.seq) {
+            // Read before what has come since.
+            return;
+        }
+        place.heard = place.heard.max(head.seq);
+        self.want(conversation);
+    }
+
+    /// How a conversation stands, as asked after a login. False: it has to be asked again.
+    pub(super) fn standing(&mut self, standing: &Standing, told: &mut Told, now_ms: u64) -> bool {
+        let conversation = &standing.conversation;
+        match standing.code() {
+            Code::None => {}
+            Code::Busy | Code::Unavailable => return false,
+            _ => {
+                self.gone(conversation, told);
+                return true;
+            }
+        }
+        let head = standing.head.unwrap_or_default();
+        let place = self.place(conversation);
+        if !place.begun && !standing.news {
+            place.begin(head);
+            place.checked = true;
+            self.acks.known(conversation, head);
+            self.dirty.insert(conversation.clone());
+            return true;
+        }
+        let taken = place.taken();
+        if place.begun && standing.delivered == Some(taken) {
+            self.acks.known(conversation, taken);
+        } else if place.begun {
+            self.acks.schedule(conversation, taken, now_ms);
+        }
+        self.head(conversation, head, now_ms);
+        true
+    }
+
+    /// Something was not delivered, or not acknowledged in time: the log has it.
+    pub(super) fn resync(&mut self, conversation: &str, now_ms: u64) {
+        let Some(place) = self.places.get(conversation) else {
+            self.place(conversation);
+            return self.syncs.want(conversation);
+        };
+        if place.begun {
+            self.acks.schedule(conversation, place.taken(), now_ms);
+        }
+        self.want(conversation);
+    }
+
+    /// The log ends at `to` after all. How far back it agrees with what is here, reading it tells: an earlier cut may not
+    /// have been heard of.
+    pub(super) fn truncated(&mut self, conversation: &str, to: Cursor) {
+        if let Some(place) = self.places.get_mut(conversation) {
+            place.disown(to.seq);
+            self.want(conversation);
+        }
+    }
+
+    /// The user is no member any more: what was here is forgotten.
+    pub(super) fn forget(&mut self, conversation: &str) {
+        self.syncs.forget(conversation);
+        self.acks.forget(conversation);
+        self.holes.remove(conversation);
+        self.useless.remove(conversation);
+        if self.places.remove(conversation).is_some() {
+            self.dirty.insert(conversation.into());
+        }
+    }
+
+    /// The application took what it was told.
+    pub(super) fn took(&mut self, told: &mut Told, now_ms: u64) {
+        while let Some(mark) = told.next_taken() {
+            let Some(place) = self.places.get_mut(&mark.conversation) else { continue };
+            if place.born == mark.born {
+                place.took(mark.cursor);
+                self.keep(&mark.conversation, now_ms);
+            }
+        }
+    }
+
+    /// The next request to read a log, as `id`.
+    pub(super) fn next_sync(&mut self, now_ms: u64, id: u64) -> Option<Op> {
+        let conversation = self.syncs.next(now_ms, id)?;
+        let after = self.cursor(&conversation);
+        Some(Op::Sync(Sync { conversation, after, limit: PAGE_ENTRIES_MAX }))
+    }
+
+    /// The next acknowledgement that is due.
+    pub(super) fn next_ack(&mut self, now_ms: u64) -> Option<Op> {
+        while let Some(conversation) = self.acks.next(now_ms) {
+            let Some(cursor) = self.taken(&conversation) else { continue };
+            self.acks.sent(&conversation, cursor, now_ms);
+            return Some(Op::DeliverAck(DeliverAck { conversation, cursor: Some(cursor) }));
+        }
+        None
+    }
+
+    /// Everything taken is to be acknowledged at once.
+    pub(super) fn hurry(&mut self) {
+        self.acks.hurry();
+    }
+
+    /// A page came.
+    pub(super) fn page(&mut self, id: u64, page: SyncPage, told: &mut Told, now_ms: u64) {
+        let Some(conversation) = self.syncs.answered(id) else { return };
+        if let Some(to) = page.truncated {
+            return match self.cut(&conversation, to, told) {
+                true => self.syncs.go_on(&conversation),
+                false => self.syncs.pause(&conversation, now_ms, 0),
+            };
+        }
+        let head = Cursor { epoch: page.epoch, seq: page.head };
+        let (more, gap) = (page.more, page.gap);
+        let entries: Vec<Deliver> = page
+            .entries
+            .into_iter()
+            .filter_map(|entry| match entry.event {
+                Some(notify::Event::Deliver(deliver)) => Some(deliver),
+                _ => None,
+            })
+            .collect();
+        let place = self.place(&conversation);
+        let before = place.told();
+        if !place.begun {
+            let first = gap.as_ref().map(|gap| gap.from).or(entries.first().map(|entry| entry.seq));
+            place.begin(first.map_or(head, |first| Cursor { epoch: 0, seq: first.saturating_sub(1) }));
+            if first.is_none() {
+                self.keep(&conversation, now_ms);
+            }
+        }
+        if let Some(gap) = gap {
+            let epoch = if gap.to == head.seq { head.epoch } else { before.epoch };
+            self.gap(&conversation, Cursor { epoch, seq: gap.to }, told);
+        }
+        let hopeless = self.useless.get(&conversation).is_some_and(|count| *count >= USELESS_MAX);
+        let mut whole = true;
+        for mut entry in entries {
+            entry.conversation.clone_from(&conversation);
+            let Some(place) = self.places.get_mut(&conversation) else { return };
+            if entry.seq > place.told().seq + 1 && entry.epoch == place.told().epoch {
+                // A page may leave out own messages. Between two of one epoch they are what they were.
+                place.absorb();
+            }
+            let last = place.told();
+            if entry.seq > last.seq + 1 && !hopeless {
+                whole = false;
+                break;
+            }
+            if entry.seq > last.seq + 1 {
+                self.gap(&conversation, Cursor { epoch: last.epoch, seq: entry.seq - 1 }, told);
+            }
+            if entry.seq > last.seq {
+                self.show(entry, told);
+            }
+        }
+        if hopeless && !more {
+            self.gap(&conversation, head, told);
+        }
+        let last = self.place(&conversation).told();
+        let useful = if more { last != before } else { last.seq >= head.seq };
+        match (whole && useful, more) {
+            (false, _) => {
+                *self.useless.entry(conversation.clone()).or_default() += 1;
+                self.syncs.pause(&conversation, now_ms, 0);
+            }
+            (true, true) => {
+                self.useless.remove(&conversation);
+                self.syncs.go_on(&conversation);
+            }
+            (true, false) => self.reached(&conversation, now_ms),
+        }
+        self.settle(&conversation, now_ms);
+    }
+
+    /// Reading a log was refused.
+    pub(super) fn refused(&mut self, id: u64, refused: &Refused, told: &mut Told, now_ms: u64) {
+        let Some(conversation) = self.syncs.answered(id) else { return };
+        match refused.code() {
+            Code::NotMember | Code::NoSuchGroup | Code::Forbidden => self.gone(&conversation, told),
+            _ => self.syncs.pause(&conversation, now_ms, refused.retry_after_ms.into()),
+        }
+    }
+
+    /// Does what is due. `reads`: answers are being read.
+    pub(super) fn due(&mut self, now_ms: u64, reads: bool) {
+        if !reads {
+            self.syncs.postpone(now_ms);
+        }
+        self.syncs.due(now_ms);
+        if self.holes.values().all(|at_ms| *at_ms > now_ms) {
+            return;
+        }
+        let due: Vec<String> =
+            self.holes.iter().filter(|(_, at_ms)| **at_ms <= now_ms).map(|(name, _)| name.clone()).collect();
+        for conversation in due {
+            self.holes.remove(&conversation);
+            if self.places.get(&conversation).is_some_and(Place::is_behind) {
+                self.want(&conversation);
+            }
+        }
+    }
+
+    /// When there is something to do.
+    pub(super) fn next_ms(&self) -> Option<u64> {
+        let hole = self.holes.values().copied().min();
+        [self.syncs.next_ms(), self.acks.next_ms(), hole].into_iter().flatten().min()
+    }
+
+    /// Whether nothing waits to be read.
+    pub(super) fn is_caught_up(&self) -> bool {
+        self.syncs.is_empty()
+    }
+
+    /// What is to be saved, as of now.
+    pub(super) fn saves(&mut self) -> Vec<Saved> {
+        let dirty = std::mem::take(&mut self.dirty);
+        dirty
+            .into_iter()
+            .map(|conversation| {
+                let cursor = self.taken(&conversation);
+                (conversation, cursor)
+            })
+            .collect()
+    }
+
+    /// The next entry: told, or passed over if this device sent it.
+    fn show(&mut self, deliver: Deliver, told: &mut Told) {
+        let at = Cursor { epoch: deliver.epoch, seq: deliver.seq };
+        let conversation = deliver.conversation.clone();
+        // What the server wrote on this device's behalf is news; what it sent is not: its SendAck said it all.
+        let own = deliver.sender == self.user
+            && deliver.sender_device == self.device
+            && deliver.action() != client::Action::System;
+        let Some(place) = self.places.get_mut(&conversation) else { return };
+        if own {
+            place.pass(at);
+        } else {
+            place.tell(at);
+            told.tell_at(&conversation, place.born, at, Event::Message(Message::from(deliver)));
+        }
+    }
+
+    /// The log has nothing up to `to`.
+    fn gap(&mut self, conversation: &str, to: Cursor, told: &mut Told) {
+        let Some(place) = self.places.get_mut(conversation) else { return };
+        let from = place.told().seq + 1;
+        if to.seq >= from {
+            place.tell(to);
+            let event = Event::Gap { conversation: conversation.into(), from, to: to.seq };
+            told.tell_at(conversation, place.born, to, event);
+        }
+    }
+
+    /// The log was cut above `to`, which is below what is known. Returns whether it is so.
+    fn cut(&mut self, conversation: &str, to: Cursor, told: &mut Told) -> bool {
+        let Some(place) = self.places.get_mut(conversation).filter(|place| place.begun) else { return false };
+        place.disown(to.seq);
+        let known = place.told();
+        let below = to.seq < known.seq || (to.seq == known.seq && to.epoch != known.epoch);
+        if below {
+            place.cut(to);
+            let event = Event::Truncated { conversation: conversation.into(), to };
+            told.tell_at(conversation, place.born, to, event);
+        }
+        below
+    }
+
+    /// The log was read to its end: what comes now is live.
+    fn reached(&mut self, conversation: &str, now_ms: u64) {
+        self.useless.remove(conversation);
+        self.syncs.forget(conversation);
+        let place = self.place(conversation);
+        place.checked = true;
+        place.absorb();
+        // What was heard of above the head is on its way; if not, the log is read once more, and no oftener.
+        if place.doubts() {
+            self.holes.insert(conversation.into(), now_ms + HOLE_MS);
+        }
+    }
+
+    /// The server no longer shows this conversation to the user.
+    fn gone(&mut self, conversation: &str, told: &mut Told) {
+        if self.cursor(conversation).is_some() {
+            told.tell(Event::Removed { conversation: conversation.into() });
+        }
+        self.forget(conversation);
+    }
+
+    /// The log is to be read. Until then it may be another one than ours.
+    fn want(&mut self, conversation: &str) {
+        self.place(conversation).checked = false;
+        self.syncs.want(conversation);
+    }
+
+    /// After something was told or passed.
+    fn settle(&mut self, conversation: &str, now_ms: u64) {
+        let Some(place) = self.places.get_mut(conversation) else { return };
+        place.absorb();
+        let moved = place.settle();
+        if place.is_behind() {
+            self.holes.entry(conversation.into()).or_insert(now_ms + HOLE_MS);
+        }
+        if moved {
+            self.keep(conversation, now_ms);
+        }
+    }
+
+    /// The cursor of what was taken has moved.
+    fn keep(&mut self, conversation: &str, now_ms: u64) {
+        let Some(place) = self.places.get_mut(conversation) else { return };
+        place.settle();
+        self.acks.schedule(conversation, place.taken(), now_ms);
+        self.dirty.insert(conversation.into());
+    }
+
+    fn place(&mut self, conversation: &str) -> &mut Place {
+        if !self.places.contains_key(conversation) {
+            self.born += 1;
+            self.places.insert(conversation.into(), Place::new(self.born));
+        }
+        self.places.get_mut(conversation).expect("it was put there")
+    }
+}

@@ -1,0 +1,165 @@
+//! One conversation as this device has it: how far the application was told, how far it took, and which of its own
+//! messages lie above.
+//!
+//! The rules that keep it right:
+//! 1. `told` moves up by one, over a message that is told or one of this device's own; or over a gap that the log
+//!    really has. It moves down only when the log was cut.
+//! 2. `taken` follows `told` through what the application took. It is what is saved and acknowledged.
+//! 3. The next seq under the same epoch continues what is here: one writer appended both. A store that lost its tail
+//!    goes on with the same seqs under another epoch. So there the next seq continues what is here only in a group
+//!    whose log was found to hold our cursor since the login (`checked`): its sessions are told of a cut before anything
+//!    else. The sessions of a direct conversation are not attached to it, and look into the log.
+
+use std::collections::BTreeMap;
+
+use millrace_protocol::messages::client::Cursor;
+
+/// Own messages above `told` that are remembered; with more the log is read instead.
+const OWN_MAX: usize = 1_024;
+
+/// What an entry is to a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The next one.
+    Next,
+    /// The application was told already, or a server that lost the conversation still speaks.
+    Repeat,
+    /// Something is missing, or the log is another: read it.
+    Hole,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// Tells apart the places that a conversation had.
+    pub(super) born: u64,
+    /// Whether there is a cursor at all. Without, the server's is where to begin.
+    pub(super) begun: bool,
+    pub(super) checked: bool,
+    /// The highest seq that was heard of.
+    pub(super) heard: u64,
+    /// The log was read and had less than was heard of.
+    doubted: bool,
+    told: Cursor,
+    taken: Cursor,
+    untaken: u32,
+    /// Own messages above `told`: their epochs by seq.
+    own: BTreeMap<u64, u64>,
+}
+
+impl Place {
+    pub(super) fn new(born: u64) -> Self {
+        Place {
+            born,
+            begun: false,
+            checked: false,
+            heard: 0,
+            doubted: false,
+            told: Cursor::default(),
+            taken: Cursor::default(),
+            untaken: 0,
+            own: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn told(&self) -> Cursor {
+        self.told
+    }
+
+    pub(super) fn taken(&self) -> Cursor {
+        self.taken
+    }
+
+    /// There was no cursor: everything up to `at` counts as taken.
+    pub(super) fn begin(&mut self, at: Cursor) {
+        (self.begun, self.told, self.taken) = (true, at, at);
+        self.heard = self.heard.max(at.seq);
+    }
+
+    /// What a live entry is.
+    pub(super) fn judge(&self, epoch: u64, seq: u64, is_group: bool) -> Verdict {
+        let Cursor { epoch: known, seq: last } = self.told;
+        if seq <= last {
+            return if epoch > known { Verdict::Hole } else { Verdict::Repeat };
+        }
+        if epoch < known {
+            return Verdict::Repeat;
+        }
+        let continues = epoch == known || last == 0 || (self.checked && is_group);
+        if seq == last + 1 && continues { Verdict::Next } else { Verdict::Hole }
+    }
+
+    /// The application is being told what moves the cursor to `at`.
+    pub(super) fn tell(&mut self, at: Cursor) {
+        self.told = at;
+        self.heard = self.heard.max(at.seq);
+        self.untaken += 1;
+    }
+
+    /// `at` needs no telling: an own message.
+    pub(super) fn pass(&mut self, at: Cursor) {
+        self.told = at;
+        self.heard = self.heard.max(at.seq);
+    }
+
+    /// The log ends at `to` after all.
+    pub(super) fn cut(&mut self, to: Cursor) {
+        (self.told, self.heard) = (to, to.seq);
+        self.untaken += 1;
+    }
+
+    /// An own message was stored. It counts when everything below has come.
+    pub(super) fn own(&mut self, at: Cursor) {
+        if at.seq > self.told.seq && self.own.len() < OWN_MAX {
+            self.own.insert(at.seq, at.epoch);
+        }
+        self.heard = self.heard.max(at.seq);
+    }
+
+    /// Own messages above this are not in the log any more.
+    pub(super) fn disown(&mut self, seq: u64) {
+        self.own.retain(|own, _| *own <= seq);
+    }
+
+    /// Passes over own messages that are next. Of another epoch they are not: rule 3, and the log can be asked.
+    pub(super) fn absorb(&mut self) {
+        while let Some((&seq, &epoch)) = self.own.first_key_value() {
+            if seq > self.told.seq + 1 || (seq == self.told.seq + 1 && epoch != self.told.epoch && seq > 1) {
+                return;
+            }
+            self.own.remove(&seq);
+            if seq == self.told.seq + 1 {
+                self.told = Cursor { epoch, seq };
+            }
+        }
+    }
+
+    /// Whether own messages, or others that were heard of, lie above what was told.
+    pub(super) fn is_behind(&self) -> bool {
+        self.heard > self.told.seq
+    }
+
+    /// The log was read to its end: whether to read it again, for what was heard of and is not in it.
+    pub(super) fn doubts(&mut self) -> bool {
+        self.doubted = self.is_behind() && !self.doubted;
+        if !self.doubted {
+            self.heard = self.told.seq;
+        }
+        self.doubted
+    }
+
+    /// The application took what moved the cursor to `at`.
+    pub(super) fn took(&mut self, at: Cursor) {
+        self.untaken = self.untaken.saturating_sub(1);
+        self.taken = at;
+    }
+
+    /// Own messages above the last taken event count as taken with it. Returns whether that moved anything.
+    pub(super) fn settle(&mut self) -> bool {
+        let moves = self.untaken == 0 && self.taken != self.told;
+        if moves {
+            self.taken = self.told;
+        }
+        moves
+    }
+}

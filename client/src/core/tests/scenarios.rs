@@ -1,0 +1,327 @@
+//! One thing at a time.
+
+use bytes::Bytes;
+use millrace_protocol::messages::client::request::Op;
+use millrace_protocol::messages::client::response::Outcome;
+use millrace_protocol::messages::client::{
+    Code, Cursor, Deliver, Joined, Notify, PresenceSubscribe, Removed, Response, RoomJoin, SyncPage, Typing,
+    notify,
+};
+
+use super::server::Frame;
+use super::world::World;
+use crate::core::{Event, Start};
+use crate::event::Event as Notice;
+
+fn text(seq: u64) -> Bytes {
+    Bytes::from(format!("message {seq}"))
+}
+
+fn fill(world: &mut World, conversation: &str, count: u64) {
+    for seq in 1..=count {
+        world.server.append(conversation, "bob", text(seq));
+    }
+}
+
+fn seqs(world: &World, conversation: &str) -> Vec<u64> {
+    world.shown.get(conversation).map_or(Vec::new(), |shown| shown.messages.keys().copied().collect())
+}
+
+#[test]
+fn a_hundred_thousand_missed_messages_are_shown_with_little_in_memory() {
+    let mut world = World::new(1, &["g:tea", "d:alice:bob"]);
+    fill(&mut world, "g:tea", 100_000);
+    fill(&mut world, "d:alice:bob", 10);
+    world.settle(600_000);
+    world.check_complete();
+    assert_eq!(world.shown["g:tea"].messages.len(), 100_000);
+    assert!(world.waiting_max <= world.settings.events_max + 8, "{} waited", world.waiting_max);
+    assert_eq!(world.notices.iter().filter(|notice| **notice == Notice::CaughtUp).count(), 1);
+
+    // An application that takes nothing is asked for nothing more.
+    let mut world = World::new(2, &["g:tea"]);
+    fill(&mut world, "g:tea", 100_000);
+    for _ in 0..10_000 {
+        world.tick(10);
+        world.deliver_request();
+        world.deliver_frame();
+    }
+    assert!(world.waiting.len() <= world.settings.events_max + 8, "{} wait", world.waiting.len());
+    assert!(world.server.syncs < 10 && world.server.acks == 0);
+}
+
+#[test]
+fn many_conversations_are_read_a_few_at_a_time() {
+    let names: Vec<String> = (0..600).map(|index| format!("g:{index:03}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut world = World::new(3, &names);
+    for name in &names {
+        fill(&mut world, name, 9);
+    }
+    // The world asserts that there are at most eight.
+    world.settle(600_000);
+    world.check_complete();
+    // A second process has nothing to read: what Peek says is enough.
+    let syncs = world.server.syncs;
+    world.restart();
+    world.settle(60_000);
+    assert_eq!(world.server.syncs, syncs);
+    assert!(world.server.asked.iter().filter(|op| matches!(op, Op::Peek(_))).count() >= 6);
+}
+
+#[test]
+fn a_new_device_begins_where_it_is_told_to() {
+    // The server's cursor.
+    let mut world = World::new(4, &["g:tea", "g:new"]);
+    fill(&mut world, "g:tea", 10);
+    world.server.log("g:tea").delivered = Some(Cursor { epoch: 1, seq: 7 });
+    world.started.extend(["g:tea".to_owned()]);
+    world.settle(20_000);
+    assert_eq!(seqs(&world, "g:tea"), [8, 9, 10]);
+    // The newest; what comes then is shown.
+    let mut world =
+        World::with(5, &["g:tea", "g:new", "d:alice:bob"], |settings| settings.start = Start::Newest);
+    fill(&mut world, "g:tea", 10);
+    world.started.extend(["g:tea".to_owned(), "d:alice:bob".to_owned()]);
+    world.settle(20_000);
+    assert_eq!(world.server.log("g:tea").delivered.map(|cursor| cursor.seq), Some(10));
+    assert_eq!(world.server.syncs, 0);
+    world.server.append("g:tea", "bob", text(11));
+    world.server.append("d:alice:bob", "bob", text(1));
+    world.server.append("g:new", "bob", text(1));
+    world.settle(20_000);
+    assert_eq!(
+        (seqs(&world, "g:tea"), seqs(&world, "d:alice:bob"), seqs(&world, "g:new")),
+        (vec![11], vec![1], vec![1])
+    );
+}
+
+#[test]
+fn an_own_message_is_passed_over_when_everything_before_it_has_come() {
+    let mut world = World::new(6, &["g:tea"]);
+    world.settle(10_000);
+    let syncs = world.server.syncs;
+    // Its answer overtakes the two messages before it.
+    world.server.append("g:tea", "bob", text(1));
+    world.server.append("g:tea", "bob", text(2));
+    let key = world.send("g:tea", 10_000);
+    while world.deliver_request() {}
+    let conn = world.conn.unwrap();
+    let Some(Frame::Response(response)) = world.server.answers.pop_front() else { panic!("an answer") };
+    world.step(Event::Response { conn, response });
+    assert_eq!(world.settled[&key].as_ref().map(|ack| ack.seq), Ok(3));
+    assert_eq!(world.machine.cursor("g:tea"), Some(Cursor { epoch: 0, seq: 0 }));
+    world.settle(100);
+    assert_eq!(world.machine.cursor("g:tea"), Some(Cursor { epoch: 1, seq: 3 }));
+    world.settle(10_000);
+    assert_eq!((world.server.syncs, world.server.log("g:tea").delivered.unwrap().seq), (syncs, 3));
+    // When they don't come, the log is looked into.
+    world.server.faults.skip_live = 1_000;
+    world.server.append("g:tea", "bob", text(4));
+    world.send("g:tea", 10_000);
+    world.settle(10_000);
+    assert_eq!((seqs(&world, "g:tea"), world.server.syncs), (vec![1, 2, 4], syncs + 1));
+}
+
+#[test]
+fn what_was_told_and_not_taken_is_neither_saved_nor_acknowledged() {
+    let mut world = World::new(7, &["g:tea"]);
+    world.settle(10_000);
+    for seq in 1..=5 {
+        world.server.append("g:tea", "bob", text(seq));
+    }
+    for _ in 0..100 {
+        world.tick(100);
+        world.deliver_request();
+        world.deliver_frame();
+    }
+    assert_eq!((world.waiting.len(), world.saved["g:tea"].seq, world.server.acks), (5, 0, 0));
+    let took_ms = world.now_ms;
+    world.take();
+    world.take();
+    assert_eq!(world.saved["g:tea"].seq, 2, "in the same step");
+    while world.server.acks == 0 {
+        world.tick(50);
+        world.deliver_request();
+    }
+    assert!(world.now_ms - took_ms <= 2_000, "promptly");
+    assert_eq!(world.server.log("g:tea").delivered.unwrap().seq, 2);
+    world.restart();
+    world.settle(20_000);
+    assert_eq!(seqs(&world, "g:tea"), [1, 2, 3, 4, 5], "twice would have been noticed");
+}
+
+#[test]
+fn a_log_that_lost_its_end_takes_the_application_back() {
+    let mut world = World::new(8, &["g:tea"]);
+    fill(&mut world, "g:tea", 10);
+    world.settle(20_000);
+    world.lose();
+    world.server.takeover("g:tea", 4);
+    for seq in 7..=12 {
+        world.server.append("g:tea", "carol", text(100 + seq));
+    }
+    world.settle(60_000);
+    let to = Cursor { epoch: 1, seq: 6 };
+    let cut = |notice: &&Notice| matches!(notice, Notice::Truncated { to: at, .. } if *at == to);
+    assert_eq!(world.notices.iter().filter(cut).count(), 1);
+    world.check_complete();
+    assert_eq!(world.saved["g:tea"], Cursor { epoch: 2, seq: 12 });
+}
+
+#[test]
+fn a_trimmed_log_is_told_as_a_gap() {
+    let mut world = World::new(9, &["g:tea"]);
+    fill(&mut world, "g:tea", 5);
+    world.settle(20_000);
+    world.lose();
+    fill(&mut world, "g:tea", 20);
+    world.server.trim("g:tea", 15);
+    world.settle(60_000);
+    assert_eq!(world.shown["g:tea"].gaps, [(6, 15)]);
+    world.check_complete();
+    // To its very end.
+    world.lose();
+    fill(&mut world, "g:tea", 5);
+    world.server.trim("g:tea", 100);
+    world.settle(60_000);
+    assert_eq!(world.shown["g:tea"].gaps, [(6, 15), (26, 30)]);
+}
+
+#[test]
+fn nobody_who_listens_means_that_nothing_is_acknowledged() {
+    let mut world = World::new(10, &["g:tea"]);
+    world.settle(10_000);
+    world.step(Event::Deaf);
+    fill(&mut world, "g:tea", 50);
+    world.settle(10_000);
+    assert_eq!((world.server.acks, world.server.log("g:tea").delivered.unwrap_or_default().seq), (0, 0));
+    assert!(world.machine.reads(), "messages can still be sent");
+    let key = world.send("g:tea", 10_000);
+    world.server.go_away(Code::NotAcknowledged, 0);
+    world.settle(1_000);
+    assert!(world.settled[&key].is_ok());
+    world.lose();
+    world.settle(60_000);
+    let logins =
+        world.server.asked.iter().filter_map(|op| if let Op::Login(login) = op { Some(login) } else { None });
+    assert_eq!(logins.map(|login| login.acknowledges).collect::<Vec<_>>(), [true, false]);
+}
+
+#[test]
+fn who_is_no_member_any_more_has_no_cursor() {
+    let mut world = World::new(11, &["g:tea"]);
+    fill(&mut world, "g:tea", 5);
+    world.settle(20_000);
+    assert_eq!(world.saved["g:tea"].seq, 5);
+    world.server.notify(notify::Event::Removed(Removed { conversation: "g:tea".into() }));
+    world.settle(100);
+    assert!(world.saved.is_empty());
+    assert!(world.notices.contains(&Notice::Removed { conversation: "g:tea".into() }));
+    // Back again: from where it is then, not from where it was.
+    let op = Op::GroupJoin(millrace_protocol::messages::client::GroupJoin { group: "tea".into() });
+    world.step(Event::Call { key: 1_000, op, deadline_ms: world.now_ms + 1_000 });
+    let (conn, id, _) = world.to_server.pop_front().unwrap();
+    let joined = Joined { conversation: "g:tea".into(), epoch: 1, head: 40, members: 2 };
+    world.step(Event::Response { conn, response: Response { id, outcome: Some(Outcome::Joined(joined)) } });
+    assert_eq!(world.saved["g:tea"], Cursor { epoch: 1, seq: 40 });
+}
+
+/// Answers the next request, which `takes` recognizes.
+fn answer(world: &mut World, outcome: Outcome, takes: impl Fn(&Op) -> bool) {
+    world.tick(0);
+    let index = world.to_server.iter().position(|(_, _, op)| takes(op)).expect("asked");
+    let (conn, id, _) = world.to_server.remove(index).unwrap();
+    world.step(Event::Response { conn, response: Response { id, outcome: Some(outcome) } });
+}
+
+#[test]
+fn a_room_shows_its_past_first_when_asked_to() {
+    let mut world = World::with(12, &[], |settings| settings.room_replay = 3);
+    world.settle(1_000);
+    let deliver = |seq: u64| Notify {
+        event: Some(notify::Event::Deliver(Deliver {
+            conversation: "r:lobby".into(),
+            seq,
+            epoch: 1,
+            sender: "bob".into(),
+            ..Deliver::default()
+        })),
+    };
+    let op = Op::RoomJoin(RoomJoin { room: "lobby".into() });
+    world.step(Event::Call { key: 1_000, op, deadline_ms: world.now_ms + 1_000 });
+    let joined = Joined { conversation: "r:lobby".into(), epoch: 1, head: 20, members: 0 };
+    answer(&mut world, Outcome::Joined(joined), |op| matches!(op, Op::RoomJoin(_)));
+    let conn = world.conn.unwrap();
+    world.step(Event::Notify { conn, notify: deliver(21) });
+    let page = SyncPage { entries: vec![deliver(20), deliver(19), deliver(18)], ..SyncPage::default() };
+    answer(
+        &mut world,
+        Outcome::SyncPage(page),
+        |op| matches!(op, Op::History(ask) if ask.before == 21 && ask.limit == 3),
+    );
+    world.step(Event::Notify { conn, notify: deliver(22) });
+    let shown = world.waiting.iter().filter_map(|(_, notice)| match notice {
+        Notice::Message(message) => Some(message.seq),
+        _ => None,
+    });
+    assert_eq!(shown.collect::<Vec<_>>(), [18, 19, 20, 21, 22]);
+}
+
+#[test]
+fn typing_is_seldom_and_presence_is_asked_for_again() {
+    let mut world = World::new(13, &["d:alice:bob"]);
+    world.settle(1_000);
+    let said = |world: &World| {
+        let typing = world.server.asked.iter().filter_map(|op| match op {
+            Op::Typing(Typing { what, .. }) => Some(*what),
+            _ => None,
+        });
+        typing.collect::<Vec<_>>()
+    };
+    for what in 1..=5 {
+        world.step(Event::Typing { conversation: "d:alice:bob".into(), what });
+        world.settle(100);
+    }
+    assert_eq!(said(&world), [1]);
+    world.settle(2_000);
+    assert_eq!(said(&world), [1, 5], "the last word");
+    let op = Op::PresenceSubscribe(PresenceSubscribe { users: vec!["bob".into()] });
+    world.step(Event::Call { key: 1_000, op: op.clone(), deadline_ms: world.now_ms + 1_000 });
+    world.settle(100);
+    world.lose();
+    world.settle(10_000);
+    assert_eq!(world.server.asked.iter().filter(|asked| **asked == op).count(), 2);
+}
+
+#[test]
+fn a_gap_alone_is_reason_enough_to_read_the_log() {
+    let mut world = World::new(14, &["g:tea"]);
+    world.settle(10_000);
+    world.server.faults.skip_live = 1_000;
+    fill(&mut world, "g:tea", 3);
+    world.server.gap();
+    world.settle(5_000);
+    assert_eq!(seqs(&world, "g:tea"), [1, 2, 3]);
+    assert!(world.shown["g:tea"].gaps.is_empty(), "the log has them");
+}
+
+#[test]
+fn a_cut_is_not_overlooked_while_others_are_being_read() {
+    let names = ["g:0", "g:1", "g:2", "g:3", "g:4", "g:5", "g:6", "g:7", "g:z"];
+    let mut world = World::new(15, &names);
+    names.iter().for_each(|name| fill(&mut world, name, 3));
+    world.settle(10_000);
+    world.server.faults.skip_live = 1_000;
+    names[..8].iter().for_each(|name| fill(&mut world, name, 1));
+    world.server.faults.skip_live = 0;
+    (0..8).for_each(|_| world.server.gap());
+    world.server.takeover("g:z", 2);
+    for index in 0..3 {
+        world.server.append("g:z", "carol", text(100 + index));
+    }
+    // No page comes before the fourth entry of the new log, which would fit the third of the old one.
+    while world.deliver_frame() {}
+    world.settle(20_000);
+    world.check_complete();
+}

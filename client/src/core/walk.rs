@@ -1,0 +1,145 @@
+//! After a login: which conversations there are, and where they stand. Pages of the list, each followed by one Peek
+//! with this device's cursors; then those that have cursors and are not in the list. One request is in flight.
+//!
+//! What is learned goes to the inbox, which reads what has news, and to the application as [`Event::Listed`].
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use millrace_protocol::messages::client::request::Op;
+use millrace_protocol::messages::client::{
+    ConversationItem, ConversationPage, Conversations, Peek, PeekItem, Peeked, Refused,
+};
+
+use super::inbox::Inbox;
+use super::told::Told;
+use crate::event::{Event, Listing};
+
+/// Conversations of one Peek: the protocol's limit.
+const PEEK_MAX: usize = 256;
+
+/// Pause after an answer that brings nothing, ms.
+const RETRY_MS: u64 = 1_000;
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub(super) struct Walk {
+    running: bool,
+    /// The list is read from here; `None`: to its end.
+    after: Option<String>,
+    /// Read from the list and not asked about yet.
+    items: VecDeque<ConversationItem>,
+    /// With cursors, and not seen in the list yet.
+    rest: BTreeSet<String>,
+    asked: Option<(u64, Asked)>,
+    not_before_ms: u64,
+}
+
+#[derive(Debug)]
+enum Asked {
+    List,
+    Peek(BTreeMap<String, ConversationItem>),
+}
+
+impl Walk {
+    /// Logged in: begins.
+    pub(super) fn start(&mut self, inbox: &Inbox) {
+        *self = Walk {
+            running: true,
+            after: Some(String::new()),
+            rest: inbox.known().cloned().collect(),
+            ..Walk::default()
+        };
+    }
+
+    pub(super) fn disconnected(&mut self) {
+        *self = Walk::default();
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        !self.running
+    }
+
+    /// The next request, as `id`.
+    pub(super) fn next(&mut self, now_ms: u64, id: u64, inbox: &Inbox) -> Option<Op> {
+        if !self.running || self.asked.is_some() || self.not_before_ms > now_ms {
+            return None;
+        }
+        if self.items.is_empty()
+            && let Some(after) = self.after.clone()
+        {
+            self.asked = Some((id, Asked::List));
+            return Some(Op::Conversations(Conversations { after, limit: PEEK_MAX as u32 }));
+        }
+        while self.items.len() < PEEK_MAX
+            && self.after.is_none()
+            && let Some(conversation) = self.rest.pop_first()
+        {
+            self.items.push_back(ConversationItem { conversation, ..ConversationItem::default() });
+        }
+        let count = self.items.len().min(PEEK_MAX);
+        let asked: BTreeMap<String, ConversationItem> =
+            self.items.drain(..count).map(|item| (item.conversation.clone(), item)).collect();
+        if asked.is_empty() {
+            self.running = false;
+            return None;
+        }
+        let item = |conversation: &String| PeekItem {
+            cursor: inbox.cursor(conversation),
+            conversation: conversation.clone(),
+        };
+        let items = asked.keys().map(item).collect();
+        self.asked = Some((id, Asked::Peek(asked)));
+        Some(Op::Peek(Peek { items }))
+    }
+
+    /// Whether request `id` is of the walk.
+    pub(super) fn knows(&self, id: u64) -> bool {
+        self.asked.as_ref().is_some_and(|(asked, _)| *asked == id)
+    }
+
+    /// A page of the list came.
+    pub(super) fn listed(&mut self, page: ConversationPage) {
+        self.asked = None;
+        let last = page.items.last().map(|item| item.conversation.clone());
+        self.after = last.filter(|_| page.more);
+        for item in page.items {
+            self.rest.remove(&item.conversation);
+            self.items.push_back(item);
+        }
+    }
+
+    /// Standings came. Those left out, and those of owners that were busy, are asked for again.
+    pub(super) fn peeked(&mut self, peeked: Peeked, inbox: &mut Inbox, told: &mut Told, now_ms: u64) {
+        let Some((_, Asked::Peek(mut asked))) = self.asked.take() else { return };
+        let mut listings = Vec::new();
+        for standing in peeked.standings {
+            let Some(item) = asked.remove(&standing.conversation) else { continue };
+            if inbox.standing(&standing, told, now_ms) {
+                listings.push(Listing { item, standing });
+            } else {
+                asked.insert(item.conversation.clone(), item);
+            }
+        }
+        if listings.is_empty() {
+            self.not_before_ms = now_ms + RETRY_MS;
+        } else {
+            told.tell(Event::Listed(listings));
+        }
+        self.items.extend(asked.into_values());
+    }
+
+    /// The server would not answer. Without a list, what has a cursor here is asked about.
+    pub(super) fn refused(&mut self, refused: &Refused, now_ms: u64) {
+        let again = refused.retry_after_ms > 0;
+        self.not_before_ms = now_ms + u64::from(refused.retry_after_ms).max(RETRY_MS);
+        match self.asked.take() {
+            Some((_, Asked::List)) if !again => self.after = None,
+            Some((_, Asked::Peek(asked))) if again => self.items.extend(asked.into_values()),
+            _ => {}
+        }
+    }
+
+    pub(super) fn next_ms(&self) -> Option<u64> {
+        (self.running && self.asked.is_none()).then_some(self.not_before_ms)
+    }
+}

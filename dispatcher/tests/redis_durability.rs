@@ -1,0 +1,168 @@
+//! What Redis keeps and where: levels of durability, replicas that are gone, failovers, and a cluster's slots.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use millrace_dispatcher::store::redis::{RedisStore, Settings};
+use millrace_dispatcher::store::{Durability, Outcome, StoreError, Work};
+use support::cases::CASES;
+use support::kept::KEPT;
+use support::random::differ;
+use support::redis::{Redis, RedisCluster, RedisSentinel, RedisServer};
+use support::world::{World, message, until};
+
+fn open(redis: &dyn Redis, durability: Durability) -> World<'static> {
+    let settings = Settings { durability, ..redis.settings("c") };
+    World::over(Box::new(RedisStore::connect(&redis.url(), settings).unwrap()))
+}
+
+#[test]
+fn fsync_is_checked() {
+    let trouble = |server: &RedisServer, url: &str| {
+        let settings = Settings { durability: Durability::Fsync, ..server.settings("c") };
+        World::over(Box::new(RedisStore::connect(url, settings).unwrap())).trouble()
+    };
+    let server = RedisServer::start();
+    assert_eq!(trouble(&server, &server.url()), None);
+    server.cli(&["CONFIG", "SET", "appendfsync", "everysec"]);
+    let said = trouble(&server, &server.url()).unwrap();
+    assert!(said.contains("appendfsync everysec") && said.contains("always"), "{said}");
+    server.cli(&["CONFIG", "SET", "appendonly", "no"]);
+    let said = trouble(&server, &server.url()).unwrap();
+    assert!(said.contains("appendonly no"), "{said}");
+    assert_eq!(open(&server, Durability::Async).trouble(), None, "only where it was asked for");
+    assert_eq!(server.cli(&["ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", "-config"]), "OK");
+    let said = trouble(&server, &format!("redis://app:pw@127.0.0.1:{}", server.port())).unwrap();
+    assert!(said.contains("can't be checked") && said.contains("CONFIG"), "{said}");
+}
+
+#[test]
+fn nothing_is_answered_before_replicas_have_it() {
+    let server = RedisServer::start_with(&[]);
+    let replica = server.replica();
+    let world = open(&server, Durability::Replicated(1));
+    world.beat("a", 60_000);
+    let mut claim = world.claim(3, "a", 1_000);
+    world.append(&mut claim, vec![message("g:tea", 1)]);
+    assert_eq!(replica.cli(&["HGET", "{mr:c:p3}:l:g:tea", "h"]), "1", "it has it when it is answered");
+    assert_eq!(world.trouble(), None);
+
+    replica.signal("-STOP");
+    let begun = Instant::now();
+    let outcome = world.call(claim.batch(vec![message("g:tea", 2)]));
+    let Err(StoreError::Unavailable(reason)) = outcome else { panic!("{outcome:?}") };
+    assert!(reason.contains("0 of 1 replicas"), "{reason}");
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(world.trouble().unwrap().contains("0 of 1 replicas"), "{:?}", world.trouble());
+    // Neither its former owner nor the next one is told of it.
+    assert!(matches!(world.call(claim.load("g:tea")), Err(StoreError::Unavailable(_))));
+    assert!(matches!(world.try_claim(3, "a", 1_000), Err(StoreError::Unavailable(_))));
+    // Leases go on, also in the same round.
+    let begun = Instant::now();
+    world.beat("a", 60_000);
+    assert!(begun.elapsed() < Duration::from_millis(400), "{:?}", begun.elapsed());
+
+    replica.signal("-CONT");
+    until("the replica is back", Duration::from_secs(10), || world.try_claim(3, "a", 1_000).is_ok());
+    assert_eq!(world.trouble(), None);
+    let mut claim = world.claim(3, "a", 1_000);
+    assert_eq!(claim.position, 3, "it was carried out; that is found out by the claim");
+    world.append(&mut claim, vec![message("g:tea", 3)]);
+    assert_eq!(replica.cli(&["HGET", "{mr:c:p3}:l:g:tea", "h"]), "3");
+
+    // A connection that takes another's place is looked at before it is believed.
+    server.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+    until("it is connected again", Duration::from_secs(8), || world.try_claim(3, "a", 1_000).is_ok());
+    let mut claim = world.claim(3, "a", 1_000);
+    world.append(&mut claim, vec![message("g:tea", 4)]);
+}
+
+#[test]
+fn two_replicas_are_asked_for_and_one_is_there() {
+    let server = RedisServer::start_with(&[]);
+    let _replica = server.replica();
+    let world = open(&server, Durability::Replicated(2));
+    assert!(matches!(world.try_claim(3, "a", 1_000), Err(StoreError::Unavailable(_))));
+    assert!(world.trouble().unwrap().contains("1 of 2 replicas"), "{:?}", world.trouble());
+}
+
+#[test]
+fn sentinel_promotes_a_replica_and_nothing_answered_is_lost() {
+    let mut redis = RedisSentinel::start();
+    let world = open(&redis, Durability::Replicated(1));
+    let mut claim = world.claim(3, "a", 1_000);
+    for seq in 1..=50 {
+        world.append(&mut claim, vec![message("g:tea", seq)]);
+    }
+    redis.primary.kill();
+    let refused = world.call(claim.batch(vec![message("g:tea", 51)]));
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    // The promoted one has no replica: what it has can be seen under a level that needs none.
+    until("the replica is promoted", Duration::from_secs(20), || {
+        redis.replica.cli(&["INFO", "replication"]).contains("role:master")
+    });
+    let after = open(&redis, Durability::Async);
+    let mut next = after.claim(3, "b", 1_000);
+    assert!(next.fence.epoch > claim.fence.epoch);
+    // What was refused may have waited in the client and be there all the same; what was answered is.
+    let entries = after.read("g:tea", 0, 99, 1 << 20).0.len() as u64;
+    assert!(next.position == entries + 1 && (50..=51).contains(&entries), "{entries} entries");
+    after.append(&mut next, vec![message("g:tea", entries + 1)]);
+    // The store that was there before follows too, and says what it lacks.
+    until("it has followed", Duration::from_secs(20), || {
+        world.call(claim.load("g:tea")) == Err(StoreError::Fenced { partition: 3 })
+    });
+    let claimed = world.try_claim(3, "a", 1_000);
+    assert!(
+        matches!(&claimed, Err(StoreError::Unavailable(reason)) if reason.contains("0 of 1 replicas")),
+        "{claimed:?}"
+    );
+}
+
+#[test]
+fn a_cluster_keeps_the_promises() {
+    let redis = RedisCluster::start();
+    for (at, (name, case)) in KEPT.iter().chain(CASES).enumerate() {
+        println!("cluster: {name}");
+        case(&World::redis(&redis, &format!("c{at}")));
+        redis.flush();
+    }
+    let seed = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+    println!("MILLRACE_SEED={seed}");
+    println!("{} jobs", differ(seed, &World::redis(&redis, "c"), 300));
+}
+
+#[test]
+fn a_cluster_moves_a_slot_and_loses_a_node() {
+    let redis = RedisCluster::start();
+    let world = World::redis(&redis, "c");
+    let slot = |partition: u16| redis.cli(&["CLUSTER", "KEYSLOT", &format!("{{mr:c:p{partition}}}:fence")]);
+    let node = |slot: u16| usize::from(slot > 5_460) + usize::from(slot > 10_922);
+    let mut of_nodes: [Vec<u16>; 3] = Default::default();
+    for partition in 0..16 {
+        of_nodes[node(slot(partition).parse().unwrap())].push(partition);
+    }
+    let used: Vec<u16> = of_nodes.iter().map(|partitions| partitions[0]).collect();
+    let mut claims: Vec<_> = used.iter().map(|partition| world.claim(*partition, "a", 1_000)).collect();
+    for claim in &mut claims {
+        world.append(claim, vec![message("g:tea", 1)]);
+    }
+    redis.migrate(slot(used[0]).parse().unwrap(), 0, 1);
+    // The first to come is told so, and nothing of it was done; the client knows better then.
+    let outcome = world.call(claims[0].batch(vec![message("g:tea", 2)]));
+    assert!(matches!(outcome, Err(StoreError::Unavailable(_))), "{outcome:?}");
+    until("the client knows better", Duration::from_secs(8), || world.try_claim(used[0], "a", 1_000).is_ok());
+    claims[0] = world.claim(used[0], "a", 1_000);
+    assert_eq!(claims[0].position, 2, "nothing was written");
+    world.append(&mut claims[0], vec![message("g:tea", 2)]);
+
+    redis.nodes[2].signal("-KILL");
+    // Its partitions are away, the others are not, whatever is asked together with them.
+    let works = || -> Vec<Work> { claims.iter().map(|claim| claim.load("g:tea")).collect() };
+    until("the others answer", Duration::from_secs(10), || {
+        let outcomes = world.calls(works());
+        assert!(matches!(outcomes[2], Err(StoreError::Unavailable(_))), "{:?}", outcomes[2]);
+        outcomes[..2].iter().all(|outcome| matches!(outcome, Ok(Outcome::Loaded(_))))
+    });
+}
