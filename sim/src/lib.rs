@@ -1,0 +1,39 @@
+//! The simulation: gateways, dispatchers and clients, their production cores, in one world that is played from a seed.
+//!
+//! | file | its idea |
+//! |---|---|
+//! | [`world`] | hands out what is due; faults; when a run is over |
+//! | [`plan`], [`schedule`] | what a world looks like; what happens to it |
+//! | [`agenda`], [`clock`], [`random`] | order, time and chance |
+//! | [`network`], [`store`] | what lies between the processes, and fails |
+//! | [`thread`], [`gateway`], [`dispatcher`] | processes: what their shells do |
+//! | [`device`], [`work`] | clients, and what their users do |
+//! | [`ledger`] | what was promised, and whether it is kept |
+//! | [`outside`], [`trace`], [`wiretap`] | what is handed around; what is told |
+//! | [`run`], [`shrink`], [`report`] | many seeds; fewer faults; what is printed |
+//!
+//! The same seed plays the same way, always and everywhere: nothing here reads a clock, a file or a random number, and
+//! no map is walked in an order of its own.
+
+#![forbid(unsafe_code)]
+
+pub mod agenda;
+pub mod clock;
+pub mod device;
+pub mod dispatcher;
+pub mod gateway;
+pub mod ledger;
+pub mod network;
+pub mod outside;
+pub mod plan;
+pub mod random;
+pub mod report;
+pub mod run;
+pub mod schedule;
+pub mod shrink;
+pub mod store;
+pub mod thread;
+pub mod trace;
+pub mod wiretap;
+pub mod work;
+pub mod world;

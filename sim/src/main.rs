@@ -1,0 +1,171 @@
+//! The command line of the simulation.
+
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use clap::{Parser, Subcommand};
+use millrace_sim::plan::{NAMES, Plan};
+use millrace_sim::report::{Summary, failure};
+use millrace_sim::run::{Options, play, play_many};
+use millrace_sim::shrink::shrink;
+
+/// Plays gateways, dispatchers and clients in one deterministic world, and breaks it.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Plays many seeds.
+    Run {
+        /// A..B, B excluded.
+        #[arg(long, default_value = "0..100")]
+        seeds: String,
+        /// calm, network, crash, pause, store, clock, leave, mixed or failover.
+        #[arg(long, default_value = "mixed")]
+        plan: String,
+        /// End each seed after so many steps.
+        #[arg(long, default_value_t = 0)]
+        steps: u64,
+        /// Threads; 0: one for each core.
+        #[arg(long, default_value_t = 0)]
+        threads: usize,
+        /// Failures after which to stop.
+        #[arg(long, default_value_t = 10)]
+        failures: usize,
+        /// A report as JSON on stdout.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Plays one seed, twice, and compares.
+    Replay {
+        /// Which.
+        seed: u64,
+        /// As for run.
+        #[arg(long, default_value = "mixed")]
+        plan: String,
+        /// Print everything that happens.
+        #[arg(long)]
+        trace: bool,
+    },
+    /// Leaves out the faults that a failure does not need.
+    Shrink {
+        /// Which.
+        seed: u64,
+        /// As for run.
+        #[arg(long, default_value = "mixed")]
+        plan: String,
+        /// Print everything that happens with the faults that are left.
+        #[arg(long)]
+        trace: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match Args::parse().command {
+        Command::Run { seeds, plan, steps, threads, failures, json } => {
+            let Some(seeds) = range(&seeds) else { return usage("--seeds is A..B") };
+            if !NAMES.contains(&plan.as_str()) {
+                return usage(&format!("plans are {}", NAMES.join(", ")));
+            }
+            run(seeds, &plan, Options { steps_max: steps, ..Options::default() }, threads, failures, json)
+        }
+        Command::Replay { seed, plan, trace } => replay(seed, &plan, trace),
+        Command::Shrink { seed, plan, trace } => shrunk(seed, &plan, trace),
+    }
+}
+
+fn usage(what: &str) -> ExitCode {
+    eprintln!("{what}");
+    ExitCode::from(2)
+}
+
+fn range(text: &str) -> Option<std::ops::Range<u64>> {
+    let (from, to) = text.split_once("..")?;
+    Some(from.parse().ok()?..to.parse().ok()?)
+}
+
+fn run(
+    seeds: std::ops::Range<u64>,
+    plan: &str,
+    options: Options,
+    threads: usize,
+    failures: usize,
+    json: bool,
+) -> ExitCode {
+    let threads = match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    let began = Instant::now();
+    let state = Mutex::new((Summary::default(), began));
+    play_many(plan, seeds, threads, options, |played| {
+        let mut state = state.lock().unwrap_or_else(|broken| broken.into_inner());
+        let (summary, told) = &mut *state;
+        summary.add(played);
+        if played.outcome.violation.is_some() {
+            eprintln!("{}", failure(plan, played));
+        }
+        if told.elapsed() > Duration::from_secs(10) {
+            *told = Instant::now();
+            eprintln!("{}", summary.line(began.elapsed()));
+        }
+        summary.failed.len() < failures
+    });
+    let (summary, _) = state.into_inner().unwrap_or_else(|broken| broken.into_inner());
+    eprintln!("plan {plan}: {}", summary.line(began.elapsed()));
+    if json {
+        println!("{}", summary.json(plan, began.elapsed()));
+    }
+    if summary.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn replay(seed: u64, plan: &str, trace: bool) -> ExitCode {
+    let Some(outcome) = play(plan, seed, Options { print: trace, ..Options::default() }) else {
+        return usage(&format!("plans are {}", NAMES.join(", ")));
+    };
+    let again = play(plan, seed, Options::default()).map_or(0, |outcome| outcome.hash);
+    println!(
+        "seed {seed} of plan {plan}: {} steps, {:.3} s of world time, hash {:016x}",
+        outcome.steps,
+        outcome.world_us as f64 / 1e6,
+        outcome.hash
+    );
+    if again != outcome.hash {
+        println!("played again, its hash is {again:016x}: something is not deterministic");
+        return ExitCode::FAILURE;
+    }
+    match outcome.violation {
+        None => ExitCode::SUCCESS,
+        Some(violation) => {
+            println!("{:?} at {:.6} s: {}", violation.invariant, violation.at_us as f64 / 1e6, violation.detail);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn shrunk(seed: u64, plan_name: &str, trace: bool) -> ExitCode {
+    let Some(plan) = Plan::named(plan_name, seed) else {
+        return usage(&format!("plans are {}", NAMES.join(", ")));
+    };
+    let Some(shrunk) = shrink(&plan, seed) else {
+        println!("seed {seed} of plan {plan_name} does not fail");
+        return ExitCode::SUCCESS;
+    };
+    if trace {
+        let options = Options { print: true, ..Options::default() };
+        millrace_sim::run::play_with(&plan, &shrunk.faults, seed, options);
+    }
+    println!("{} of {} faults are needed:", shrunk.faults.len(), shrunk.of);
+    for fault in &shrunk.faults {
+        println!("  {:.6} s: {:?}", fault.at_us as f64 / 1e6, fault.kind);
+    }
+    if let Some(violation) = &shrunk.outcome.violation {
+        println!("{:?} at {:.6} s: {}", violation.invariant, violation.at_us as f64 / 1e6, violation.detail);
+    }
+    ExitCode::FAILURE
+}

@@ -1,0 +1,249 @@
+//! The faults of a run: drawn before it begins, so that a shrinker can leave some out and play the rest.
+
+use crate::clock::{MS, SECOND};
+use crate::plan::Plan;
+use crate::random::Random;
+
+/// One fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A process ends after so many more of its steps, and starts again after a while.
+    Crash {
+        /// Gateways first, then nodes.
+        process: usize,
+        /// Steps.
+        steps: u32,
+        /// Until it starts again, us.
+        down_us: u64,
+        /// Nobody is told.
+        silently: bool,
+    },
+    /// A process stops after so many more of its steps, and goes on as if nothing had been.
+    Stop {
+        /// Gateways first, then nodes.
+        process: usize,
+        /// One thread of it (modulo its threads), or all.
+        thread: Option<usize>,
+        /// Steps.
+        steps: u32,
+        /// How long, us.
+        for_us: u64,
+    },
+    /// A wall clock is set.
+    Jump {
+        /// Gateways first, then nodes.
+        process: usize,
+        /// ms.
+        by_ms: i64,
+    },
+    /// A process leaves in good order, and comes back.
+    Leave {
+        /// Gateways first, then nodes.
+        process: usize,
+    },
+    /// A connection breaks.
+    Drop {
+        /// Of a link; else of a client.
+        link: bool,
+        /// Which, modulo those there are.
+        which: usize,
+    },
+    /// What one side of a connection sends vanishes, until the kernels give it up.
+    Cut {
+        /// Of a link; else of a client.
+        link: bool,
+        /// Which, modulo those there are.
+        which: usize,
+        /// Which side.
+        side: usize,
+        /// Until they do, us.
+        for_us: u64,
+    },
+    /// What one side sends is late.
+    Stall {
+        /// Of a link; else of a client.
+        link: bool,
+        /// Which, modulo those there are.
+        which: usize,
+        /// Which side.
+        side: usize,
+        /// How long, us.
+        for_us: u64,
+    },
+    /// A device connects again while its old connection lives.
+    Double {
+        /// Which, modulo those there are.
+        device: usize,
+    },
+    /// Jobs fail for a while: so many of a thousand are refused, so many done without an answer.
+    Trouble {
+        /// Of one process; else of all.
+        process: Option<usize>,
+        /// Of a thousand.
+        refused: u64,
+        /// Of a thousand.
+        unknown: u64,
+        /// Later by this at most, us.
+        slow_us: u64,
+        /// How long, us.
+        for_us: u64,
+    },
+    /// The store does nothing for a while.
+    StoreStops {
+        /// How long, us.
+        for_us: u64,
+    },
+    /// The store falls back to an earlier copy.
+    FallBack {
+        /// By how much, us.
+        by_us: u64,
+    },
+    /// The store is emptied.
+    Empty,
+}
+
+/// When, and what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// World's time, us.
+    pub at_us: u64,
+    /// What.
+    pub kind: Kind,
+}
+
+/// The faults of a seed, in order of time.
+pub fn draw(plan: &Plan, seed: u64) -> Vec<Fault> {
+    let mut random = Random::fork(seed, 2);
+    let mut kinds: Vec<fn(&mut Random, &Plan) -> Kind> = Vec::new();
+    let allowed = plan.allowed;
+    if allowed.network {
+        kinds.extend([drop_one as fn(&mut Random, &Plan) -> Kind, cut, stall, drop_one, stall, double]);
+    }
+    if allowed.crash {
+        kinds.extend([crash as fn(&mut Random, &Plan) -> Kind; 4]);
+    }
+    if allowed.pause {
+        kinds.extend([stop as fn(&mut Random, &Plan) -> Kind; 3]);
+    }
+    if allowed.store {
+        kinds.extend([trouble as fn(&mut Random, &Plan) -> Kind, trouble, trouble, store_stops]);
+    }
+    if allowed.clock {
+        kinds.extend([jump as fn(&mut Random, &Plan) -> Kind; 2]);
+    }
+    if allowed.leave {
+        kinds.push(leave);
+    }
+    if allowed.failover {
+        kinds.extend([fall_back as fn(&mut Random, &Plan) -> Kind; 4]);
+        kinds.push(empty);
+    }
+    if kinds.is_empty() {
+        return Vec::new();
+    }
+    let count = random.between(1, plan.faults_max as u64);
+    let mut faults: Vec<Fault> = (0..count)
+        .map(|_| {
+            let at_us = plan.calm_us + random.below(plan.busy_us);
+            let kind = random.pick(&kinds)(&mut random, plan);
+            Fault { at_us, kind }
+        })
+        .collect();
+    faults.sort_by_key(|fault| fault.at_us);
+    faults
+}
+
+fn process(random: &mut Random, plan: &Plan) -> usize {
+    random.index(plan.gateways + plan.nodes)
+}
+
+/// Mostly soon, so that it falls into what is under way; now and then later.
+fn steps(random: &mut Random) -> u32 {
+    match random.below(3) {
+        0 => random.below(8) as u32,
+        1 => random.below(60) as u32,
+        _ => random.below(400) as u32,
+    }
+}
+
+fn crash(random: &mut Random, plan: &Plan) -> Kind {
+    Kind::Crash {
+        process: process(random, plan),
+        steps: steps(random),
+        down_us: random.between(20 * MS, 3 * SECOND),
+        silently: random.chance(300),
+    }
+}
+
+fn stop(random: &mut Random, plan: &Plan) -> Kind {
+    Kind::Stop {
+        process: process(random, plan),
+        thread: random.chance(400).then(|| random.index(4)),
+        steps: steps(random),
+        for_us: random.between(50 * MS, 6 * SECOND),
+    }
+}
+
+fn jump(random: &mut Random, plan: &Plan) -> Kind {
+    let by_ms = random.between(1, 100_000) as i64;
+    let by_ms = if random.chance(600) { -by_ms } else { by_ms };
+    Kind::Jump { process: process(random, plan), by_ms }
+}
+
+fn leave(random: &mut Random, plan: &Plan) -> Kind {
+    Kind::Leave { process: process(random, plan) }
+}
+
+fn drop_one(random: &mut Random, _: &Plan) -> Kind {
+    Kind::Drop { link: random.chance(500), which: random.index(64) }
+}
+
+fn cut(random: &mut Random, _: &Plan) -> Kind {
+    Kind::Cut {
+        link: random.chance(600),
+        which: random.index(64),
+        side: random.index(2),
+        for_us: random.between(200 * MS, 5 * SECOND),
+    }
+}
+
+fn stall(random: &mut Random, _: &Plan) -> Kind {
+    Kind::Stall {
+        link: random.chance(600),
+        which: random.index(64),
+        side: random.index(2),
+        for_us: random.between(10 * MS, 4 * SECOND),
+    }
+}
+
+fn double(random: &mut Random, _: &Plan) -> Kind {
+    Kind::Double { device: random.index(64) }
+}
+
+fn trouble(random: &mut Random, plan: &Plan) -> Kind {
+    let (refused, unknown, slow_us) = match random.below(4) {
+        0 => (random.between(100, 1_000), 0, 0),
+        1 => (0, random.between(100, 1_000), 0),
+        2 => (random.below(300), random.below(300), 100 * MS),
+        _ => (0, 0, random.between(50 * MS, 3 * SECOND)),
+    };
+    Kind::Trouble {
+        process: random.chance(500).then(|| plan.gateways + random.index(plan.nodes)),
+        refused,
+        unknown,
+        slow_us,
+        for_us: random.between(20 * MS, 3 * SECOND),
+    }
+}
+
+fn store_stops(random: &mut Random, _: &Plan) -> Kind {
+    Kind::StoreStops { for_us: random.between(50 * MS, 4 * SECOND) }
+}
+
+fn fall_back(random: &mut Random, _: &Plan) -> Kind {
+    Kind::FallBack { by_us: random.between(100 * MS, 2 * SECOND) }
+}
+
+fn empty(_: &mut Random, _: &Plan) -> Kind {
+    Kind::Empty
+}

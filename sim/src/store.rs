@@ -1,0 +1,285 @@
+//! The store of a world: the store's own reference model, with a way there and back, leases that run out, and faults.
+//!
+//! The model decides what a job does. Here is decided when it is done, whether its asker hears of it, and what a failover
+//! loses. Jobs that write one partition keep their order per asking thread, as the store promises; everything else may
+//! overtake. An answer that takes too long is "unavailable", though the job is still done, however late and whatever
+//! became of who asked.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use millrace_dispatcher::store::model::ModelStore;
+use millrace_dispatcher::store::{Done, Gateway, Job, Node, Outcome, StoreError, Work};
+use millrace_protocol::ids::Partition;
+
+use crate::agenda::{Agenda, Due, Seat, Who};
+use crate::clock::MS;
+use crate::ledger::Ledger;
+use crate::random::Random;
+
+/// After this an answer is not waited for, us.
+const TIMEOUT_US: u64 = 1_500 * MS;
+
+/// Time between two copies that a failover may fall back to, us.
+const COPY_US: u64 = 100 * MS;
+
+/// Copies kept.
+const COPIES: usize = 24;
+
+/// A time in which jobs fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// It is over then.
+    pub until_us: u64,
+    /// Of a thousand jobs, so many are not done.
+    pub refused: u64,
+    /// And so many are done without an answer.
+    pub unknown: u64,
+    /// Only jobs of this process; `None`: of all.
+    pub of: Option<Who>,
+    /// Jobs take this much longer, at most.
+    pub slow_us: u64,
+}
+
+#[derive(Debug)]
+struct NodeLease {
+    node: Node,
+    until_us: u64,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Store {
+    /// What is kept.
+    pub model: ModelStore,
+    partitions: u16,
+    nodes: BTreeMap<String, NodeLease>,
+    /// The incarnations that ever held a lease here: one that comes again misses it.
+    held: BTreeMap<String, u64>,
+    gateways: BTreeMap<u16, (u64, u64)>,
+    last: BTreeMap<(Seat, Partition), u64>,
+    troubles: Vec<Trouble>,
+    /// Nothing reaches it before then.
+    stalled_until_us: u64,
+    /// Keep copies to fall back to.
+    pub keep_copies: bool,
+    copies: VecDeque<(u64, ModelStore)>,
+    random: Random,
+}
+
+impl Store {
+    /// An empty store.
+    pub fn new(partitions: u16, random: Random) -> Self {
+        Store {
+            model: ModelStore::default(),
+            partitions,
+            nodes: BTreeMap::new(),
+            held: BTreeMap::new(),
+            gateways: BTreeMap::new(),
+            last: BTreeMap::new(),
+            troubles: Vec::new(),
+            stalled_until_us: 0,
+            keep_copies: false,
+            copies: VecDeque::new(),
+            random,
+        }
+    }
+
+    /// A job leaves its thread.
+    pub fn submit(&mut self, agenda: &mut Agenda, now_us: u64, seat: Seat, job: Job) {
+        let mut delay_us = match self.random.below(20) {
+            0 => self.random.between(500, 20 * MS),
+            _ => self.random.between(60, 900),
+        };
+        let mut refused = false;
+        for trouble in &self.troubles {
+            if trouble.until_us > now_us && trouble.of.is_none_or(|of| of == seat.who) {
+                refused |= self.random.chance(trouble.refused);
+                delay_us += self.random.below(trouble.slow_us);
+            }
+        }
+        if refused {
+            let done = failed(job.ticket, "refused");
+            return agenda.at(now_us + delay_us, Due::Done(seat, Box::new(done)));
+        }
+        let mut at_us = (now_us + delay_us).max(self.stalled_until_us);
+        if let Some((partition, writes)) = partition_of(&job.work) {
+            let last = self.last.entry((seat, partition)).or_default();
+            at_us = at_us.max(*last);
+            if writes {
+                *last = at_us;
+            }
+        }
+        if at_us > now_us + TIMEOUT_US {
+            let done = failed(job.ticket, "no answer in time");
+            agenda.at(now_us + TIMEOUT_US, Due::Done(seat, Box::new(done)));
+            // Done all the same, with nobody to tell.
+            let job = Job { ticket: 0, work: job.work };
+            return agenda.at(at_us, Due::Job(seat, Box::new(job)));
+        }
+        agenda.at(at_us, Due::Job(seat, Box::new(job)));
+    }
+
+    /// A job is done, and its answer sent.
+    pub fn carry_out(&mut self, agenda: &mut Agenda, ledger: &mut Ledger, now_us: u64, seat: Seat, job: Job) {
+        if now_us < self.stalled_until_us {
+            return agenda.at(self.stalled_until_us, Due::Job(seat, Box::new(job)));
+        }
+        self.expire(now_us);
+        self.copy(now_us);
+        let outcome = self.perform(ledger, now_us, seat, job.work);
+        if job.ticket == 0 {
+            return;
+        }
+        let mut unknown = false;
+        for trouble in &self.troubles {
+            if trouble.until_us > now_us && trouble.of.is_none_or(|of| of == seat.who) {
+                unknown |= self.random.chance(trouble.unknown);
+            }
+        }
+        let done = match unknown {
+            true => failed(job.ticket, "the answer was lost"),
+            false => Done { ticket: job.ticket, outcome },
+        };
+        let back_us = match self.random.below(20) {
+            0 => self.random.between(300, 8 * MS),
+            _ => self.random.between(40, 500),
+        };
+        agenda.at(now_us + back_us, Due::Done(seat, Box::new(done)));
+    }
+
+    fn perform(&mut self, ledger: &mut Ledger, now_us: u64, seat: Seat, work: Work) -> Result<Outcome, StoreError> {
+        match work {
+            Work::Heartbeat { node, ttl_ms } => Ok(self.heartbeat(now_us, node, ttl_ms)),
+            Work::Leave { node, incarnation } => {
+                if self.nodes.get(&node).is_some_and(|lease| lease.node.incarnation == incarnation) {
+                    self.nodes.remove(&node);
+                    self.show_leases();
+                }
+                Ok(Outcome::Left)
+            }
+            Work::GatewayLease { gateway, incarnation, replaces, ttl_ms } => {
+                let holder = self.gateways.get(&gateway).map(|(holder, _)| *holder);
+                if holder.is_some_and(|holder| holder != incarnation && holder != replaces) {
+                    return Ok(Outcome::GatewayLease { granted: false, was_missing: false });
+                }
+                self.gateways.insert(gateway, (incarnation, now_us + u64::from(ttl_ms) * MS));
+                self.show_leases();
+                Ok(Outcome::GatewayLease { granted: true, was_missing: holder != Some(incarnation) })
+            }
+            Work::Append(batch) => {
+                let copy = batch.clone();
+                let outcome = self.model.carry_out(Work::Append(batch));
+                if outcome.is_ok() {
+                    ledger.appended(now_us, seat, &copy);
+                }
+                outcome
+            }
+            Work::Claim { partition, node, incarnation, wall_ms } => {
+                let work = Work::Claim { partition, node, incarnation, wall_ms };
+                let outcome = self.model.carry_out(work);
+                if let Ok(Outcome::Claimed { fence, .. }) = &outcome {
+                    ledger.claimed(now_us, seat, partition, fence.epoch);
+                }
+                outcome
+            }
+            work => self.model.carry_out(work),
+        }
+    }
+
+    fn heartbeat(&mut self, now_us: u64, node: Node, ttl_ms: u32) -> Outcome {
+        let there = self.nodes.get(&node.name).is_some_and(|lease| lease.node.incarnation == node.incarnation);
+        let held = self.held.insert(node.name.clone(), node.incarnation) == Some(node.incarnation);
+        let until_us = now_us + u64::from(ttl_ms) * MS;
+        self.nodes.insert(node.name.clone(), NodeLease { node, until_us });
+        self.show_leases();
+        Outcome::View(Arc::new(self.model.view(self.partitions, held && !there)))
+    }
+
+    fn expire(&mut self, now_us: u64) {
+        let (nodes, gateways) = (self.nodes.len(), self.gateways.len());
+        self.nodes.retain(|_, lease| lease.until_us > now_us);
+        self.gateways.retain(|_, (_, until_us)| *until_us > now_us);
+        if (nodes, gateways) != (self.nodes.len(), self.gateways.len()) {
+            self.show_leases();
+        }
+        self.troubles.retain(|trouble| trouble.until_us > now_us);
+    }
+
+    /// The model judges by the leases that are live.
+    fn show_leases(&mut self) {
+        self.model.nodes = self.nodes.values().map(|lease| lease.node.clone()).collect();
+        self.model.gateways = self.gateways.iter().map(|(id, (life, _))| (*id, *life)).collect();
+    }
+
+    fn copy(&mut self, now_us: u64) {
+        if !self.keep_copies || self.copies.back().is_some_and(|(at_us, _)| at_us + COPY_US > now_us) {
+            return;
+        }
+        if self.copies.len() == COPIES {
+            self.copies.pop_front();
+        }
+        self.copies.push_back((now_us, self.model.clone()));
+    }
+
+    // ---- faults ----
+
+    /// Nothing is done for a while.
+    pub fn stall(&mut self, until_us: u64) {
+        self.stalled_until_us = self.stalled_until_us.max(until_us);
+    }
+
+    /// Jobs fail for a while.
+    pub fn trouble(&mut self, trouble: Trouble) {
+        self.troubles.push(trouble);
+    }
+
+    /// A failover: what was written since then is lost, leases and routes with it.
+    pub fn fall_back(&mut self, ledger: &mut Ledger, now_us: u64, by_us: u64) {
+        let since_us = now_us.saturating_sub(by_us);
+        let Some(at) = self.copies.iter().rposition(|(at_us, _)| *at_us <= since_us) else { return };
+        let nonce = self.model.nonce;
+        self.model = self.copies[at].1.clone();
+        self.copies.truncate(at + 1);
+        // Nonces are drawn at random: none comes twice.
+        self.model.nonce = nonce + 1_000;
+        self.show_leases();
+        ledger.fell_back(&self.model);
+    }
+
+    /// Everything is gone.
+    pub fn empty(&mut self, ledger: &mut Ledger) {
+        let nonce = self.model.nonce + 1_000;
+        self.model = ModelStore { nonce, ..ModelStore::default() };
+        self.copies.clear();
+        self.nodes.clear();
+        self.gateways.clear();
+        ledger.fell_back(&self.model);
+    }
+
+    /// Gateways whose lease is live.
+    pub fn live_gateways(&self) -> Vec<Gateway> {
+        let gateway = |(gateway, (incarnation, _)): (&u16, &(u64, u64))| Gateway {
+            gateway: *gateway,
+            incarnation: *incarnation,
+        };
+        self.gateways.iter().map(gateway).collect()
+    }
+}
+
+fn failed(ticket: u64, why: &str) -> Done {
+    Done { ticket, outcome: Err(StoreError::Unavailable(why.into())) }
+}
+
+/// The partition of a job that has an order, and whether later ones wait for it.
+fn partition_of(work: &Work) -> Option<(Partition, bool)> {
+    match work {
+        Work::Claim { partition, .. } | Work::Release { partition, .. } => Some((*partition, true)),
+        Work::Append(batch) => Some((batch.partition, true)),
+        Work::Load { partition, .. }
+        | Work::Answers { partition, .. }
+        | Work::Cursors { partition, .. }
+        | Work::Read { partition, .. } => Some((*partition, false)),
+        _ => None,
+    }
+}

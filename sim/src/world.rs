@@ -1,0 +1,575 @@
+//! A world: processes, devices, a network, a store, and one thing after the other.
+//!
+//! One thread, one seed, no clock but the agenda's. It hands out what is due, carries out faults, and decides when a run
+//! is over: after the work and the last fault everything must come right within a bounded time.
+
+use millrace_gateway::core::limits::{HELD_BYTES_MAX, PARKED_BYTES_MAX};
+
+use crate::agenda::{Agenda, Due, Seat, Who};
+use crate::clock::{Clock, MS, SECOND};
+use crate::device::Device;
+use crate::dispatcher::{self, Node};
+use crate::gateway::{self, Gateway};
+use crate::ledger::{Counts, Invariant, Ledger, Violation};
+use crate::network::{ConnId, End, Item, Network};
+use crate::outside::Outside;
+use crate::plan::Plan;
+use crate::random::Random;
+use crate::schedule::{Fault, Kind};
+use crate::store::{Store, Trouble};
+use crate::thread::Burn;
+use crate::trace::Trace;
+use crate::work;
+
+/// How often bounds and progress are looked at, us.
+const LOOK_US: u64 = 50 * MS;
+
+/// The longest fault goes on for so long after the work has ended, us.
+const FAULT_US_MAX: u64 = 6 * SECOND;
+
+/// A kernel gives up on a silent peer within this, us.
+const GIVE_UP_US: u64 = 4 * SECOND;
+
+/// How a run went.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The first broken promise.
+    pub violation: Option<Violation>,
+    /// Of everything that happened.
+    pub hash: u64,
+    /// Steps and turns of cores.
+    pub steps: u64,
+    /// Time of the world, us.
+    pub world_us: u64,
+    /// What was counted.
+    pub counts: Counts,
+}
+
+/// Where a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Busy,
+    /// Everything must be answered.
+    Settling,
+    /// One last message from everyone, numbered from here, must reach everyone.
+    Probing(usize),
+    Over,
+}
+
+/// See the module's head.
+pub struct World {
+    out: Outside,
+    plan: Plan,
+    faults: Vec<Fault>,
+    gateways: Vec<Gateway>,
+    nodes: Vec<Node>,
+    devices: Vec<Device>,
+    think_at_us: Vec<u64>,
+    random: Random,
+    phase: Phase,
+    look_at_us: u64,
+    steps_max: u64,
+}
+
+impl World {
+    /// A world of this plan, with these faults.
+    pub fn new(plan: &Plan, faults: &[Fault], seed: u64, trace: Trace) -> Self {
+        let fork = |part| Random::fork(seed, part);
+        let mut random = fork(3);
+        let mut out = Outside {
+            now_us: 0,
+            agenda: Agenda::default(),
+            network: Network::new(fork(4)),
+            store: Store::new(plan.partitions, fork(5)),
+            ledger: Ledger::default(),
+            trace,
+            random: fork(6),
+            steps: 0,
+            partitions: plan.partitions,
+        };
+        out.store.keep_copies = plan.allowed.failover;
+        let mut clock = || {
+            let off_ms = if plan.allowed.clock { random.below(4_000) as i64 - 2_000 } else { 0 };
+            Clock::new(random.below(1_000 * SECOND), off_ms)
+        };
+        let gateways = (0..plan.gateways).map(|n| Gateway::new(n, clock(), plan, fork(100 + n as u64))).collect();
+        let nodes = (0..plan.nodes).map(|n| Node::new(n, clock(), plan, fork(200 + n as u64))).collect();
+        let mut devices = Vec::new();
+        for user in 0..plan.users {
+            for number in 0..random.between(1, plan.devices_max as u64) {
+                let index = devices.len();
+                let (user, name) = (work::user(user), format!("device{number}"));
+                out.ledger.add_device(&user, &name);
+                let mut device =
+                    Device::new(index, user, name, plan.heartbeat_ms, fork(300 + index as u64));
+                device.forgiving = plan.allowed.failover;
+                devices.push(device);
+            }
+        }
+        let think_at_us = devices.iter().map(|_| plan.calm_us / 2 + random.below(plan.think_us)).collect();
+        World {
+            out,
+            plan: plan.clone(),
+            faults: faults.to_vec(),
+            gateways,
+            nodes,
+            devices,
+            think_at_us,
+            random: fork(7),
+            phase: Phase::Busy,
+            look_at_us: 0,
+            steps_max: u64::MAX,
+        }
+    }
+
+    /// Ends after so many steps, whatever is left to do.
+    pub fn limit_steps(&mut self, steps: u64) {
+        self.steps_max = steps;
+    }
+
+    /// Plays it to its end.
+    pub fn run(&mut self) -> Outcome {
+        self.begin();
+        while self.phase != Phase::Over && self.out.ledger.violation.is_none() {
+            if self.out.steps >= self.steps_max {
+                break;
+            }
+            let Some((at_us, due)) = self.out.agenda.next() else { break };
+            self.out.now_us = at_us;
+            while self.look_at_us <= at_us && self.phase != Phase::Over {
+                self.look();
+                self.look_at_us += LOOK_US;
+            }
+            self.handle(due);
+        }
+        Outcome {
+            violation: self.out.ledger.violation.clone(),
+            hash: self.out.trace.hash(),
+            steps: self.out.steps,
+            world_us: self.out.now_us,
+            counts: self.out.ledger.counts,
+        }
+    }
+
+    fn begin(&mut self) {
+        for node in &mut self.nodes {
+            node.start(&mut self.out);
+        }
+        for gateway in &mut self.gateways {
+            gateway.start(&mut self.out, self.plan.nodes);
+        }
+        for index in 0..self.devices.len() {
+            self.out.after(1, Due::Device(index));
+        }
+        work::create_groups(&mut self.out, &self.plan, &mut self.devices[0]);
+        for (index, fault) in self.faults.iter().enumerate() {
+            self.out.agenda.at(fault.at_us, Due::Fault(index));
+        }
+    }
+
+    fn handle(&mut self, due: Due) {
+        match due {
+            Due::Turn(seat) => self.turn(seat),
+            Due::Gateway(seat, input) => {
+                if let Some(gateway) = self.gateway(seat) {
+                    gateway.0.push(gateway.1, seat.thread, input);
+                }
+            }
+            Due::Node(seat, input) => {
+                if let Some(node) = self.node(seat) {
+                    node.0.push(node.1, seat.thread, input);
+                }
+            }
+            Due::Pipe(id, side) => {
+                let Outside { network, agenda, now_us, .. } = &mut self.out;
+                let Some(arrival) = network.arrive(agenda, *now_us, id, side) else { return };
+                if let Some(sender) = arrival.room {
+                    self.room(sender, id);
+                }
+                let empty = matches!(&arrival.item, Item::Bytes(bytes) if bytes.is_empty());
+                if !empty {
+                    self.arrived(arrival.end, id, arrival.item);
+                }
+            }
+            Due::Syn(id) => self.syn(id),
+            Due::Broken(id, side) => {
+                if let Some(end) = self.out.network.broken(id, side) {
+                    self.arrived(end, id, Item::Closed);
+                }
+            }
+            Due::Job(seat, job) => {
+                let Outside { store, agenda, ledger, now_us, .. } = &mut self.out;
+                store.carry_out(agenda, ledger, *now_us, seat, *job);
+            }
+            Due::Done(seat, done) => {
+                if let Some((node, out)) = self.node(seat) {
+                    let input = dispatcher::done_input(seat, node.threads() - 1, *done);
+                    node.push(out, seat.thread, input);
+                }
+            }
+            Due::Start(who) => self.start(who),
+            Due::End(who, life) => {
+                if self.life(who) == Some(life) {
+                    let down_us = self.random.between(20 * MS, 1_500 * MS);
+                    self.crash(who, down_us, false);
+                }
+            }
+            Due::Device(index) => self.device(index),
+            Due::Fault(index) => self.fault(index),
+        }
+    }
+
+    fn gateway(&mut self, seat: Seat) -> Option<(&mut Gateway, &mut Outside)> {
+        let Who::Gateway(index) = seat.who else { return None };
+        let gateway = &mut self.gateways[index];
+        (gateway.alive && gateway.life == seat.life).then_some((gateway, &mut self.out))
+    }
+
+    fn node(&mut self, seat: Seat) -> Option<(&mut Node, &mut Outside)> {
+        let Who::Node(index) = seat.who else { return None };
+        let node = &mut self.nodes[index];
+        (node.alive && node.life == seat.life).then_some((node, &mut self.out))
+    }
+
+    fn life(&self, who: Who) -> Option<u32> {
+        match who {
+            Who::Gateway(index) => Some(&self.gateways[index]).filter(|it| it.alive).map(|it| it.life),
+            Who::Node(index) => Some(&self.nodes[index]).filter(|it| it.alive).map(|it| it.life),
+        }
+    }
+
+    // ---- processes ----
+
+    fn turn(&mut self, seat: Seat) {
+        let burnt = match seat.who {
+            Who::Gateway(_) => self.gateway(seat).and_then(|(it, out)| it.turn(out, seat.thread)),
+            Who::Node(_) => self.node(seat).and_then(|(it, out)| it.turn(out, seat.thread)),
+        };
+        match burnt {
+            None => {}
+            Some(Burn::Crash { down_us, silently }) => self.crash(seat.who, down_us, silently),
+            Some(Burn::Stop { thread, for_us }) => self.stop(seat, thread, for_us),
+        }
+    }
+
+    fn stop(&mut self, seat: Seat, thread: Option<usize>, for_us: u64) {
+        let (until_us, again_us) = (self.out.now_us + for_us, self.out.now_us + 1);
+        self.out.trace.say(self.out.now_us, |text| {
+            *text += &format!("**** {:?} stops ({thread:?}) for {} ms", seat.who, for_us / MS);
+        });
+        match seat.who {
+            Who::Gateway(index) => {
+                let it = &mut self.gateways[index];
+                let thread = thread.map(|thread| thread % it.threads());
+                it.stop(&mut self.out, thread, until_us);
+                // The thread that burnt the fuse is in the middle of a turn, and goes on with it.
+                it.stop(&mut self.out, Some(seat.thread), again_us);
+            }
+            Who::Node(index) => {
+                let it = &mut self.nodes[index];
+                let thread = thread.map(|thread| thread % it.threads());
+                it.stop(&mut self.out, thread, until_us);
+                it.stop(&mut self.out, Some(seat.thread), again_us);
+            }
+        }
+    }
+
+    fn crash(&mut self, who: Who, down_us: u64, silently: bool) {
+        self.out.trace.say(self.out.now_us, |text| {
+            *text += &format!("**** {who:?} ends, silently: {silently}, for {} ms", down_us / MS);
+        });
+        match who {
+            Who::Gateway(index) => self.gateways[index].end(),
+            Who::Node(index) => self.nodes[index].end(),
+        }
+        let owned = |end: End| match (end, who) {
+            (End::GatewayLink(seat, _) | End::GatewayClient(seat), _) => seat.who == who,
+            (End::NodeLink(node, _), Who::Node(index)) => node == index,
+            _ => false,
+        };
+        for (id, side) in self.out.network.sides_of(owned) {
+            let Outside { network, agenda, now_us, random, .. } = &mut self.out;
+            match (silently, random.chance(500)) {
+                (true, _) => network.vanish(agenda, *now_us, id, side, GIVE_UP_US),
+                // What it had sent arrives, or is lost in a reset.
+                (false, true) => network.close(agenda, *now_us, id, side),
+                (false, false) => network.drop_now(agenda, *now_us, id, 2 * MS),
+            }
+        }
+        self.out.after(down_us, Due::Start(who));
+    }
+
+    fn start(&mut self, who: Who) {
+        if self.life(who).is_some() {
+            return;
+        }
+        self.out.trace.say(self.out.now_us, |text| *text += &format!("**** {who:?} starts"));
+        match who {
+            Who::Gateway(index) => self.gateways[index].start(&mut self.out, self.plan.nodes),
+            Who::Node(index) => self.nodes[index].start(&mut self.out),
+        }
+    }
+
+    // ---- connections ----
+
+    fn syn(&mut self, id: ConnId) {
+        let Some(to) = self.out.network.target(id) else { return };
+        let taken = match to {
+            End::GatewayClient(seat) => self.gateway(seat).is_some(),
+            End::NodeLink(node, _) => self.nodes[node].alive,
+            _ => false,
+        };
+        let Outside { network, agenda, now_us, .. } = &mut self.out;
+        network.answer_syn(agenda, *now_us, id, taken);
+        if let (true, End::GatewayClient(seat)) = (taken, to)
+            && let Some((gateway, out)) = self.gateway(seat)
+        {
+            gateway.push(out, seat.thread, gateway::Input::Accepted(id));
+        }
+    }
+
+    fn arrived(&mut self, end: End, id: ConnId, item: Item) {
+        match end {
+            End::Device(index) => self.devices[index].arrived(&mut self.out, id, item),
+            End::GatewayLink(seat, node) => {
+                if let Some((gateway, out)) = self.gateway(seat) {
+                    gateway.push(out, seat.thread, gateway::Input::Link(node, id, item));
+                }
+            }
+            End::GatewayClient(seat) => {
+                let Some((gateway, out)) = self.gateway(seat) else { return };
+                let input = match item {
+                    Item::Accepted => return,
+                    Item::Bytes(bytes) => gateway::Input::Received(id, bytes),
+                    Item::Closed => gateway::Input::Closed(id),
+                };
+                gateway.push(out, seat.thread, input);
+            }
+            End::NodeLink(node, link) => {
+                let it = &mut self.nodes[node];
+                if it.alive {
+                    it.push_link(&mut self.out, link, id, item);
+                }
+            }
+        }
+    }
+
+    /// A sender's socket takes more.
+    fn room(&mut self, sender: End, id: ConnId) {
+        match sender {
+            End::GatewayClient(seat) => {
+                if let Some((gateway, out)) = self.gateway(seat) {
+                    gateway.push(out, seat.thread, gateway::Input::Sent(id));
+                }
+            }
+            End::GatewayLink(seat, _) => {
+                if let Some((gateway, out)) = self.gateway(seat) {
+                    gateway.push(out, seat.thread, gateway::Input::Room);
+                }
+            }
+            End::NodeLink(node, _) => {
+                let it = &mut self.nodes[node];
+                for thread in 0..it.threads().saturating_sub(1) {
+                    it.push(&mut self.out, thread, dispatcher::Input::Room);
+                }
+            }
+            End::Device(_) => {}
+        }
+    }
+
+    // ---- devices ----
+
+    fn device(&mut self, index: usize) {
+        let lives: Vec<u32> = self.gateways.iter().map(|gateway| gateway.life).collect();
+        let shards = self.plan.gateway_shards;
+        let choose = |random: &mut Random| {
+            let gateway = random.index(lives.len());
+            let who = Who::Gateway(gateway);
+            End::GatewayClient(Seat { who, life: lives[gateway], thread: random.index(shards) })
+        };
+        self.devices[index].woken(&mut self.out, choose);
+    }
+
+    fn think(&mut self) {
+        for index in 0..self.devices.len() {
+            if self.think_at_us[index] <= self.out.now_us {
+                self.think_at_us[index] = self.out.now_us + 1 + self.random.below(2 * self.plan.think_us);
+                work::do_something(&mut self.out, &self.plan, &mut self.random, &mut self.devices[index]);
+            }
+        }
+    }
+
+    // ---- faults ----
+
+    fn who(&self, process: usize) -> Who {
+        match process.checked_sub(self.gateways.len()) {
+            None => Who::Gateway(process),
+            Some(node) => Who::Node(node % self.nodes.len()),
+        }
+    }
+
+    fn fault(&mut self, index: usize) {
+        let kind = self.faults[index].kind;
+        self.out.trace.number(index as u64 | 0xfa << 32);
+        self.out.trace.say(self.out.now_us, |text| *text += &format!("**** fault {index}: {kind:?}"));
+        let now_us = self.out.now_us;
+        match kind {
+            Kind::Crash { process, steps, down_us, silently } => {
+                self.light(process, steps, Burn::Crash { down_us, silently });
+            }
+            Kind::Stop { process, thread, steps, for_us } => {
+                self.light(process, steps, Burn::Stop { thread, for_us });
+            }
+            Kind::Jump { process, by_ms } => match self.who(process) {
+                Who::Gateway(index) => self.gateways[index].clock.jump(by_ms),
+                Who::Node(index) => self.nodes[index].clock.jump(by_ms),
+            },
+            Kind::Leave { process } => match self.who(process) {
+                Who::Gateway(index) if self.gateways[index].alive => {
+                    self.gateways[index].drain(&mut self.out, 2 * SECOND);
+                }
+                Who::Node(index) if self.nodes[index].alive => {
+                    let control = self.nodes[index].threads() - 1;
+                    self.nodes[index].push(&mut self.out, control, dispatcher::Input::Leave);
+                }
+                _ => {}
+            },
+            Kind::Drop { link, which } => {
+                if let Some(id) = self.connection(link, which) {
+                    let Outside { network, agenda, .. } = &mut self.out;
+                    network.drop_now(agenda, now_us, id, GIVE_UP_US);
+                }
+            }
+            Kind::Cut { link, which, side, for_us } => {
+                if let Some(id) = self.connection(link, which) {
+                    let Outside { network, agenda, .. } = &mut self.out;
+                    network.cut(agenda, now_us, id, side, for_us);
+                }
+            }
+            Kind::Stall { link, which, side, for_us } => {
+                if let Some(id) = self.connection(link, which) {
+                    self.out.network.stall(now_us, id, side, for_us);
+                }
+            }
+            Kind::Double { device } => {
+                let index = device % self.devices.len();
+                self.devices[index].double(&mut self.out);
+            }
+            Kind::Trouble { process, refused, unknown, slow_us, for_us } => {
+                let of = process.map(|process| self.who(process));
+                let until_us = now_us + for_us;
+                self.out.store.trouble(Trouble { until_us, refused, unknown, of, slow_us });
+            }
+            Kind::StoreStops { for_us } => self.out.store.stall(now_us + for_us),
+            Kind::FallBack { by_us } => self.out.store.fall_back(&mut self.out.ledger, now_us, by_us),
+            Kind::Empty => self.out.store.empty(&mut self.out.ledger),
+        }
+    }
+
+    fn light(&mut self, process: usize, steps: u32, burn: Burn) {
+        match self.who(process) {
+            Who::Gateway(index) => self.gateways[index].fuse.light(steps, burn),
+            Who::Node(index) => self.nodes[index].fuse.light(steps, burn),
+        }
+    }
+
+    fn connection(&self, link: bool, which: usize) -> Option<ConnId> {
+        let all = self.out.network.of_kind(link);
+        (!all.is_empty()).then(|| all[which % all.len()])
+    }
+
+    // ---- progress ----
+
+    fn look(&mut self) {
+        let now_us = self.look_at_us;
+        self.check_bounds();
+        let deadline_us = self.plan.busy_until_us() + FAULT_US_MAX + self.plan.settle_us;
+        match self.phase {
+            Phase::Busy if now_us >= self.plan.busy_until_us() => {
+                self.phase = Phase::Settling;
+                for gateway in &mut self.gateways {
+                    gateway.fuse = Default::default();
+                }
+                for node in &mut self.nodes {
+                    node.fuse = Default::default();
+                }
+            }
+            Phase::Busy => self.think(),
+            Phase::Settling => match self.unfinished() {
+                None => {
+                    self.phase = Phase::Probing(self.out.ledger.sent_count());
+                    for device in &mut self.devices {
+                        work::probe(&mut self.out, &self.plan, device);
+                    }
+                }
+                Some((invariant, detail)) if now_us > deadline_us => {
+                    self.out.ledger.broken(invariant, self.out.now_us, detail);
+                }
+                Some(_) => {}
+            },
+            Phase::Probing(from) => {
+                let left = self.unfinished().or_else(|| {
+                    let direct = self.out.ledger.undelivered_direct(from)?;
+                    Some((Invariant::DeliveredAtLast, direct))
+                });
+                match left {
+                    None => self.over(),
+                    Some((invariant, detail)) if now_us > deadline_us + 20 * SECOND => {
+                        self.out.ledger.broken(invariant, self.out.now_us, detail);
+                    }
+                    Some(_) => {}
+                }
+            }
+            Phase::Over => {}
+        }
+    }
+
+    fn unfinished(&self) -> Option<(Invariant, String)> {
+        let all_alive = self.gateways.iter().all(|it| it.alive) && self.nodes.iter().all(|it| it.alive);
+        if !all_alive {
+            return Some((Invariant::AttachedAtLast, "a process is not back".into()));
+        }
+        let online: Vec<bool> = self.devices.iter().map(Device::is_online).collect();
+        self.out.ledger.unfinished(&online, true)
+    }
+
+    fn over(&mut self) {
+        self.phase = Phase::Over;
+    }
+
+    /// Gauges against their limits.
+    fn check_bounds(&mut self) {
+        let mut wrong = None;
+        for gateway in &self.gateways {
+            for core in gateway.cores() {
+                let stats = core.stats();
+                let bounds = [
+                    ("held_bytes", stats.held_bytes, HELD_BYTES_MAX as u64),
+                    ("parked_bytes", stats.parked_bytes, PARKED_BYTES_MAX as u64),
+                    ("unauthenticated", stats.unauthenticated, stats.connections),
+                    ("logging_in", stats.logging_in, stats.connections),
+                    ("nodes", stats.nodes, 2 * self.nodes.len() as u64 + 1),
+                    ("link_bad_records", stats.link_bad_records, 0),
+                ];
+                wrong = wrong.or(bounds.into_iter().find(|(_, is, max)| is > max));
+            }
+        }
+        for node in &self.nodes {
+            for core in node.cores() {
+                let stats = core.stats();
+                let links = (self.gateways.len() * self.plan.gateway_shards) as u64;
+                let per_shard = u64::from(self.plan.partitions) * self.plan.conversations_max as u64;
+                let bounds = [
+                    ("links", stats.links, links),
+                    ("conversations", stats.conversations, per_shard),
+                    ("malformed", stats.malformed, 0),
+                ];
+                wrong = wrong.or(bounds.into_iter().find(|(_, is, max)| is > max));
+            }
+        }
+        if let Some((name, is, max)) = wrong {
+            let detail = format!("{name} is {is}, at most {max} was expected");
+            self.out.ledger.broken(Invariant::Bounded, self.out.now_us, detail);
+        }
+    }
+}
