@@ -100,7 +100,7 @@ impl Agenda {
     }
 
     /// The next thing.
-    pub fn next(&mut self) -> Option<(u64, Due)> {
+    pub fn pop(&mut self) -> Option<(u64, Due)> {
         self.heap.pop().map(|item| (item.at_us, item.due))
     }
 }

@@ -8,8 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use millrace_client::outbox::{Outbox, Settled};
-use millrace_client::seen::Seen;
+use millrace_client::core::Outgoing;
+use millrace_client::core::outbox::{Outbox, Settled};
+use millrace_client::core::seen::Seen;
 use millrace_protocol::client_session::{
     ClientSession, Limits, Received, ServerFrame, decode_notify, decode_response,
 };
@@ -131,8 +132,9 @@ impl Device {
         let payload = Bytes::from(text);
         let number = out.ledger.sends(self.index, conversation, payload.clone());
         let random = self.random.nonzero();
+        let message = Outgoing { payload, ..Outgoing::default() };
         let outbox = self.outboxes.entry(conversation.into()).or_default();
-        if let Err(number) = outbox.push(conversation, payload, 0, NO_DEADLINE_MS, random, number) {
+        if let Err(number) = outbox.push(conversation, message, NO_DEADLINE_MS, random, number) {
             out.ledger.refused(number);
         }
         self.flush(out);
@@ -177,7 +179,8 @@ impl Device {
             Some(session) => {
                 let beat_us = (session.said_us + session.heartbeat_us)
                     .min(session.heard_us + session.heartbeat_us * 5 / 2);
-                let outbox = self.outboxes.values().filter_map(Outbox::next_ms).map(|ms| ms.saturating_mul(MS));
+                let outbox =
+                    self.outboxes.values().filter_map(Outbox::next_ms).map(|ms| ms.saturating_mul(MS));
                 let calls = self.calls.iter().filter(|call| call.id.is_none()).map(|call| call.not_before_us);
                 outbox.chain(calls).filter(|at| *at > now_us).min().unwrap_or(u64::MAX).min(beat_us)
             }
@@ -237,7 +240,7 @@ impl Device {
     fn disconnected(&mut self, out: &mut Outside, retry_us: u64) {
         let Some(session) = self.session.take() else { return };
         self.tries = if session.logged_in { 0 } else { self.tries + 1 };
-        let longest_us = (100 * MS << self.tries.min(6)).min(3 * SECOND);
+        let longest_us = ((100 * MS) << self.tries.min(6)).min(3 * SECOND);
         let pause_us = self.random.below(longest_us).max(retry_us).max(session.retry_us);
         self.dial_at_us = out.now_us + pause_us;
         for outbox in self.outboxes.values_mut() {
@@ -314,7 +317,9 @@ impl Device {
             let got = match session.speaks.next(&mut input, &limits) {
                 Ok(None) => return,
                 Ok(Some(ServerFrame::Open)) => Got::Open,
-                Ok(Some(ServerFrame::Response(body))) => decode_response(body).map_or(Got::Broken, Got::Response),
+                Ok(Some(ServerFrame::Response(body))) => {
+                    decode_response(body).map_or(Got::Broken, Got::Response)
+                }
                 Ok(Some(ServerFrame::Notify(body))) => decode_notify(body).map_or(Got::Broken, Got::Notify),
                 Ok(Some(ServerFrame::Ping)) => Got::Ping,
                 Ok(Some(ServerFrame::Pong | ServerFrame::WsPing(_))) => Got::Nothing,

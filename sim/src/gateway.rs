@@ -283,7 +283,8 @@ impl Gateway {
     fn output(&mut self, out: &mut Outside, thread: usize) {
         let station = &mut self.stations[thread];
         for node in station.core.nodes_with_output() {
-            let Some(conn) = station.links.get(&node).filter(|link| link.up).and_then(|link| link.conn) else {
+            let Some(conn) = station.links.get(&node).filter(|link| link.up).and_then(|link| link.conn)
+            else {
                 continue;
             };
             while out.network.has_room(conn, 0)
@@ -378,7 +379,8 @@ impl Gateway {
     }
 
     fn link(&mut self, out: &mut Outside, thread: usize, now: Now, node: NodeKey, id: ConnId, item: Item) {
-        let Some(link) = self.stations[thread].links.get_mut(&node).filter(|link| link.conn == Some(id)) else {
+        let Some(link) = self.stations[thread].links.get_mut(&node).filter(|link| link.conn == Some(id))
+        else {
             return;
         };
         match item {
@@ -402,7 +404,7 @@ impl Gateway {
     fn dial_later(&mut self, out: &mut Outside, thread: usize, node: NodeKey) {
         let seat = self.seat(thread);
         let Some(link) = self.stations[thread].links.get_mut(&node) else { return };
-        let longest_us = (20 * MS << link.tries.min(6)).min(1_000 * MS);
+        let longest_us = ((20 * MS) << link.tries.min(6)).min(1_000 * MS);
         link.tries += 1;
         let pause_us = self.random.between(longest_us / 4, longest_us);
         out.after(pause_us, Due::Gateway(seat, Input::Dial(node)));

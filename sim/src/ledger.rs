@@ -248,8 +248,11 @@ impl Ledger {
         let log = &self.log;
         self.keys.retain(|key, seq| log.contains_key(&(key.0.clone(), *seq)));
         self.heads = model.logs.iter().map(|(name, log)| (name.clone(), log.head())).collect();
-        self.members =
-            model.groups.iter().map(|(name, (members, _))| (name.clone(), Rc::new(members.clone()))).collect();
+        self.members = model
+            .groups
+            .iter()
+            .map(|(name, (members, _))| (name.clone(), Rc::new(members.clone())))
+            .collect();
     }
 
     // ---- devices ----
@@ -407,7 +410,8 @@ impl Ledger {
     pub fn unfinished(&self, online: &[bool], groups: bool) -> Option<(Invariant, String)> {
         if let Some(sent) = self.sent.iter().find(|sent| !sent.settled) {
             let (user, device) = &self.names[sent.device];
-            let detail = format!("{user}/{device} has no answer to {:?} in {}", sent.payload, sent.conversation);
+            let detail =
+                format!("{user}/{device} has no answer to {:?} in {}", sent.payload, sent.conversation);
             return Some((Invariant::AnsweredAtLast, detail));
         }
         for (device, (user, name)) in self.names.iter().enumerate() {

@@ -142,7 +142,12 @@ fn replay(seed: u64, plan: &str, trace: bool) -> ExitCode {
     match outcome.violation {
         None => ExitCode::SUCCESS,
         Some(violation) => {
-            println!("{:?} at {:.6} s: {}", violation.invariant, violation.at_us as f64 / 1e6, violation.detail);
+            println!(
+                "{:?} at {:.6} s: {}",
+                violation.invariant,
+                violation.at_us as f64 / 1e6,
+                violation.detail
+            );
             ExitCode::FAILURE
         }
     }

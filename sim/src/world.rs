@@ -92,7 +92,8 @@ impl World {
             let off_ms = if plan.allowed.clock { random.below(4_000) as i64 - 2_000 } else { 0 };
             Clock::new(random.below(1_000 * SECOND), off_ms)
         };
-        let gateways = (0..plan.gateways).map(|n| Gateway::new(n, clock(), plan, fork(100 + n as u64))).collect();
+        let gateways =
+            (0..plan.gateways).map(|n| Gateway::new(n, clock(), plan, fork(100 + n as u64))).collect();
         let nodes = (0..plan.nodes).map(|n| Node::new(n, clock(), plan, fork(200 + n as u64))).collect();
         let mut devices = Vec::new();
         for user in 0..plan.users {
@@ -100,8 +101,7 @@ impl World {
                 let index = devices.len();
                 let (user, name) = (work::user(user), format!("device{number}"));
                 out.ledger.add_device(&user, &name);
-                let mut device =
-                    Device::new(index, user, name, plan.heartbeat_ms, fork(300 + index as u64));
+                let mut device = Device::new(index, user, name, plan.heartbeat_ms, fork(300 + index as u64));
                 device.forgiving = plan.allowed.failover;
                 devices.push(device);
             }
@@ -134,7 +134,7 @@ impl World {
             if self.out.steps >= self.steps_max {
                 break;
             }
-            let Some((at_us, due)) = self.out.agenda.next() else { break };
+            let Some((at_us, due)) = self.out.agenda.pop() else { break };
             self.out.now_us = at_us;
             while self.look_at_us <= at_us && self.phase != Phase::Over {
                 self.look();

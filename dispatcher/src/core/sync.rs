@@ -340,9 +340,9 @@ mod tests {
         for (epoch, seq, expected) in cases {
             let read = log.iter().filter(|entry| entry.seq >= seq.max(1)).cloned().collect();
             let found = after(Cursor { epoch, seq, messages: 0 }, read, 3, 6);
-            let found = found
-                .ok()
-                .map(|(entries, gap)| (entries.iter().map(|entry| entry.seq).collect::<Vec<_>>(), gap));
+            let found = found.map(|Following { entries, gap }| {
+                (entries.iter().map(|entry| entry.seq).collect::<Vec<_>>(), gap)
+            });
             assert_eq!(found, expected, "({epoch}, {seq})");
         }
     }
