@@ -29,7 +29,7 @@ const RULES: &[Rule] = &[
 ];
 
 const CRATES: &[&str] =
-    &["protocol", "edge", "gateway", "dispatcher", "client", "loadgen", "benches", "tests"];
+    &["protocol", "edge", "gateway", "dispatcher", "client", "loadgen", "sim", "benches", "tests"];
 
 /// What a sans-IO part may not touch: sockets, threads, clocks, randomness, files, runtimes.
 const IMPURE: &[&str] = &[
