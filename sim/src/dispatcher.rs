@@ -517,4 +517,3 @@ fn brief(event: &Event) -> String {
         }
     }
 }
-
