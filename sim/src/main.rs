@@ -25,7 +25,7 @@ enum Command {
         /// A..B, B excluded.
         #[arg(long, default_value = "0..100")]
         seeds: String,
-        /// calm, network, crash, pause, store, clock, leave, mixed or failover.
+        /// calm, client, network, crash, pause, store, clock, leave, mixed or failover.
         #[arg(long, default_value = "mixed")]
         plan: String,
         /// End each seed after so many steps.
