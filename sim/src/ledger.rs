@@ -269,9 +269,9 @@ impl Ledger {
                 let entry = there.zip(index).and_then(|(log, index)| log.entries.get(index as usize));
                 entry.is_some_and(|entry| entry.message_id.0 == id)
             };
-            for (_, kept) in log.extract_if(.., |seq, kept| !stays(*seq, kept.deliver.message_id)) {
-                self.lost.insert(kept.deliver.message_id);
-            }
+            let gone = log.values().map(|kept| &kept.deliver).filter(|it| !stays(it.seq, it.message_id));
+            self.lost.extend(gone.map(|deliver| deliver.message_id));
+            log.retain(|seq, kept| stays(*seq, kept.deliver.message_id));
         }
         let logs = &self.logs;
         self.keys.retain(|key, seq| logs.get(&key.0).is_some_and(|log| log.contains_key(seq)));

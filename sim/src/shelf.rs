@@ -136,13 +136,13 @@ impl Ledger {
                 place.at = place.at.map(|at| at.min(to.seq));
                 place.saved = place.saved.map(|saved| saved.min(to.seq));
             }
-            Event::Gap { conversation, from, to } if !conversation.starts_with("r:") => {
-                // Nothing is past its retention here.
-                if self.lost.is_empty() {
-                    let (user, name) = &self.names[device];
-                    let detail = format!("{user}/{name} is told that {conversation} has no {from} to {to}");
-                    self.broken(Invariant::NothingLost, now_us, detail);
-                }
+            // Nothing is past its retention here.
+            Event::Gap { conversation, from, to }
+                if !conversation.starts_with("r:") && self.lost.is_empty() =>
+            {
+                let (user, name) = &self.names[device];
+                let detail = format!("{user}/{name} is told that {conversation} has no {from} to {to}");
+                self.broken(Invariant::NothingLost, now_us, detail);
             }
             Event::Removed { conversation } => {
                 let place = self.shelves[device].place(&conversation);
