@@ -110,10 +110,10 @@ class Client:
             pass
 
     def deliver(self):
-        """The next Deliver."""
+        """The next Deliver of a message; what the server says of groups (action 5) is passed over."""
         while True:
             for at, event in enumerate(self.notified):
-                if 1 in event:
+                if 1 in event and parse(event[1]).get(10) != 5:
                     del self.notified[at]
                     return parse(event[1])
             for _ in self.receive():

@@ -165,6 +165,8 @@ async fn connect(fleet: &Fleet, at: usize) -> Person {
         while let Some(event) = events.next().await {
             let mut inbox = filled.lock().expect("no panic");
             match event {
+                // What the server says of groups comes again when they are made again.
+                Event::Message(message) if message.sender_device.is_empty() => {}
                 Event::Message(message) => inbox.take(message),
                 Event::Ended { reason } => inbox.wrong.push(format!("ended: {reason}")),
                 other => {
