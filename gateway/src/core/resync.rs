@@ -75,12 +75,17 @@ impl Shard {
         while self.resync.rate.take(self.now.mono_us) {
             let Some(slot) = self.sessions.next_used(at) else { return };
             at = slot + 1;
-            let session = self.sessions.get(slot).expect("used");
-            if session.state == State::Live && session.is(ACKNOWLEDGES) {
-                self.stats.resyncs_swept += 1;
-                self.notify(slot, notify::Event::Resync(Resync { conversations: Vec::new() }));
-            }
+            self.look_at_directs(slot);
         }
         self.resync.at = Some(at);
+    }
+
+    /// A session may have missed messages of direct conversations: it is told to look.
+    pub(super) fn look_at_directs(&mut self, slot: u32) {
+        let Some(session) = self.sessions.get(slot) else { return };
+        if session.state == State::Live && session.is(ACKNOWLEDGES) {
+            self.stats.resyncs_swept += 1;
+            self.notify(slot, notify::Event::Resync(Resync { conversations: Vec::new() }));
+        }
     }
 }
