@@ -32,6 +32,8 @@ pub(super) struct Walk {
     rest: BTreeSet<String>,
     asked: Option<(u64, Asked)>,
     not_before_ms: u64,
+    /// Something may be new that was asked about already: from the beginning when this one is over.
+    once_more: bool,
 }
 
 #[derive(Debug)]
@@ -49,6 +51,14 @@ impl Walk {
             rest: inbox.known().cloned().collect(),
             ..Walk::default()
         };
+    }
+
+    /// Something may be new anywhere: begins, or goes once more when it is at its end.
+    pub(super) fn again(&mut self, inbox: &Inbox) {
+        match self.running {
+            true => self.once_more = true,
+            false => self.start(inbox),
+        }
     }
 
     pub(super) fn disconnected(&mut self) {
@@ -81,7 +91,11 @@ impl Walk {
             self.items.drain(..count).map(|item| (item.conversation.clone(), item)).collect();
         if asked.is_empty() {
             self.running = false;
-            return None;
+            if !self.once_more {
+                return None;
+            }
+            self.start(inbox);
+            return self.next(now_ms, id, inbox);
         }
         let item = |conversation: &String| PeekItem {
             cursor: inbox.cursor(conversation),

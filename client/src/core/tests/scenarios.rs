@@ -4,8 +4,8 @@ use bytes::Bytes;
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
 use millrace_protocol::messages::client::{
-    Code, Cursor, Deliver, Joined, Notify, PresenceSubscribe, Removed, Response, RoomJoin, SyncPage, Typing,
-    notify,
+    Code, Cursor, Deliver, Joined, Notify, PresenceSubscribe, Removed, Response, Resync, RoomJoin, SyncPage,
+    Typing, notify,
 };
 
 use super::server::Frame;
@@ -170,6 +170,20 @@ fn a_log_that_lost_its_end_takes_the_application_back() {
 }
 
 #[test]
+fn a_login_finds_out_that_a_log_lost_its_end_though_nothing_followed() {
+    let mut world = World::new(8, &["d:alice:bob"]);
+    fill(&mut world, "d:alice:bob", 10);
+    world.settle(20_000);
+    world.server.takeover("d:alice:bob", 4);
+    world.lose();
+    world.settle(60_000);
+    let to = Cursor { epoch: 1, seq: 6 };
+    let cut = |notice: &&Notice| matches!(notice, Notice::Truncated { to: at, .. } if *at == to);
+    assert_eq!(world.notices.iter().filter(cut).count(), 1);
+    assert_eq!(world.saved["d:alice:bob"], to);
+}
+
+#[test]
 fn a_trimmed_log_is_told_as_a_gap() {
     let mut world = World::new(9, &["g:tea"]);
     fill(&mut world, "g:tea", 5);
@@ -323,5 +337,26 @@ fn a_cut_is_not_overlooked_while_others_are_being_read() {
     // No page comes before the fourth entry of the new log, which would fit the third of the old one.
     while world.deliver_frame() {}
     world.settle(20_000);
+    world.check_complete();
+}
+
+#[test]
+fn a_resync_that_names_nothing_looks_at_everything() {
+    let mut world = World::new(5, &["d:alice:bob", "d:alice:cid"]);
+    fill(&mut world, "d:alice:bob", 2);
+    world.settle(5_000);
+    world.check_complete();
+    // Messages that never came.
+    for (conversation, seq) in [("d:alice:bob", 3), ("d:alice:cid", 1)] {
+        world.server.append(conversation, "bob", text(seq));
+    }
+    world.server.flow.clear();
+    world.settle(5_000);
+    assert_eq!(world.shown["d:alice:bob"].messages.len(), 2, "nobody has said so");
+    // Twice, as links come up one by one: the first walk may have passed what is new since.
+    for _ in 0..2 {
+        world.server.notify(notify::Event::Resync(Resync { conversations: Vec::new() }));
+    }
+    world.settle(5_000);
     world.check_complete();
 }
