@@ -389,8 +389,9 @@ impl Ledger {
 
     // ---- the end ----
 
-    /// What is not right yet; `online`: devices that are logged in.
-    pub fn unfinished(&self, online: &[bool]) -> Option<(Invariant, String)> {
+    /// What is not right yet; `online`: devices that are logged in. `probed`: everyone has said something everywhere, so
+    /// that nobody can believe any more in the end of a log that the store has lost.
+    pub fn unfinished(&self, online: &[bool], probed: bool) -> Option<(Invariant, String)> {
         if let Some(sent) = self.sent.iter().find(|sent| !sent.settled) {
             let (user, device) = &self.names[sent.device];
             let detail =
@@ -405,7 +406,9 @@ impl Ledger {
                 let detail = format!("{user}/{name} is not attached to {group}");
                 return Some((Invariant::AttachedAtLast, detail));
             }
-            if let Some(missing) = self.not_shown(device) {
+            if (probed || !self.forgiving)
+                && let Some(missing) = self.not_shown(device)
+            {
                 return Some((Invariant::DeliveredAtLast, missing));
             }
         }

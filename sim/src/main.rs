@@ -25,21 +25,24 @@ enum Command {
         /// A..B, B excluded.
         #[arg(long, default_value = "0..100")]
         seeds: String,
-        /// calm, client, network, crash, pause, store, clock, leave, mixed or failover.
-        #[arg(long, default_value = "mixed")]
+        /// calm, client, network, crash, pause, store, clock, leave, mixed, failover; or all of them in turn.
+        #[arg(long, default_value = "all")]
         plan: String,
+        /// Play seeds from A on until so many hours are over.
+        #[arg(long)]
+        hours: Option<f64>,
         /// End each seed after so many steps.
         #[arg(long, default_value_t = 0)]
         steps: u64,
         /// Threads; 0: one for each core.
         #[arg(long, default_value_t = 0)]
         threads: usize,
-        /// Failures after which to stop.
+        /// Failures after which to stop; 0: go on.
         #[arg(long, default_value_t = 10)]
         failures: usize,
-        /// A report as JSON on stdout.
+        /// A report as JSON in this file; -: on stdout.
         #[arg(long)]
-        json: bool,
+        json: Option<String>,
     },
     /// Plays one seed, twice, and compares.
     Replay {
@@ -67,12 +70,20 @@ enum Command {
 
 fn main() -> ExitCode {
     match Args::parse().command {
-        Command::Run { seeds, plan, steps, threads, failures, json } => {
+        Command::Run { seeds, plan, hours, steps, threads, failures, json } => {
             let Some(seeds) = range(&seeds) else { return usage("--seeds is A..B") };
-            if !NAMES.contains(&plan.as_str()) {
-                return usage(&format!("plans are {}", NAMES.join(", ")));
+            let plans: Vec<&'static str> =
+                NAMES.iter().copied().filter(|name| plan == "all" || plan == *name).collect();
+            if plans.is_empty() {
+                return usage(&format!("plans are {} and all", NAMES.join(", ")));
             }
-            run(seeds, &plan, Options { steps_max: steps, ..Options::default() }, threads, failures, json)
+            let limits = Limits {
+                seeds: if hours.is_some() { seeds.start..u64::MAX } else { seeds },
+                time: hours.map(|hours| Duration::from_secs_f64(hours.max(0.0) * 3_600.0)),
+                threads,
+                failures: if failures == 0 { usize::MAX } else { failures },
+            };
+            run(&plans, Options { steps_max: steps, ..Options::default() }, limits, json.as_deref())
         }
         Command::Replay { seed, plan, trace } => replay(seed, &plan, trace),
         Command::Shrink { seed, plan, trace } => shrunk(seed, &plan, trace),
@@ -89,39 +100,56 @@ fn range(text: &str) -> Option<std::ops::Range<u64>> {
     Some(from.parse().ok()?..to.parse().ok()?)
 }
 
-fn run(
+/// How far a run goes.
+struct Limits {
     seeds: std::ops::Range<u64>,
-    plan: &str,
-    options: Options,
+    time: Option<Duration>,
     threads: usize,
     failures: usize,
-    json: bool,
-) -> ExitCode {
-    let threads = match threads {
+}
+
+fn run(plans: &[&'static str], options: Options, limits: Limits, json: Option<&str>) -> ExitCode {
+    let threads = match limits.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     };
     let began = Instant::now();
     let state = Mutex::new((Summary::default(), began));
-    play_many(plan, seeds, threads, options, |played| {
+    play_many(plans, limits.seeds, threads, options, |played| {
         let mut state = state.lock().unwrap_or_else(|broken| broken.into_inner());
         let (summary, told) = &mut *state;
         summary.add(played);
         if played.outcome.violation.is_some() {
-            eprintln!("{}", failure(plan, played));
+            eprintln!("{}", failure(played));
         }
         if told.elapsed() > Duration::from_secs(10) {
             *told = Instant::now();
             eprintln!("{}", summary.line(began.elapsed()));
         }
-        summary.failed.len() < failures
+        summary.failed.len() < limits.failures && limits.time.is_none_or(|time| began.elapsed() < time)
     });
     let (summary, _) = state.into_inner().unwrap_or_else(|broken| broken.into_inner());
-    eprintln!("plan {plan}: {}", summary.line(began.elapsed()));
-    if json {
-        println!("{}", summary.json(plan, began.elapsed()));
+    eprintln!("plans {}: {}", plans.join(", "), summary.line(began.elapsed()));
+    let written = match json {
+        None => Ok(()),
+        Some("-") => {
+            println!("{:#}", summary.json(began.elapsed()));
+            Ok(())
+        }
+        Some(path) => write(path, &summary.json(began.elapsed())),
+    };
+    if let Err(error) = written {
+        eprintln!("{}: {error}", json.unwrap_or_default());
+        return ExitCode::FAILURE;
     }
     if summary.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn write(path: &str, report: &serde_json::Value) -> std::io::Result<()> {
+    if let Some(directory) = std::path::Path::new(path).parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    std::fs::write(path, format!("{report:#}\n"))
 }
 
 fn replay(seed: u64, plan: &str, trace: bool) -> ExitCode {

@@ -20,6 +20,8 @@ pub struct Summary {
     pub counts: BTreeMap<&'static str, u64>,
     /// Seeds that failed.
     pub failed: Vec<Played>,
+    /// Seeds and steps of each plan.
+    pub plans: BTreeMap<&'static str, (u64, u64)>,
 }
 
 impl Summary {
@@ -28,6 +30,8 @@ impl Summary {
         self.seeds += 1;
         self.steps += played.outcome.steps;
         self.world_us += played.outcome.world_us;
+        let plan = self.plans.entry(played.plan).or_default();
+        *plan = (plan.0 + 1, plan.1 + played.outcome.steps);
         let counts = played.outcome.counts;
         for (name, count) in [
             ("sent", counts.sent),
@@ -68,19 +72,24 @@ impl Summary {
     }
 
     /// Everything, for machines.
-    pub fn json(&self, plan: &str, took: Duration) -> Value {
+    pub fn json(&self, took: Duration) -> Value {
         let failed = self.failed.iter().filter_map(|played| {
             let violation = played.outcome.violation.as_ref()?;
             Some(json!({
+                "plan": played.plan,
                 "seed": played.seed,
                 "invariant": format!("{:?}", violation.invariant),
                 "at_us": violation.at_us,
                 "detail": violation.detail,
-                "replay": replay(plan, played.seed),
+                "replay": replay(played.plan, played.seed),
             }))
         });
+        let plans = self.plans.iter().map(|(name, (seeds, steps))| {
+            let failed = self.failed.iter().filter(|played| played.plan == *name).count();
+            ((*name).to_owned(), json!({ "seeds": seeds, "steps": steps, "failed": failed }))
+        });
         json!({
-            "plan": plan,
+            "plans": plans.collect::<serde_json::Map<String, Value>>(),
             "seeds": self.seeds,
             "steps": self.steps,
             "steps_per_s": (self.steps as f64 / took.as_secs_f64().max(1e-9)) as u64,
@@ -98,14 +107,15 @@ pub fn replay(plan: &str, seed: u64) -> String {
 }
 
 /// What broke, and how to see it again.
-pub fn failure(plan: &str, played: &Played) -> String {
+pub fn failure(played: &Played) -> String {
     let Some(violation) = &played.outcome.violation else { return String::new() };
     format!(
-        "seed {}: {:?} at {:.6} s: {}\n  {}",
+        "seed {} of plan {}: {:?} at {:.6} s: {}\n  {}",
         played.seed,
+        played.plan,
         violation.invariant,
         violation.at_us as f64 / 1e6,
         violation.detail,
-        replay(plan, played.seed)
+        replay(played.plan, played.seed)
     )
 }

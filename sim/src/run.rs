@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Once;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::ledger::{Counts, Invariant, Violation};
 use crate::plan::Plan;
@@ -60,35 +60,41 @@ pub fn play_with(plan: &Plan, faults: &[Fault], seed: u64, options: Options) -> 
     })
 }
 
-/// A seed and how it went.
+/// A seed of a plan and how it went.
 #[derive(Clone, Debug)]
 pub struct Played {
+    /// Of which plan.
+    pub plan: &'static str,
     /// Which.
     pub seed: u64,
     /// How.
     pub outcome: Outcome,
 }
 
-/// Plays seeds on this many threads; `each` is told of every one as it ends, and says whether to go on.
+/// Plays each seed of each plan, the plans in turn, on this many threads; `each` is told of every one as it ends, and says
+/// whether to go on.
 pub fn play_many(
-    plan_name: &str,
+    plans: &[&'static str],
     seeds: std::ops::Range<u64>,
     threads: usize,
     options: Options,
     each: impl Fn(&Played) -> bool + Sync,
 ) {
-    let next = AtomicU64::new(seeds.start);
+    let next = AtomicU64::new(0);
+    let over = AtomicBool::new(plans.is_empty());
     std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                while !over.load(Ordering::Relaxed) {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let plan = plans[(number % plans.len() as u64) as usize];
+                    let seed = seeds.start.saturating_add(number / plans.len() as u64);
                     if seed >= seeds.end {
                         return;
                     }
-                    let Some(outcome) = play(plan_name, seed, options) else { return };
-                    if !each(&Played { seed, outcome }) {
-                        next.store(seeds.end, Ordering::Relaxed);
+                    let Some(outcome) = play(plan, seed, options) else { return };
+                    if !each(&Played { plan, seed, outcome }) {
+                        over.store(true, Ordering::Relaxed);
                     }
                 }
             });

@@ -9,7 +9,7 @@
 //!
 //! Rooms have no cursors: they are in order while the session is in them, with gaps where they were told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use millrace_client::core::Saved;
 use millrace_client::{Event, Message};
@@ -39,6 +39,8 @@ pub struct Shelf {
     places: BTreeMap<String, Place>,
     /// Rooms that the session is in, and how far it was sent them.
     rooms: BTreeMap<String, u64>,
+    /// What this process was shown in rooms: it is not shown again, though it may be sent again.
+    seen: BTreeSet<(String, u64)>,
 }
 
 impl Shelf {
@@ -53,6 +55,7 @@ impl Ledger {
         self.counts.starts += 1;
         let shelf = &mut self.shelves[device];
         shelf.rooms.clear();
+        shelf.seen.clear();
         for place in shelf.places.values_mut() {
             (place.at, place.saved) = (None, None);
         }
@@ -108,12 +111,20 @@ impl Ledger {
             let detail = format!("{user}/{name} got {seq} of {conversation}, in which it is not");
             return self.broken(Invariant::ShownInOrder, now_us, detail);
         };
-        let hole = (at + 1..*seq).find(|seq| !self.is_own(device, conversation, *seq));
+        let seen = &self.shelves[device].seen;
+        let is_seen = |seq: u64| seen.contains(&(conversation.clone(), seq));
+        let hole = (at + 1..*seq).find(|seq| !self.is_own(device, conversation, *seq) && !is_seen(*seq));
         if *seq <= at && self.lost.is_empty() || hole.is_some() {
             let detail = format!("{user}/{name} got {seq} of {conversation} after {at}; missing {hole:?}");
             self.broken(Invariant::ShownInOrder, now_us, detail);
         }
-        self.shelves[device].rooms.insert(conversation.clone(), *seq);
+        let shelf = &mut self.shelves[device];
+        shelf.rooms.insert(conversation.clone(), *seq);
+        if !shelf.seen.insert((conversation.clone(), *seq)) && self.lost.is_empty() {
+            let (user, name) = &self.names[device];
+            let detail = format!("{user}/{name} is shown {seq} of {conversation} again");
+            self.broken(Invariant::ShownOnce, now_us, detail);
+        }
         self.counts.shown += 1;
     }
 

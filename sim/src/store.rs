@@ -58,6 +58,7 @@ pub struct Store {
     held: BTreeMap<String, u64>,
     gateways: BTreeMap<u16, (u64, u64)>,
     last: BTreeMap<(Seat, Partition), u64>,
+    last_of_user: BTreeMap<(Seat, String), u64>,
     troubles: Vec<Trouble>,
     /// Nothing reaches it before then.
     stalled_until_us: u64,
@@ -77,6 +78,7 @@ impl Store {
             held: BTreeMap::new(),
             gateways: BTreeMap::new(),
             last: BTreeMap::new(),
+            last_of_user: BTreeMap::new(),
             troubles: Vec::new(),
             stalled_until_us: 0,
             keep_copies: false,
@@ -103,6 +105,11 @@ impl Store {
             return agenda.at(now_us + delay_us, Due::Done(seat, Box::new(done)));
         }
         let mut at_us = (now_us + delay_us).max(self.stalled_until_us);
+        if let Some(user) = user_of(&job.work) {
+            let last = self.last_of_user.entry((seat, user.to_owned())).or_default();
+            at_us = at_us.max(*last);
+            *last = at_us;
+        }
         if let Some((partition, writes)) = partition_of(&job.work) {
             let last = self.last.entry((seat, partition)).or_default();
             at_us = at_us.max(*last);
@@ -276,6 +283,15 @@ impl Store {
 
 fn failed(ticket: u64, why: &str) -> Done {
     Done { ticket, outcome: Err(StoreError::Unavailable(why.into())) }
+}
+
+/// The user whose route a job changes: they are carried out in order, as they touch one key over one connection.
+fn user_of(work: &Work) -> Option<&str> {
+    match work {
+        Work::Register(registration) => Some(&registration.user),
+        Work::Unregister { user, .. } => Some(user),
+        _ => None,
+    }
 }
 
 /// The partition of a job that has an order, and whether later ones wait for it.

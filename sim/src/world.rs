@@ -526,7 +526,7 @@ impl World {
             return Some((Invariant::AttachedAtLast, "a process is not back".into()));
         }
         let online: Vec<bool> = self.devices.iter().map(Device::is_online).collect();
-        self.out.ledger.unfinished(&online)
+        self.out.ledger.unfinished(&online, self.phase == Phase::Probing)
     }
 
     /// Gauges against their limits.

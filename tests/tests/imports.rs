@@ -25,6 +25,13 @@ const RULES: &[Rule] = &[
         pure: false,
     },
     Rule { place: "client/src", may: &["protocol"], except: &[], pure: false },
+    // The simulation plays the shells' part: the cores, what the shells decide by, and nothing of the outside world.
+    Rule {
+        place: "sim/src",
+        may: &["sim", "protocol", "gateway", "dispatcher", "client"],
+        except: &["main.rs", "run.rs"],
+        pure: true,
+    },
     Rule { place: "loadgen/src", may: &["loadgen", "protocol", "edge"], except: &["main.rs"], pure: false },
 ];
 

@@ -131,6 +131,11 @@ impl Inbox {
         if !place.begun && (at.seq == 1 || newest) {
             place.begin(Cursor { epoch: at.epoch, seq: at.seq.saturating_sub(1) });
         }
+        let last = place.told();
+        if place.begun && at.seq <= last.seq && at.epoch > last.epoch {
+            // The log lost what is known above it.
+            return self.want(conversation);
+        }
         place.own(at);
         if !place.begun {
             return self.syncs.want(conversation);
@@ -198,7 +203,12 @@ impl Inbox {
         } else if place.begun {
             self.acks.schedule(conversation, taken, now_ms);
         }
+        let told = self.place(conversation).told();
         self.head(conversation, head, now_ms);
+        if (head.epoch, head.seq) < (told.epoch, told.seq) {
+            // Read before what has come since; or the log lost its end. Reading on from the cursor tells.
+            self.want(conversation);
+        }
         true
     }
 

@@ -425,6 +425,10 @@ impl Machine {
                     self.told.tell(Notice::Truncated { conversation, to });
                 }
             }
+            // No name: it may be any direct conversation, so all are looked at, as after a login.
+            Some(notify::Event::Resync(resync)) if keeps && resync.conversations.is_empty() => {
+                self.walk.again(&self.inbox);
+            }
             Some(notify::Event::Resync(resync)) if keeps => {
                 resync.conversations.iter().for_each(|name| self.inbox.resync(name, now_ms));
             }

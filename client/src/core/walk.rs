@@ -34,6 +34,8 @@ pub(super) struct Walk {
     not_before_ms: u64,
     /// Items of the next Peek at most: fewer after one was refused whole, until the item is found that it was for.
     items_max: usize,
+    /// Something may be new that was asked about already: from the beginning when this one is over.
+    once_more: bool,
 }
 
 #[derive(Debug)]
@@ -52,6 +54,14 @@ impl Walk {
             items_max: PEEK_MAX,
             ..Walk::default()
         };
+    }
+
+    /// Something may be new anywhere: begins, or goes once more when it is at its end.
+    pub(super) fn again(&mut self, inbox: &Inbox) {
+        match self.running {
+            true => self.once_more = true,
+            false => self.start(inbox),
+        }
     }
 
     pub(super) fn disconnected(&mut self) {
@@ -84,7 +94,11 @@ impl Walk {
             self.items.drain(..count).map(|item| (item.conversation.clone(), item)).collect();
         if asked.is_empty() {
             self.running = false;
-            return None;
+            if !self.once_more {
+                return None;
+            }
+            self.start(inbox);
+            return self.next(now_ms, id, inbox);
         }
         let item = |conversation: &String| PeekItem {
             cursor: inbox.cursor(conversation),

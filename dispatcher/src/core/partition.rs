@@ -220,6 +220,8 @@ impl Partition {
                 if release {
                     return self.release(cx);
                 }
+                // Of an earlier claim, whose timer may have gone off when nothing was served: the first of this one sets its own.
+                cx.hub.touched.remove(&partition);
                 cx.hub.cluster.served.insert(partition, epoch);
                 cx.hub.announce.push((partition, epoch));
                 cx.tell_siblings(|| Sibling::Serving { partition, epoch: Some(epoch) });

@@ -27,6 +27,7 @@ pub struct Login {
     user: String,
     device: String,
     login_number: u64,
+    gateway_incarnation: u64,
 }
 
 /// Sessions that were told to close, until they answer.
@@ -59,8 +60,8 @@ impl Closes {
 
 /// A Register record for a partition that is served here.
 pub fn register(cx: &mut Cx, link: LinkKey, from: From, session: SessionId, ask: Register) {
-    let login =
-        Login { link, from, session, user: ask.user, device: ask.device, login_number: ask.login_number };
+    let Register { user, device, login_number, gateway_incarnation, .. } = ask;
+    let login = Login { link, from, session, user, device, login_number, gateway_incarnation };
     if cx.hub.registers >= REGISTERS_MAX {
         cx.hub.stats.busy += 1;
         return refuse(cx, &login, Code::Busy, "too many logins at once");
@@ -71,8 +72,8 @@ pub fn register(cx: &mut Cx, link: LinkKey, from: From, session: SessionId, ask:
         device: login.device.clone(),
         platform: ask.platform,
         session,
-        incarnation: ask.gateway_incarnation,
-        login_number: ask.login_number,
+        incarnation: gateway_incarnation,
+        login_number,
         wall_ms: cx.now.wall_ms,
         newest_wins: ask.newest_wins,
     };
@@ -102,6 +103,7 @@ pub fn registered(cx: &mut Cx, login: Login, outcome: Result<Outcome, StoreError
                 device: login.device,
                 login_number,
                 groups,
+                gateway_incarnation: login.gateway_incarnation,
                 ..Registered::default()
             };
             cx.send(login.link, login.from.record(Kind::Registered, login.session, &registered));
@@ -116,8 +118,8 @@ pub fn registered(cx: &mut Cx, login: Login, outcome: Result<Outcome, StoreError
 /// Refuses a registration that came for a partition that can't be served at this moment.
 pub fn refuse_busy(cx: &mut Cx, link: LinkKey, from: From, session: SessionId, ask: Register) {
     cx.hub.stats.busy += 1;
-    let Register { user, device, login_number, .. } = ask;
-    let login = Login { link, from, session, user, device, login_number };
+    let Register { user, device, login_number, gateway_incarnation, .. } = ask;
+    let login = Login { link, from, session, user, device, login_number, gateway_incarnation };
     refuse(cx, &login, Code::Busy, "the user's partition is moving");
 }
 
@@ -130,6 +132,7 @@ fn refuse(cx: &mut Cx, login: &Login, code: Code, reason: &str) {
         refused: code as u32,
         reason: reason.into(),
         retry_after_ms: if code == Code::Busy { BUSY_RETRY_MS } else { 0 },
+        gateway_incarnation: login.gateway_incarnation,
     };
     cx.send(login.link, login.from.record(Kind::Registered, login.session, &registered));
 }

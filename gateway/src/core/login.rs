@@ -2,7 +2,7 @@
 //!
 //! The rule: no session is acknowledged before its route is durable, and none while the gateway's lease is over,
 //! since the route would count for nothing. A new incarnation voids all routes: every session is then registered
-//! again, at a bounded rate and under its old number.
+//! again, at a bounded rate and under its old number, and told to look at what it may have missed until then.
 
 use millrace_protocol::conversation::is_name;
 use millrace_protocol::ids::{SessionId, user_partition};
@@ -266,6 +266,15 @@ impl Shard {
                 }
             };
         }
+        if ![0, self.lease.incarnation].contains(&body.gateway_incarnation) {
+            // That route is void: this is no answer to the Register under the present incarnation.
+            if session.state == State::Registering || session.is(REREGISTERING) {
+                let conn = session.conn(slot);
+                self.want_register(conn);
+            }
+            return;
+        }
+        let again = session.is(REREGISTERING);
         session.flags &= !REREGISTERING;
         session.login_number = body.login_number;
         match session.state {
@@ -274,6 +283,10 @@ impl Shard {
                 // Registered again: what it became a member of meanwhile is attached as well.
                 for group in body.groups {
                     self.attach_group(slot, &group);
+                }
+                // And nobody found its route meanwhile.
+                if again {
+                    self.look_at_directs(slot);
                 }
             }
             _ => {}

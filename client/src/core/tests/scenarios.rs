@@ -4,8 +4,8 @@ use bytes::Bytes;
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
 use millrace_protocol::messages::client::{
-    Code, Cursor, Deliver, Joined, Notify, PresenceSubscribe, Removed, Response, RoomJoin, SyncPage, Typing,
-    notify,
+    Code, Cursor, Deliver, Joined, Notify, PresenceSubscribe, Removed, Response, Resync, RoomJoin, SyncPage,
+    Typing, notify,
 };
 
 use super::server::Frame;
@@ -167,6 +167,20 @@ fn a_log_that_lost_its_end_takes_the_application_back() {
     assert_eq!(world.notices.iter().filter(cut).count(), 1);
     world.check_complete();
     assert_eq!(world.saved["g:tea"], Cursor { epoch: 2, seq: 12 });
+}
+
+#[test]
+fn a_login_finds_out_that_a_log_lost_its_end_though_nothing_followed() {
+    let mut world = World::new(8, &["d:alice:bob"]);
+    fill(&mut world, "d:alice:bob", 10);
+    world.settle(20_000);
+    world.server.takeover("d:alice:bob", 4);
+    world.lose();
+    world.settle(60_000);
+    let to = Cursor { epoch: 1, seq: 6 };
+    let cut = |notice: &&Notice| matches!(notice, Notice::Truncated { to: at, .. } if *at == to);
+    assert_eq!(world.notices.iter().filter(cut).count(), 1);
+    assert_eq!(world.saved["d:alice:bob"], to);
 }
 
 #[test]
@@ -425,5 +439,26 @@ fn a_page_says_nothing_of_what_came_while_it_was_asked_for() {
     world.server.append("g:tea", "carol", text(104));
     world.server.append("g:tea", "carol", text(105));
     world.settle(20_000);
+    world.check_complete();
+}
+
+#[test]
+fn a_resync_that_names_nothing_looks_at_everything() {
+    let mut world = World::new(5, &["d:alice:bob", "d:alice:cid"]);
+    fill(&mut world, "d:alice:bob", 2);
+    world.settle(5_000);
+    world.check_complete();
+    // Messages that never came.
+    for (conversation, seq) in [("d:alice:bob", 3), ("d:alice:cid", 1)] {
+        world.server.append(conversation, "bob", text(seq));
+    }
+    world.server.flow.clear();
+    world.settle(5_000);
+    assert_eq!(world.shown["d:alice:bob"].messages.len(), 2, "nobody has said so");
+    // Twice, as links come up one by one: the first walk may have passed what is new since.
+    for _ in 0..2 {
+        world.server.notify(notify::Event::Resync(Resync { conversations: Vec::new() }));
+    }
+    world.settle(5_000);
     world.check_complete();
 }

@@ -6,6 +6,7 @@ use millrace_protocol::messages::link as wire;
 use millrace_protocol::prost::Message;
 
 use super::world::{World, conversation_partition, direct, session};
+use crate::store::model::Fault;
 
 fn ack(world: &mut World, conversation: &str, user: &str, seq: u64) {
     let partition = conversation_partition(conversation);
@@ -61,6 +62,38 @@ fn the_other_side_hears_of_receipts_once_a_window() {
     ack(&mut world, &name, "bob", 2);
     world.pass(1_000);
     assert!(told(&mut world, 1).is_empty());
+}
+
+#[test]
+fn receipts_are_told_after_the_partition_was_claimed_again() {
+    let mut world = World::serving(1, &[1, 2]);
+    world.register(0, session(1, 1), "ann", "phone", "ios");
+    world.run();
+    let name = direct("ann", "bob");
+    world.send(session(1, 1), "ann", &name, 1);
+    world.run();
+    ack(&mut world, &name, "bob", 1);
+    // The store fails, and goes on failing until the window is over.
+    world.store.fail_append = Some(Fault::Unavailable);
+    world.store.fail_claims = 3;
+    world.send(session(1, 1), "ann", &name, 2);
+    world.run();
+    for _ in 0..20 {
+        world.pass(200);
+    }
+    let epoch = world.nodes[0].claimed[&conversation_partition(&name)];
+    assert!(told(&mut world, 1).is_empty(), "forgotten with the claim: what was taken is said again");
+    world.send(session(1, 1), "ann", &name, 2);
+    world.run();
+    ack(&mut world, &name, "bob", 2);
+    assert_eq!(world.nodes[0].claimed[&conversation_partition(&name)], epoch);
+    world.pass(250);
+    let receipt = client::Receipt { conversation: name.clone(), user: "bob".into(), delivered: 2, read: 0 };
+    assert_eq!(told(&mut world, 1), [notify::Event::Receipt(receipt)]);
+    for _ in 0..10 {
+        world.pass(200);
+    }
+    assert!(!world.store.cursors.is_empty(), "and cursors are written");
 }
 
 #[test]

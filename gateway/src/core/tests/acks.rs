@@ -285,3 +285,31 @@ fn sessions_look_at_their_direct_conversations_when_a_link_began_anew() {
         assert!(resyncs(&world.seen(silent)).is_empty(), "who does not acknowledge knows itself");
     }
 }
+
+#[test]
+fn a_session_that_was_registered_again_looks_at_what_it_missed() {
+    let mut world = World::ready();
+    let ann = owing(&mut world, 0, "ann", &[]);
+    let plain = world.session(1, "bob");
+    world.seen(ann);
+    world.lease(78, 1 << 40);
+    world.announce(0, 0..PARTITIONS, 10);
+    world.run();
+    world.seen(ann);
+    let records = world.take(0, Kind::Register);
+    // The first answers come late, to what was asked under an incarnation of before.
+    for incarnation in [77, 78] {
+        for record in &records {
+            let register = wire::Register::decode(record.body.clone()).unwrap();
+            let wire::Register { user, device, login_number, .. } = register;
+            let gateway_incarnation = incarnation;
+            let body =
+                wire::Registered { user, device, login_number, gateway_incarnation, ..Default::default() };
+            world.say(0, Kind::Registered, record.partition, 10, record.session.0, &body);
+        }
+        world.run();
+        let expected = if incarnation == 77 { vec![] } else { vec![Vec::<String>::new()] };
+        assert_eq!(resyncs(&world.seen(ann)), expected, "nobody found its route meanwhile");
+    }
+    assert!(resyncs(&world.seen(plain)).is_empty(), "who does not acknowledge looks for itself");
+}
