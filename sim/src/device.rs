@@ -8,8 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use millrace_client::outbox::{Outbox, Settled};
-use millrace_client::seen::Seen;
+use millrace_client::core::Outgoing;
+use millrace_client::core::outbox::{Outbox, Settled};
+use millrace_client::core::seen::Seen;
 use millrace_protocol::client_session::{
     ClientSession, Limits, Received, ServerFrame, decode_notify, decode_response,
 };
@@ -132,7 +133,7 @@ impl Device {
         let number = out.ledger.sends(self.index, conversation, payload.clone());
         let random = self.random.nonzero();
         let outbox = self.outboxes.entry(conversation.into()).or_default();
-        if let Err(number) = outbox.push(conversation, payload, 0, NO_DEADLINE_MS, random, number) {
+        if let Err(number) = outbox.push(conversation, Outgoing { payload, ..Outgoing::default() }, NO_DEADLINE_MS, random, number) {
             out.ledger.refused(number);
         }
         self.flush(out);

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use millrace_protocol::conversation::Conversation as Id;
 use millrace_protocol::messages::client::{self, Code, Gap, History, Notify, Sync, SyncPage, response};
 use millrace_protocol::messages::link::Reply;
+use millrace_protocol::planted::{self, Fault};
 use millrace_protocol::prost::Message;
 
 use super::batch::Owner;
@@ -104,7 +105,7 @@ fn ask(cx: &mut Cx, owner: &Owner, name: &str, paging: Paging) {
     let (partition, fence, conversation) = (owner.from.partition, owner.fence, name.to_owned());
     let read = |after: u64, through: u64, entries_max: usize, newest_first: bool| Work::Read {
         partition,
-        fence: Some(fence),
+        fence: (!planted::is(Fault::PagesByAnybody)).then_some(fence),
         conversation: conversation.clone(),
         after,
         through,
@@ -214,6 +215,10 @@ fn after(
     first_seq: u64,
     head: u64,
 ) -> Result<(Vec<Entry>, Option<(u64, u64)>), ()> {
+    if planted::is(Fault::TruncationNotTold) {
+        entries.retain(|entry| entry.seq > cursor.seq);
+        return Ok((entries, None));
+    }
     if cursor.seq > head {
         return Err(());
     }
@@ -244,7 +249,7 @@ fn synced(
     end: u64,
 ) {
     let end = missing.map_or(end, |(_, to)| end.max(to));
-    let more = end < conversation.durable;
+    let more = end < conversation.durable && !planted::is(Fault::PageShortOfHead);
     let mut reply = Reply::default();
     // Membership may have changed while the page was read.
     let member = conversation.members.as_ref().is_some_and(|members| members.contains(&paging.user));
