@@ -9,11 +9,10 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use millrace_dispatcher::store::model::ModelStore;
-use millrace_dispatcher::store::{Batch, Entry, Write};
+use millrace_dispatcher::store::{Batch, Write};
 use millrace_protocol::conversation::Conversation;
 use millrace_protocol::ids::Partition;
-use millrace_protocol::messages::client::{Deliver, Notify, SendAck, notify};
-use millrace_protocol::prost::Message;
+use millrace_protocol::messages::client::{Deliver, SendAck};
 
 use crate::agenda::{Seat, Who};
 
@@ -26,15 +25,9 @@ pub enum Invariant {
     ShownIsStored,
     /// A message is in the log once.
     StoredOnce,
-    /// What a device sends to a conversation is in the log in the order in which it was sent.
-    StoredInOrder,
-    /// A head that anybody is told is in the log.
-    HeadIsStored,
     /// A direct conversation is in both users' lists before its first message.
     ListedFirst,
-    /// Cursors never move back.
-    CursorsGrow,
-    /// Nobody begins anything, and no owner loses its partition, against a lease.
+    /// Nobody begins anything without a lease, and nobody loses a partition while it has one.
     LeaseHolds,
     /// Nobody is shown a message twice.
     ShownOnce,
@@ -78,8 +71,6 @@ struct Kept {
     device: String,
     notify: Bytes,
     members: Option<Rc<BTreeSet<String>>>,
-    /// Of what a device sent; `None`: the server made it.
-    number: Option<usize>,
 }
 
 /// A message that a device sends.
@@ -141,10 +132,6 @@ pub struct Ledger {
     /// Message ids that a failover took out of the log.
     lost: BTreeSet<u64>,
     sent: Vec<Sent>,
-    /// What was sent, by its text: no two are the same.
-    payloads: BTreeMap<Bytes, usize>,
-    /// Highest number stored, by conversation and device.
-    newest: BTreeMap<(String, usize), usize>,
     shown: Vec<BTreeSet<u64>>,
     /// By device: its present session's conversations.
     attached: Vec<BTreeMap<String, Attached>>,
@@ -218,10 +205,7 @@ impl Ledger {
                             self.broken(Invariant::StoredOnce, now_us, detail);
                         }
                     }
-                    let number = self.judge_number(now_us, entry);
-                    self.judge_sender(now_us, entry);
                     let kept = Kept {
-                        number,
                         message_id: entry.message_id.0,
                         epoch: entry.epoch,
                         sender: entry.sender.clone(),
@@ -247,32 +231,6 @@ impl Ledger {
         }
     }
 
-    /// Which of the messages that were sent this is; stored once, and after those sent before it.
-    fn judge_number(&mut self, now_us: u64, entry: &Entry) -> Option<usize> {
-        let event = Notify::decode(entry.notify.clone()).ok().and_then(|notify| notify.event);
-        let Some(notify::Event::Deliver(deliver)) = event else { return None };
-        let number = *self.payloads.get(&deliver.payload)?;
-        let device = self.sent[number].device;
-        let newest = self.newest.insert((entry.conversation.clone(), device), number);
-        if let Some(newest) = newest.filter(|newest| *newest >= number) {
-            let invariant = if newest == number { Invariant::StoredOnce } else { Invariant::StoredInOrder };
-            let sent = |number: usize| self.sent[number].payload.clone();
-            let detail =
-                format!("{} {}: {:?} after {:?}", entry.conversation, entry.seq, sent(number), sent(newest));
-            self.broken(invariant, now_us, detail);
-        }
-        Some(number)
-    }
-
-    /// Only members say something among members.
-    fn judge_sender(&mut self, now_us: u64, entry: &Entry) {
-        let members = self.members.get(&entry.conversation);
-        if entry.stream != 0 && members.is_some_and(|members| !members.contains(&entry.sender)) {
-            let detail = format!("{} {} is by {}", entry.conversation, entry.seq, entry.sender);
-            self.broken(Invariant::MembersOnly, now_us, detail);
-        }
-    }
-
     /// The store lost what is not in this copy of it. Promises about that are void.
     pub fn fell_back(&mut self, model: &ModelStore) {
         let there = |conversation: &str, seq: u64, id: u64| {
@@ -293,12 +251,6 @@ impl Ledger {
         });
         let log = &self.log;
         self.keys.retain(|key, seq| log.contains_key(&(key.0.clone(), *seq)));
-        let numbers = self.log.iter().filter_map(|((conversation, _), kept)| {
-            let number = kept.number?;
-            Some(((conversation.clone(), self.sent[number].device), number))
-        });
-        // In the order of the log: the last one stays.
-        self.newest = numbers.collect();
         self.heads = model.logs.iter().map(|(name, log)| (name.clone(), log.head())).collect();
         self.members =
             model.groups.iter().map(|(name, (members, _))| (name.clone(), Rc::new(members.clone()))).collect();
@@ -309,7 +261,6 @@ impl Ledger {
     /// A device sends a message; the number by which it is settled.
     pub fn sends(&mut self, device: usize, conversation: &str, payload: Bytes) -> u64 {
         self.counts.sent += 1;
-        self.payloads.insert(payload.clone(), self.sent.len());
         self.sent.push(Sent { device, conversation: conversation.into(), payload, settled: false });
         self.sent.len() as u64 - 1
     }

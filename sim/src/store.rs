@@ -16,7 +16,7 @@ use crate::agenda::{Agenda, Due, Seat, Who};
 use crate::clock::MS;
 use crate::ledger::Ledger;
 use crate::random::Random;
-use crate::witness;
+use crate::witness::{self, Witness};
 
 /// After this an answer is not waited for, us.
 const TIMEOUT_US: u64 = 1_500 * MS;
@@ -65,6 +65,7 @@ pub struct Store {
     /// Keep copies to fall back to.
     pub keep_copies: bool,
     copies: VecDeque<(u64, ModelStore)>,
+    witness: Witness,
     random: Random,
 }
 
@@ -82,6 +83,7 @@ impl Store {
             stalled_until_us: 0,
             keep_copies: false,
             copies: VecDeque::new(),
+            witness: Witness::default(),
             random,
         }
     }
@@ -170,11 +172,10 @@ impl Store {
             }
             Work::Append(batch) => {
                 let copy = batch.clone();
-                let before = witness::before(&self.model, &copy);
                 let outcome = self.model.carry_out(Work::Append(batch));
                 if outcome.is_ok() {
                     ledger.appended(now_us, seat, &copy);
-                    witness::appended(ledger, &self.model, now_us, &copy, &before);
+                    self.witness.appended(ledger, &self.model, now_us, &copy);
                 }
                 outcome
             }
@@ -253,6 +254,7 @@ impl Store {
         self.model.nonce = nonce + 1_000;
         self.show_leases();
         ledger.fell_back(&self.model);
+        self.witness.fell_back(&self.model);
     }
 
     /// Everything is gone.
@@ -263,6 +265,7 @@ impl Store {
         self.nodes.clear();
         self.gateways.clear();
         ledger.fell_back(&self.model);
+        self.witness.fell_back(&self.model);
     }
 
     /// Whether a node's process has a lease.

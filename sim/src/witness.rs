@@ -1,55 +1,82 @@
-//! What only somebody sees who looks at the store and at processes at the same moment: lists before messages, cursors that
-//! move back, and what is begun without a lease.
+//! What only somebody sees who looks at the store and at processes at the same moment: whether what a device said is stored
+//! in its order whatever stream it went on, lists before messages, and what is begun without a lease.
 //!
-//! Leases are judged by the store's time, which is the world's: whoever counts right stops before that.
+//! Leases are judged by the store's time, which is the world's: whoever counts right stops before that. Where the store may
+//! lose leases they are not judged, as nobody can know of it at once.
 
 use std::collections::BTreeMap;
 
 use millrace_dispatcher::core::action::Action;
 use millrace_dispatcher::store::model::ModelStore;
-use millrace_dispatcher::store::{Batch, Cursor, List, Work, Write};
+use millrace_dispatcher::store::{Batch, Entry, List, Work, Write};
 use millrace_protocol::conversation::Conversation;
 use millrace_protocol::ids::Partition;
+use millrace_protocol::messages::client::{Notify, notify};
+use millrace_protocol::prost::Message;
 
 use crate::ledger::{Invariant, Ledger};
 use crate::outside::Outside;
 
-/// The cursors that a batch writes, as they were before it.
-pub type Before = BTreeMap<(String, String, String), Cursor>;
-
-/// Those cursors.
-pub fn before(model: &ModelStore, batch: &Batch) -> Before {
-    let mut before = Before::new();
-    for write in &batch.writes {
-        if let Write::Cursor { conversation, user, device, .. } = write {
-            let key = (conversation.clone(), user.clone(), device.clone());
-            let cursor = model.cursors.get(&key).copied().unwrap_or_default();
-            before.insert(key, cursor);
-        }
-    }
-    before
+/// What was stored last, by conversation, user and device: the number that the device gave it.
+#[derive(Debug, Default)]
+pub struct Witness {
+    newest: BTreeMap<(String, String, String), u64>,
 }
 
-/// A batch was written.
-pub fn appended(ledger: &mut Ledger, model: &ModelStore, now_us: u64, batch: &Batch, before: &Before) {
-    for write in &batch.writes {
-        let Write::Message(entry) = write else { continue };
-        let Some(Conversation::Direct(a, b)) = Conversation::parse(&entry.conversation) else { continue };
-        let lists = |user: &str| {
-            let list = model.lists.get(&(user.to_owned(), List::Directs));
-            list.is_some_and(|list| list.contains_key(&entry.conversation))
-        };
-        if entry.stream != 0 && !(lists(a) && lists(b)) {
-            let detail = format!("{} {} is in the log, and not in both lists", entry.conversation, entry.seq);
-            ledger.broken(Invariant::ListedFirst, now_us, detail);
+impl Witness {
+    /// A batch was written; the model has it. `members` are those of a group.
+    pub fn appended(&mut self, ledger: &mut Ledger, model: &ModelStore, now_us: u64, batch: &Batch) {
+        for write in &batch.writes {
+            let Write::Message(entry) = write else { continue };
+            if entry.stream != 0 {
+                self.judge_order(ledger, now_us, entry);
+                judge_lists(ledger, model, now_us, entry);
+            }
         }
     }
-    for (key, before) in before {
-        let after = model.cursors.get(key).copied().unwrap_or_default();
-        if after < *before {
-            let detail = format!("{key:?} was {before:?} and is {after:?}");
-            ledger.broken(Invariant::CursorsGrow, now_us, detail);
+
+    /// The store lost what is not in this copy of it.
+    pub fn fell_back(&mut self, model: &ModelStore) {
+        self.newest.clear();
+        let entries = model.logs.values().flat_map(|log| &log.entries);
+        for (entry, number) in entries.filter_map(|entry| Some((entry, number(entry)?))) {
+            self.newest.insert(place(entry), number);
         }
+    }
+
+    fn judge_order(&mut self, ledger: &mut Ledger, now_us: u64, entry: &Entry) {
+        let Some(number) = number(entry) else { return };
+        let newest = self.newest.insert(place(entry), number).unwrap_or(0);
+        if newest >= number {
+            let (sender, device) = (&entry.sender, &entry.device);
+            let detail =
+                format!("{} {}: {sender}/{device}#{number} after {newest}", entry.conversation, entry.seq);
+            ledger.broken(Invariant::StoredOnce, now_us, detail);
+        }
+    }
+}
+
+fn place(entry: &Entry) -> (String, String, String) {
+    (entry.conversation.clone(), entry.sender.clone(), entry.device.clone())
+}
+
+/// The number in a text like "ann/phone#7;...": devices number what they say, whatever stream it goes on.
+fn number(entry: &Entry) -> Option<u64> {
+    let event = Notify::decode(entry.notify.clone()).ok()?.event?;
+    let notify::Event::Deliver(deliver) = event else { return None };
+    let text = std::str::from_utf8(&deliver.payload).ok()?;
+    text.split_once('#')?.1.split(';').next()?.parse().ok()
+}
+
+fn judge_lists(ledger: &mut Ledger, model: &ModelStore, now_us: u64, entry: &Entry) {
+    let Some(Conversation::Direct(a, b)) = Conversation::parse(&entry.conversation) else { return };
+    let lists = |user: &str| {
+        let list = model.lists.get(&(user.to_owned(), List::Directs));
+        list.is_some_and(|list| list.contains_key(&entry.conversation))
+    };
+    if !(lists(a) && lists(b)) {
+        let detail = format!("{} {} is in the log, and not in both lists", entry.conversation, entry.seq);
+        ledger.broken(Invariant::ListedFirst, now_us, detail);
     }
 }
 
