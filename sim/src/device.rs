@@ -1,56 +1,58 @@
-//! One device of a user: connects somewhere, logs in, sends, joins and leaves, takes in what comes, and starts over when
-//! its connection ends.
+//! One device of a user: the production client machine, and the shell around it. Its process runs, crashes and starts
+//! again; what it has saved by then is on its disk.
 //!
-//! Bytes go through the production client session, messages through the production outbox and what was seen through the
-//! production table; reconnecting, heartbeats and calls are this driver's own, after docs/PROTOCOL.md. Everything that
-//! it is told goes to the ledger, which judges it.
+//! It does what the SDK's driver does, in the same order, and decides nothing: bytes through the production codec, one
+//! frame at a time while the machine reads, actions in order. What its application is told is [`crate::application`]'s;
+//! what is promised about it is judged by the ledger.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use millrace_client::core::Outgoing;
-use millrace_client::core::outbox::{Outbox, Settled};
-use millrace_client::core::seen::Seen;
+use millrace_client::Reason;
+use millrace_client::core::{Action, Event, Machine, Outgoing, Settings};
 use millrace_protocol::client_session::{
     ClientSession, Limits, Received, ServerFrame, decode_notify, decode_response,
 };
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
-use millrace_protocol::messages::client::{Code, Login, Notify, Refused, Response, notify};
+use millrace_protocol::messages::client::{Code, Notify, Response};
 
-use crate::agenda::Due;
+use crate::agenda::{Due, Seat, Who};
+use crate::application::Application;
 use crate::clock::{MS, SECOND};
+use crate::disk::Disk;
 use crate::ledger::Invariant;
 use crate::network::{ConnId, End, Item};
 use crate::outside::Outside;
+use crate::plan::Plan;
 use crate::random::Random;
 
-/// Outboxes never give a message up.
+/// Nothing that the application asks is given up.
 const NO_DEADLINE_MS: u64 = u64::MAX;
 
-/// Without a LoginAck for so long the connection is given up.
-const LOGIN_US: u64 = 6 * SECOND;
-
-/// One connection, logged in or on its way there.
-struct Session {
-    conn: ConnId,
-    speaks: ClientSession,
-    accepted: bool,
-    login: u64,
-    logged_in: bool,
-    begun_us: u64,
-    heard_us: u64,
-    said_us: u64,
-    heartbeat_us: u64,
-    retry_us: u64,
-    displaced: bool,
+/// What the server sent.
+#[derive(Debug)]
+enum Incoming {
+    Response(Response),
+    Notify(Notify),
+    Closed(Reason),
 }
 
-/// A request that is no message.
-struct Call {
-    op: Op,
-    id: Option<u64>,
-    not_before_us: u64,
+/// One connection, open or on its way there.
+struct Wire {
+    id: ConnId,
+    /// As the machine calls it.
+    conn: u64,
+    speaks: ClientSession,
+    open: bool,
+    incoming: VecDeque<Incoming>,
+}
+
+/// Who waits for an outcome.
+enum Waiter {
+    /// A message, by its number in the ledger.
+    Message(u64),
+    Call(Op),
 }
 
 /// One device.
@@ -61,110 +63,151 @@ pub struct Device {
     pub user: String,
     /// Its name.
     pub name: String,
-    platform: String,
     websocket: bool,
-    session: Option<Session>,
-    outboxes: BTreeMap<String, Outbox<u64>>,
-    seen: Seen,
-    calls: Vec<Call>,
+    settings: Settings,
+    /// `None`: its process does not run.
+    machine: Option<Machine>,
+    wire: Option<Wire>,
+    waiters: BTreeMap<u64, Waiter>,
+    application: Application,
+    disk: Disk,
+    next_key: u64,
+    start_at_us: u64,
+    wake_at_us: Option<u64>,
+    online: bool,
     /// Groups that it believes to be in.
     pub groups: BTreeSet<String>,
-    /// Rooms that it wants to be in; true: it is.
-    pub rooms: BTreeMap<String, bool>,
-    ticket: Bytes,
-    next_id: u64,
-    tries: u32,
-    dial_at_us: u64,
-    wake_at_us: Option<u64>,
-    heartbeat_ms: u32,
-    /// Heads count anew: the store may lose what it had.
-    pub forgiving: bool,
+    /// Rooms that it wants to be in.
+    pub rooms: BTreeSet<String>,
+    gateways: usize,
+    gateway_shards: usize,
     random: Random,
     messages: u64,
 }
 
 impl Device {
-    /// A device that connects soon.
-    pub fn new(index: usize, user: String, name: String, heartbeat_ms: u32, mut random: Random) -> Self {
+    /// A device that starts soon.
+    pub fn new(index: usize, user: String, name: String, plan: &Plan, mut random: Random) -> Self {
         // On phones the newest session of a user wins: a user has one.
-        let platform = if name == "device0" { "phone" } else { "desktop" }.to_owned();
-        let (websocket, dial_at_us) = (random.chance(400), random.below(300 * MS));
+        let platform = if name == "device0" { "phone" } else { "desktop" };
+        let mut settings = Settings::new("", &name);
+        settings.addresses = (0..plan.gateways).map(address).collect();
+        settings.platform = platform.into();
+        settings.events_max = random.pick(&[2, 16, 1_024]);
+        settings.connect_deadline_ms = 6_000;
+        settings.backoff_ms = (50, 2_000);
+        let (websocket, start_at_us) = (random.chance(400), random.below(300 * MS));
         Device {
             index,
             user,
             name,
-            platform,
             websocket,
-            session: None,
-            outboxes: BTreeMap::new(),
-            seen: Seen::default(),
-            calls: Vec::new(),
-            groups: BTreeSet::new(),
-            rooms: BTreeMap::new(),
-            ticket: Bytes::new(),
-            next_id: 1,
-            tries: 0,
-            dial_at_us,
+            settings,
+            machine: None,
+            wire: None,
+            waiters: BTreeMap::new(),
+            application: Application::new(random.pick(&[0, 0, 0, 20 * MS, 300 * MS])),
+            disk: Disk::new(random.pick(&[MS, 20 * MS, 500 * MS])),
+            next_key: 1,
+            start_at_us,
             wake_at_us: None,
-            heartbeat_ms,
-            forgiving: false,
+            online: false,
+            groups: BTreeSet::new(),
+            rooms: BTreeSet::new(),
+            gateways: plan.gateways,
+            gateway_shards: plan.gateway_shards,
             random,
             messages: 0,
         }
     }
 
-    /// Whether it is logged in.
+    /// Whether it is logged in, and its application has taken what it was told.
     pub fn is_online(&self) -> bool {
-        self.session.as_ref().is_some_and(|session| session.logged_in)
-    }
-
-    /// Its connection, if it has one.
-    pub fn connection(&self) -> Option<ConnId> {
-        self.session.as_ref().map(|session| session.conn)
+        self.online && self.application.is_idle()
     }
 
     // ---- what the user wants ----
 
     /// Sends a message.
     pub fn say(&mut self, out: &mut Outside, conversation: &str, filler: usize) {
+        if self.machine.is_none() {
+            return;
+        }
         self.messages += 1;
         let text = format!("{}/{}#{};{}", self.user, self.name, self.messages, ".".repeat(filler));
         let payload = Bytes::from(text);
         let number = out.ledger.sends(self.index, conversation, payload.clone());
-        let random = self.random.nonzero();
-        let outbox = self.outboxes.entry(conversation.into()).or_default();
-        if let Err(number) = outbox.push(conversation, Outgoing { payload, ..Outgoing::default() }, NO_DEADLINE_MS, random, number) {
-            out.ledger.refused(number);
-        }
-        self.flush(out);
+        let key = self.wait(Waiter::Message(number));
+        let message = Outgoing { payload, ..Outgoing::default() };
+        let conversation = conversation.to_owned();
+        self.step(out, Event::Send { key, conversation, message, deadline_ms: NO_DEADLINE_MS });
     }
 
     /// Asks for something else.
     pub fn call(&mut self, out: &mut Outside, op: Op) {
-        if self.calls.len() < 8 {
-            self.calls.push(Call { op, id: None, not_before_us: 0 });
-            self.flush(out);
+        if self.machine.is_some() && self.waiters.len() < 64 {
+            let key = self.wait(Waiter::Call(op.clone()));
+            self.step(out, Event::Call { key, op, deadline_ms: NO_DEADLINE_MS });
         }
     }
 
-    /// Hangs up, and connects again.
-    pub fn hang_up(&mut self, out: &mut Outside) {
-        if let Some(session) = &self.session {
-            let conn = session.conn;
-            out.close(conn, 0);
-            self.disconnected(out, 0);
-        }
+    fn wait(&mut self, waiter: Waiter) -> u64 {
+        self.next_key += 1;
+        self.waiters.insert(self.next_key, waiter);
+        self.next_key
     }
 
-    /// Forgets its connection, which lives on for a while, and connects again.
-    pub fn double(&mut self, out: &mut Outside) {
-        if let Some(session) = &self.session {
-            let conn = session.conn;
-            out.network.vanish(&mut out.agenda, out.now_us, conn, 0, 3 * SECOND);
-            self.disconnected(out, 0);
-            self.dial_at_us = out.now_us;
-            self.wake(out);
+    /// Its network changes: the connection is lost on its side, and closed or left to die.
+    pub fn change_network(&mut self, out: &mut Outside, silently: bool) {
+        let Some(wire) = self.wire.take() else { return };
+        if silently {
+            out.network.vanish(&mut out.agenda, out.now_us, wire.id, 0, 3 * SECOND);
+        } else {
+            out.close(wire.id, 0);
         }
+        self.step(out, Event::Lost { conn: wire.conn, reason: Reason::Network("it changed".into()) });
+    }
+
+    /// Its application takes nothing for a while.
+    pub fn be_busy(&mut self, out: &mut Outside, for_us: u64) {
+        self.application.be_busy(out.now_us + for_us);
+    }
+
+    /// Its process ends in the middle of whatever it does, and starts again after a while.
+    pub fn crash(&mut self, out: &mut Outside, down_us: u64, silently: bool) {
+        out.trace.say(out.now_us, |text| *text += &format!("**** {}/{} crashes", self.user, self.name));
+        self.disk.crash(out.now_us, &mut self.random);
+        if let Some(wire) = self.wire.take() {
+            match silently {
+                true => out.network.vanish(&mut out.agenda, out.now_us, wire.id, 0, 3 * SECOND),
+                false => out.close(wire.id, 0),
+            }
+        }
+        self.over(out, down_us);
+    }
+
+    /// The process is gone, whatever way.
+    fn over(&mut self, out: &mut Outside, down_us: u64) {
+        self.machine = None;
+        self.online = false;
+        self.application.forget();
+        for waiter in std::mem::take(&mut self.waiters).into_values() {
+            if let Waiter::Message(number) = waiter {
+                out.ledger.abandoned(number);
+            }
+        }
+        self.groups.clear();
+        self.rooms.clear();
+        self.start_at_us = out.now_us + down_us;
+        self.wake(out);
+    }
+
+    fn start(&mut self, out: &mut Outside) {
+        let cursors = self.disk.load();
+        out.ledger.device_starts(self.index, &cursors);
+        let seed = self.random.nonzero();
+        self.machine = Some(Machine::new(self.settings.clone(), seed, cursors, out.now_us / MS));
+        self.step(out, Event::Tick);
     }
 
     // ---- time ----
@@ -172,365 +215,293 @@ impl Device {
     /// Asks to be woken when something is due.
     fn wake(&mut self, out: &mut Outside) {
         let now_us = out.now_us;
-        let at_us = match &self.session {
-            None => self.dial_at_us,
-            Some(session) if !session.logged_in => session.begun_us + LOGIN_US,
-            Some(session) => {
-                let beat_us = (session.said_us + session.heartbeat_us)
-                    .min(session.heard_us + session.heartbeat_us * 5 / 2);
-                let outbox = self.outboxes.values().filter_map(Outbox::next_ms).map(|ms| ms.saturating_mul(MS));
-                let calls = self.calls.iter().filter(|call| call.id.is_none()).map(|call| call.not_before_us);
-                outbox.chain(calls).filter(|at| *at > now_us).min().unwrap_or(u64::MAX).min(beat_us)
+        let next_us = match &self.machine {
+            None => self.start_at_us,
+            Some(machine) => {
+                let machine_us = machine.next_ms().map(|ms| ms.saturating_mul(MS));
+                let due = [machine_us, self.application.next_us(), self.disk.next_us()];
+                due.into_iter().flatten().min().unwrap_or(u64::MAX)
             }
         };
-        let at_us = at_us.max(now_us + 1);
-        if self.wake_at_us.is_none_or(|noted| noted > at_us || noted <= now_us) {
+        let at_us = next_us.max(now_us + 1);
+        if at_us < u64::MAX && self.wake_at_us.is_none_or(|noted| noted > at_us || noted <= now_us) {
             self.wake_at_us = Some(at_us);
             out.agenda.at(at_us, Due::Device(self.index));
         }
     }
 
-    /// The time that it asked for, or an earlier wish of it. `gateways`: each with its number of shards and its life.
-    pub fn woken(&mut self, out: &mut Outside, choose: impl FnOnce(&mut Random) -> End) {
+    /// The time that it asked for, or an earlier wish of it.
+    pub fn woken(&mut self, out: &mut Outside) {
         if self.wake_at_us.is_some_and(|at_us| at_us <= out.now_us) {
             self.wake_at_us = None;
         }
-        let now_us = out.now_us;
-        match &mut self.session {
-            None if self.dial_at_us <= now_us => self.dial(out, choose),
-            None => {}
-            Some(session) => {
-                let silent = now_us >= session.heard_us + session.heartbeat_us * 5 / 2;
-                let late = !session.logged_in && now_us >= session.begun_us + LOGIN_US;
-                if late || session.logged_in && silent {
-                    let conn = session.conn;
-                    out.close(conn, 0);
-                    self.disconnected(out, 0);
-                } else if session.logged_in && now_us >= session.said_us + session.heartbeat_us {
-                    let mut bytes = Vec::new();
-                    session.speaks.ping(&mut bytes);
-                    self.write(out, bytes);
+        if self.machine.is_none() && self.start_at_us <= out.now_us {
+            return self.start(out);
+        }
+        self.disk.turn(out.now_us);
+        self.take(out);
+        if self.machine.is_some() {
+            self.step(out, Event::Tick);
+        }
+        self.wake(out);
+    }
+
+    /// The application takes what it has time for.
+    fn take(&mut self, out: &mut Outside) {
+        while let Some((number, event)) = self.application.next(out.now_us) {
+            out.trace.say(out.now_us, |text| {
+                *text += &format!("{}/{} takes {number}: {event:?}", self.user, self.name);
+            });
+            out.ledger.shown(out.now_us, self.index, event);
+            self.step(out, Event::Taken { number });
+        }
+    }
+
+    // ---- the machine ----
+
+    fn step(&mut self, out: &mut Outside, event: Event) {
+        self.hear(out, event);
+        self.read(out);
+        self.wake(out);
+    }
+
+    fn hear(&mut self, out: &mut Outside, event: Event) {
+        let Some(machine) = &mut self.machine else { return };
+        for action in machine.step(out.now_us / MS, event) {
+            self.carry_out(out, action);
+        }
+    }
+
+    /// Gives the machine what was received, while it reads.
+    fn read(&mut self, out: &mut Outside) {
+        while let Some(machine) = self.machine.as_ref().filter(|machine| machine.reads())
+            && let Some(wire) = self.wire.as_mut()
+            && let Some(incoming) = wire.incoming.pop_front()
+        {
+            let conn = wire.conn;
+            match incoming {
+                Incoming::Response(response) => {
+                    out.trace.say(out.now_us, |text| {
+                        *text += &format!("{}/{} < {response:?}", self.user, self.name);
+                    });
+                    let begun = |conversation: &str| machine.cursor(conversation).is_some();
+                    out.ledger.answered(out.now_us, self.index, &response, begun);
+                    self.hear(out, Event::Response { conn, response });
+                }
+                Incoming::Notify(notify) => {
+                    out.trace.say(out.now_us, |text| {
+                        *text += &format!("{}/{} < {notify:?}", self.user, self.name);
+                    });
+                    out.ledger.notified(out.now_us, self.index, &notify);
+                    self.hear(out, Event::Notify { conn, notify });
+                }
+                Incoming::Closed(reason) => {
+                    if let Some(wire) = self.wire.take() {
+                        out.close(wire.id, 0);
+                    }
+                    self.hear(out, Event::Lost { conn, reason });
                 }
             }
         }
-        self.flush(out);
-        self.wake(out);
     }
 
-    fn dial(&mut self, out: &mut Outside, choose: impl FnOnce(&mut Random) -> End) {
-        let to = choose(&mut self.random);
-        let conn = out.network.connect(&mut out.agenda, out.now_us, End::Device(self.index), to);
-        self.session = Some(Session {
-            conn,
-            speaks: ClientSession::tcp(),
-            accepted: false,
-            login: 0,
-            logged_in: false,
-            begun_us: out.now_us,
-            heard_us: out.now_us,
-            said_us: out.now_us,
-            heartbeat_us: u64::from(self.heartbeat_ms) * MS,
-            retry_us: 0,
-            displaced: false,
-        });
+    fn carry_out(&mut self, out: &mut Outside, action: Action) {
+        match action {
+            // The sim's gateways take a user's name for a token.
+            Action::Token { conn } => {
+                let token = Ok(self.user.clone());
+                self.hear(out, Event::Token { conn, token });
+            }
+            Action::Connect { conn, address } => self.dial(out, conn, &address),
+            Action::Request { id, op } => {
+                out.trace.say(out.now_us, |text| {
+                    *text += &format!("{}/{} > {id} {op:?}", self.user, self.name);
+                });
+                self.write(out, |speaks, bytes| speaks.request(id, op, bytes));
+            }
+            Action::Ping => self.write(out, |speaks, bytes| speaks.ping(bytes)),
+            Action::Close => {
+                if let Some(wire) = self.wire.take() {
+                    out.close(wire.id, 0);
+                }
+            }
+            Action::Tell { number, event } => self.told(out, number, event),
+            Action::Settle { key, outcome } => match self.waiters.remove(&key) {
+                Some(Waiter::Message(number)) => match outcome {
+                    Ok(Outcome::SendAck(ack)) => out.ledger.acked(out.now_us, number, &ack),
+                    _ => out.ledger.refused(number),
+                },
+                Some(Waiter::Call(op)) => self.called(out, &op, outcome.ok()),
+                None => {}
+            },
+            Action::Save(batch) => {
+                out.ledger.saved(out.now_us, self.index, &batch);
+                self.disk.save(out.now_us, batch, &mut self.random);
+            }
+            Action::First(_) => {}
+            Action::End(reason) => {
+                if matches!(&reason, Reason::Server { code: Code::Displaced, .. }) {
+                    out.ledger.counts.displaced += 1;
+                }
+                // What was told is not taken any more; what was taken is saved. Its user starts it again.
+                self.disk.finish();
+                let down_us = self.random.between(50 * MS, SECOND);
+                self.over(out, down_us);
+            }
+        }
     }
 
-    fn disconnected(&mut self, out: &mut Outside, retry_us: u64) {
-        let Some(session) = self.session.take() else { return };
-        self.tries = if session.logged_in { 0 } else { self.tries + 1 };
-        let longest_us = (100 * MS << self.tries.min(6)).min(3 * SECOND);
-        let pause_us = self.random.below(longest_us).max(retry_us).max(session.retry_us);
-        self.dial_at_us = out.now_us + pause_us;
-        for outbox in self.outboxes.values_mut() {
-            outbox.disconnected();
+    fn told(&mut self, out: &mut Outside, number: u64, event: millrace_client::Event) {
+        use millrace_client::Event as Notice;
+        match &event {
+            Notice::Connected { .. } => {
+                self.online = true;
+                out.ledger.counts.logins += 1;
+            }
+            Notice::Disconnected { .. } | Notice::Ended { .. } => self.online = false,
+            Notice::Head { conversation, .. } if conversation.starts_with("g:") => {
+                self.groups.insert(conversation.clone());
+            }
+            Notice::Listed(listings) => {
+                let groups = listings.iter().filter(|it| it.standing.code() == Code::None);
+                let names = groups.map(|it| it.item.conversation.clone());
+                self.groups.extend(names.filter(|name| name.starts_with("g:")));
+            }
+            Notice::Removed { conversation } => {
+                self.groups.remove(conversation);
+                self.rooms.remove(conversation);
+            }
+            _ => {}
         }
-        for call in &mut self.calls {
-            (call.id, call.not_before_us) = (None, 0);
+        out.ledger.told(out.now_us, self.index, &event);
+        self.application.told(out.now_us, number, event, &mut self.random);
+    }
+
+    fn called(&mut self, out: &mut Outside, op: &Op, outcome: Option<Outcome>) {
+        match (op, outcome) {
+            (Op::RoomJoin(_), Some(Outcome::Joined(joined))) => {
+                out.ledger.in_room(self.index, &joined.conversation, joined.head);
+                self.rooms.insert(joined.conversation);
+            }
+            (Op::RoomLeave(ask), _) => {
+                let room = format!("r:{}", ask.room);
+                out.ledger.out_of_room(self.index, &room);
+                self.rooms.remove(&room);
+            }
+            (Op::GroupCreate(_) | Op::GroupJoin(_), Some(Outcome::Joined(joined))) => {
+                self.groups.insert(joined.conversation);
+            }
+            (Op::GroupLeave(ask), Some(Outcome::Left(_))) => {
+                self.groups.remove(&format!("g:{}", ask.group));
+            }
+            _ => {}
         }
-        // Rooms end with the session.
-        for joined in self.rooms.values_mut() {
-            *joined = false;
-        }
-        self.wake(out);
     }
 
     // ---- bytes ----
 
-    fn write(&mut self, out: &mut Outside, bytes: Vec<u8>) {
-        if let Some(session) = &mut self.session
-            && !bytes.is_empty()
-        {
-            session.said_us = out.now_us;
-            let conn = session.conn;
-            out.send(conn, 0, bytes.into());
+    fn dial(&mut self, out: &mut Outside, conn: u64, address: &str) {
+        let gateway = (0..self.gateways).find(|gateway| self::address(*gateway) == address).unwrap_or(0);
+        // Whichever shard the kernel gives it to.
+        let thread = self.random.index(self.gateway_shards);
+        let to = End::GatewayClient(Seat { who: Who::Gateway(gateway), life: out.lives[gateway], thread });
+        let id = out.network.connect(&mut out.agenda, out.now_us, End::Device(self.index), to);
+        let (speaks, incoming) = (ClientSession::tcp(), VecDeque::new());
+        self.wire = Some(Wire { id, conn, speaks, open: false, incoming });
+    }
+
+    fn write(&mut self, out: &mut Outside, make: impl FnOnce(&mut ClientSession, &mut Vec<u8>)) {
+        let Some(wire) = self.wire.as_mut() else { return };
+        let mut bytes = Vec::new();
+        make(&mut wire.speaks, &mut bytes);
+        if !bytes.is_empty() {
+            out.send(wire.id, 0, bytes.into());
         }
     }
 
     /// Something arrived on a connection of this device, perhaps on one that it gave up.
     pub fn arrived(&mut self, out: &mut Outside, id: ConnId, item: Item) {
-        let Some(session) = self.session.as_mut().filter(|session| session.conn == id) else {
+        let Some(wire) = self.wire.as_mut().filter(|wire| wire.id == id) else {
             if matches!(item, Item::Accepted) {
                 out.close(id, 0);
             }
             return;
         };
+        let conn = wire.conn;
         match item {
+            Item::Accepted if self.websocket => {
+                let mut nonce = [0; 16];
+                nonce[..8].copy_from_slice(&self.random.nonzero().to_le_bytes());
+                nonce[8..].copy_from_slice(&self.random.nonzero().to_le_bytes());
+                let (speaks, bytes) = ClientSession::websocket("sim", "/", nonce);
+                wire.speaks = speaks;
+                out.send(id, 0, bytes.into());
+            }
             Item::Accepted => {
-                session.accepted = true;
-                if self.websocket {
-                    let mut nonce = [0; 16];
-                    nonce[..8].copy_from_slice(&self.random.nonzero().to_le_bytes());
-                    nonce[8..].copy_from_slice(&self.random.nonzero().to_le_bytes());
-                    let (speaks, bytes) = ClientSession::websocket("sim", "/", nonce);
-                    session.speaks = speaks;
-                    self.write(out, bytes);
-                } else {
-                    self.log_in(out);
-                }
+                wire.open = true;
+                self.step(out, Event::Opened { conn });
             }
-            Item::Bytes(bytes) => {
-                session.heard_us = out.now_us;
-                self.read(out, bytes.to_vec());
-            }
+            Item::Bytes(bytes) => self.decode(out, bytes.to_vec()),
             Item::Closed => {
-                let displaced = session.displaced;
-                out.close(id, 0);
-                if displaced {
-                    out.ledger.counts.displaced += 1;
+                let reason = Reason::Network("the server closed the connection".into());
+                if wire.open {
+                    wire.incoming.push_back(Incoming::Closed(reason));
+                    self.read(out);
+                } else {
+                    self.wire = None;
+                    out.close(id, 0);
+                    self.step(out, Event::Lost { conn, reason });
                 }
-                self.disconnected(out, 0);
+                self.wake(out);
             }
         }
-        self.flush(out);
-        self.wake(out);
     }
 
-    fn read(&mut self, out: &mut Outside, mut bytes: Vec<u8>) {
+    fn decode(&mut self, out: &mut Outside, mut bytes: Vec<u8>) {
+        let Some(wire) = self.wire.as_mut() else { return };
+        let conn = wire.conn;
         let mut input = Received::new(&mut bytes);
         let limits = Limits::default();
+        let (mut opened, mut ping, mut broken) = (false, false, false);
         loop {
-            // What a frame lends is decoded before anything is done about it.
-            let mut answer = Vec::new();
-            let Some(session) = &mut self.session else { return };
-            let got = match session.speaks.next(&mut input, &limits) {
-                Ok(None) => return,
-                Ok(Some(ServerFrame::Open)) => Got::Open,
-                Ok(Some(ServerFrame::Response(body))) => decode_response(body).map_or(Got::Broken, Got::Response),
-                Ok(Some(ServerFrame::Notify(body))) => decode_notify(body).map_or(Got::Broken, Got::Notify),
-                Ok(Some(ServerFrame::Ping)) => Got::Ping,
-                Ok(Some(ServerFrame::Pong | ServerFrame::WsPing(_))) => Got::Nothing,
-                Ok(Some(ServerFrame::WsClose { .. })) => Got::Nothing,
-                Err(_) => Got::Broken,
-            };
-            match got {
-                Got::Nothing => {}
-                Got::Open => self.log_in(out),
-                Got::Ping => {
-                    session.speaks.pong(&mut answer);
-                    self.write(out, answer);
+            match wire.speaks.next(&mut input, &limits) {
+                Ok(None) => break,
+                Ok(Some(ServerFrame::Open)) => (wire.open, opened) = (true, true),
+                Ok(Some(ServerFrame::Response(body))) => match decode_response(body) {
+                    Ok(response) => wire.incoming.push_back(Incoming::Response(response)),
+                    Err(_) => broken = true,
+                },
+                Ok(Some(ServerFrame::Notify(body))) => match decode_notify(body) {
+                    Ok(notify) => wire.incoming.push_back(Incoming::Notify(notify)),
+                    Err(_) => broken = true,
+                },
+                Ok(Some(ServerFrame::Ping)) => ping = true,
+                Ok(Some(ServerFrame::Pong | ServerFrame::WsPing(_))) => {}
+                Ok(Some(ServerFrame::WsClose { code, reason })) => {
+                    let reason = match Code::try_from(i32::from(code)) {
+                        Ok(code) if code != Code::None => Reason::Server { code, reason: reason.into() },
+                        _ => Reason::Network(reason.into()),
+                    };
+                    wire.incoming.push_back(Incoming::Closed(reason));
                 }
-                Got::Response(response) => self.answered(out, response),
-                Got::Notify(notify) => self.notified(out, notify),
-                Got::Broken => {
-                    let detail = format!("{}/{} can't read what the gateway sent", self.user, self.name);
-                    out.ledger.broken(Invariant::NoPanic, out.now_us, detail);
-                    return;
-                }
+                Err(_) => broken = true,
+            }
+            if broken {
+                let detail = format!("{}/{} can't read what the gateway sent", self.user, self.name);
+                return out.ledger.broken(Invariant::NoPanic, out.now_us, detail);
             }
         }
-    }
-
-    fn log_in(&mut self, out: &mut Outside) {
-        let id = self.next_id;
-        self.next_id += 1;
-        let by_ticket = !self.ticket.is_empty() && self.random.chance(700);
-        let login = Login {
-            token: if by_ticket { String::new() } else { self.user.clone() },
-            device: self.name.clone(),
-            platform: self.platform.clone(),
-            resume_ticket: if by_ticket { self.ticket.clone() } else { Bytes::new() },
-            acknowledges: false,
-        };
-        let Some(session) = &mut self.session else { return };
-        session.login = id;
-        let mut bytes = Vec::new();
-        session.speaks.request(id, Op::Login(login), &mut bytes);
-        self.write(out, bytes);
-    }
-
-    /// Sends whatever may go now.
-    fn flush(&mut self, out: &mut Outside) {
-        let now_us = out.now_us;
-        let Some(session) = self.session.as_mut().filter(|session| session.logged_in) else { return };
-        let mut bytes = Vec::new();
-        for call in self.calls.iter_mut().filter(|call| call.id.is_none() && call.not_before_us <= now_us) {
-            call.id = Some(self.next_id);
-            session.speaks.request(self.next_id, call.op.clone(), &mut bytes);
-            self.next_id += 1;
+        if ping {
+            self.write(out, |speaks, bytes| speaks.pong(bytes));
         }
-        for (conversation, outbox) in &mut self.outboxes {
-            let waits = conversation.starts_with("r:") && self.rooms.get(conversation) != Some(&true);
-            if waits && self.rooms.contains_key(conversation) {
-                continue;
-            }
-            while let Some(op) = outbox.transmit(now_us / MS, self.next_id, |_| false) {
-                session.speaks.request(self.next_id, op, &mut bytes);
-                self.next_id += 1;
-            }
+        if opened {
+            self.hear(out, Event::Opened { conn });
         }
-        self.write(out, bytes);
-    }
-
-    // ---- what it is told ----
-
-    fn answered(&mut self, out: &mut Outside, response: Response) {
-        let Response { id, outcome: Some(outcome) } = response else { return };
-        out.trace.say(out.now_us, |text| {
-            *text += &format!("{}/{} < {id} {outcome:?}", self.user, self.name);
-        });
-        let Some(session) = &mut self.session else { return };
-        if id == session.login && !session.logged_in {
-            return self.login_answered(out, outcome);
-        }
-        let carrier = self.outboxes.iter().find(|(_, outbox)| outbox.knows(id)).map(|(name, _)| name.clone());
-        if let Some(conversation) = carrier {
-            return self.message_answered(out, &conversation, id, outcome);
-        }
-        let Some(at) = self.calls.iter().position(|call| call.id == Some(id)) else { return };
-        match outcome {
-            Outcome::Refused(refused) if again(&refused) => {
-                self.calls[at].id = None;
-                let pause_us = u64::from(refused.retry_after_ms.max(50)) * MS;
-                self.calls[at].not_before_us = out.now_us + pause_us;
-            }
-            outcome => {
-                let call = self.calls.remove(at);
-                self.call_answered(out, &call.op, outcome);
-            }
-        }
-    }
-
-    fn login_answered(&mut self, out: &mut Outside, outcome: Outcome) {
-        let Some(session) = &mut self.session else { return };
-        match outcome {
-            Outcome::LoginAck(ack) => {
-                session.logged_in = true;
-                session.heartbeat_us = u64::from(ack.heartbeat_interval_ms) * MS;
-                self.tries = 0;
-                self.ticket = ack.resume_ticket;
-                out.ledger.session_begins(self.index);
-                let rooms: Vec<String> = self.rooms.keys().cloned().collect();
-                for room in rooms {
-                    let room = room.trim_start_matches("r:").to_owned();
-                    let op = Op::RoomJoin(millrace_protocol::messages::client::RoomJoin { room });
-                    self.calls.push(Call { op, id: None, not_before_us: 0 });
-                }
-            }
-            Outcome::Refused(refused) => {
-                session.retry_us = u64::from(refused.retry_after_ms) * MS;
-                if matches!(refused.code(), Code::BadToken | Code::TokenExpired) {
-                    self.ticket = Bytes::new();
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn message_answered(&mut self, out: &mut Outside, conversation: &str, id: u64, outcome: Outcome) {
-        let (now_us, random) = (out.now_us, self.random.nonzero());
-        let Some(outbox) = self.outboxes.get_mut(conversation) else { return };
-        let settled: Option<Settled<u64>> = match outcome {
-            Outcome::SendAck(ack) => {
-                self.seen.note(conversation, ack.epoch, ack.seq);
-                outbox.acknowledged(id, ack)
-            }
-            Outcome::Refused(refused) => outbox.refused(id, &refused, now_us / MS, random),
-            _ => None,
-        };
-        match settled {
-            Some((number, Ok(ack))) => out.ledger.acked(now_us, number, &ack),
-            Some((number, Err(_))) => out.ledger.refused(number),
-            None => {}
-        }
-    }
-
-    fn call_answered(&mut self, out: &mut Outside, op: &Op, outcome: Outcome) {
-        match (op, outcome) {
-            (Op::RoomJoin(_), Outcome::Joined(joined)) => {
-                out.ledger.attached(self.index, &joined.conversation, joined.head, self.forgiving);
-                self.rooms.insert(joined.conversation, true);
-            }
-            (Op::RoomLeave(ask), _) => {
-                let room = format!("r:{}", ask.room);
-                out.ledger.detached(self.index, &room);
-                self.rooms.remove(&room);
-            }
-            (Op::GroupCreate(_) | Op::GroupJoin(_), Outcome::Joined(joined)) => {
-                out.ledger.attached(self.index, &joined.conversation, joined.head, self.forgiving);
-                self.groups.insert(joined.conversation);
-            }
-            (Op::GroupLeave(ask), Outcome::Left(_)) => {
-                let group = format!("g:{}", ask.group);
-                out.ledger.detached(self.index, &group);
-                self.groups.remove(&group);
-            }
-            _ => {}
-        }
-    }
-
-    fn notified(&mut self, out: &mut Outside, notify: Notify) {
-        let now_us = out.now_us;
-        out.trace.say(now_us, |text| *text += &format!("{}/{} < {}", self.user, self.name, brief(&notify)));
-        match notify.event {
-            Some(notify::Event::Deliver(deliver)) => {
-                let fresh = self.seen.note(&deliver.conversation, deliver.epoch, deliver.seq);
-                let own = deliver.sender == self.user && deliver.sender_device == self.name;
-                out.ledger.delivered(now_us, self.index, &deliver, fresh && !own);
-            }
-            Some(notify::Event::Head(head)) => {
-                out.ledger.attached(self.index, &head.conversation, head.seq, self.forgiving);
-                if head.conversation.starts_with("g:") {
-                    self.groups.insert(head.conversation);
-                }
-            }
-            Some(notify::Event::Gap(gap)) => out.ledger.gap(self.index, &gap.conversation, gap.to),
-            Some(notify::Event::Removed(removed)) => {
-                out.ledger.detached(self.index, &removed.conversation);
-                self.groups.remove(&removed.conversation);
-            }
-            Some(notify::Event::GoAway(away)) => {
-                if let Some(session) = &mut self.session {
-                    session.retry_us = u64::from(away.retry_after_ms) * MS;
-                    session.displaced = away.code() == Code::Displaced;
-                }
-            }
-            _ => {}
-        }
+        self.step(out, Event::Heard { conn });
     }
 }
 
-/// What was read of one frame.
-enum Got {
-    Nothing,
-    Open,
-    Ping,
-    Response(Response),
-    Notify(Notify),
-    Broken,
-}
-
-/// Whether the same request may succeed later.
-fn again(refused: &Refused) -> bool {
-    matches!(refused.code(), Code::Busy | Code::Unavailable) || refused.retry_after_ms > 0
-}
-
-fn brief(notify: &Notify) -> String {
-    match &notify.event {
-        Some(notify::Event::Deliver(it)) => {
-            let payload = String::from_utf8_lossy(&it.payload);
-            let text = payload.split(';').next().unwrap_or_default();
-            format!("Deliver {} {} under {} {text}", it.conversation, it.seq, it.epoch)
-        }
-        other => format!("{other:?}"),
-    }
+/// Where a gateway listens.
+fn address(gateway: usize) -> String {
+    format!("gateway-{gateway}:1")
 }
