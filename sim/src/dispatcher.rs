@@ -522,4 +522,3 @@ fn brief(event: &Event) -> String {
         }
     }
 }
-

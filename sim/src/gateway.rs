@@ -284,7 +284,8 @@ impl Gateway {
     fn output(&mut self, out: &mut Outside, thread: usize) {
         let station = &mut self.stations[thread];
         for node in station.core.nodes_with_output() {
-            let Some(conn) = station.links.get(&node).filter(|link| link.up).and_then(|link| link.conn) else {
+            let Some(conn) = station.links.get(&node).filter(|link| link.up).and_then(|link| link.conn)
+            else {
                 continue;
             };
             while out.network.has_room(conn, 0)
@@ -383,7 +384,8 @@ impl Gateway {
     }
 
     fn link(&mut self, out: &mut Outside, thread: usize, now: Now, node: NodeKey, id: ConnId, item: Item) {
-        let Some(link) = self.stations[thread].links.get_mut(&node).filter(|link| link.conn == Some(id)) else {
+        let Some(link) = self.stations[thread].links.get_mut(&node).filter(|link| link.conn == Some(id))
+        else {
             return;
         };
         match item {

@@ -1,40 +1,52 @@
 //! What was promised, and whether it is kept: every append, acknowledgement and message shown is noted here and judged
 //! at once.
 //!
-//! It looks at the world from outside: at what the store accepted and what devices were told. The first broken promise
-//! ends the run. The names of the invariants are those of [`Invariant`].
+//! It looks at the world from outside: at what the store accepted ([`Ledger::appended`]), what gateways sent
+//! ([`crate::listening`]) and what applications were shown ([`crate::shelf`]). The first broken promise ends the run. The
+//! names of the promises are those of [`Invariant`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use bytes::Bytes;
 use millrace_dispatcher::store::model::ModelStore;
-use millrace_dispatcher::store::{Batch, Write};
+use millrace_dispatcher::store::{Batch, Entry, Write};
 use millrace_protocol::conversation::Conversation;
 use millrace_protocol::ids::Partition;
-use millrace_protocol::messages::client::{Deliver, SendAck};
+use millrace_protocol::messages::client::{Action, Deliver, Notify, SendAck, notify};
+use millrace_protocol::prost::Message;
 
 use crate::agenda::{Seat, Who};
+use crate::listening::Listening;
+use crate::shelf::Shelf;
 
 /// What must hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Invariant {
     /// What was acknowledged is in the log, as it was sent.
     AckedIsStored,
-    /// What anybody is shown is in the log, as it is there.
+    /// What anybody is sent or shown is in the log, as it is there.
     ShownIsStored,
     /// A message is in the log once.
     StoredOnce,
+    /// Messages of a stream are stored in the order in which they were sent.
+    StoredInOrder,
     /// A direct conversation is in both users' lists before its first message.
     ListedFirst,
     /// Nobody begins anything without a lease, and nobody loses a partition while it has one.
     LeaseHolds,
-    /// Nobody is shown a message twice.
+    /// Nobody is shown a message twice by one process, nor again below the cursor that was saved.
     ShownOnce,
-    /// A session is told of a conversation without holes, in order.
+    /// Nobody is shown a message before those below it.
+    ShownInOrder,
+    /// A session listens to a group without holes, in order.
     Contiguous,
     /// Only members are shown what is said among members.
     MembersOnly,
+    /// Cursors go back only when the log was cut, and the server knows of none that was not saved first.
+    CursorsGrow,
+    /// Nobody is told that something is lost which is not.
+    NothingLost,
     /// A partition has one writer per epoch, and that is the latest.
     OneWriter,
     /// Epochs grow.
@@ -47,7 +59,7 @@ pub enum Invariant {
     AnsweredAtLast,
     /// Every device is connected and attached to its groups in the end.
     AttachedAtLast,
-    /// Everything reaches everyone in the end.
+    /// Everything is shown to everyone in the end.
     DeliveredAtLast,
 }
 
@@ -64,13 +76,13 @@ pub struct Violation {
 
 /// An entry of the log, as accepted.
 #[derive(Clone, Debug)]
-struct Kept {
-    message_id: u64,
-    epoch: u64,
-    sender: String,
-    device: String,
-    notify: Bytes,
-    members: Option<Rc<BTreeSet<String>>>,
+pub struct Kept {
+    /// What receivers get.
+    pub deliver: Deliver,
+    /// The sender's stream.
+    stream: u64,
+    /// Members of the group when it was appended.
+    pub members: Option<Rc<BTreeSet<String>>>,
 }
 
 /// A message that a device sends.
@@ -80,12 +92,6 @@ struct Sent {
     conversation: String,
     payload: Bytes,
     settled: bool,
-}
-
-/// Where a session stands in a conversation that it listens to.
-#[derive(Clone, Copy, Debug)]
-struct Attached {
-    at: u64,
 }
 
 /// Counts for reports.
@@ -99,21 +105,29 @@ pub struct Counts {
     pub refused: u64,
     /// Shown to devices.
     pub shown: u64,
-    /// Delivered again and not shown.
+    /// Shown again after a crash.
     pub repeated: u64,
     /// Gaps told.
     pub gaps: u64,
+    /// Cuts of the log told.
+    pub truncated: u64,
+    /// Pages of logs read.
+    pub pages: u64,
+    /// Resyncs told.
+    pub resyncs: u64,
     /// Claims that held.
     pub claims: u64,
     /// Links reset for an error.
     pub link_resets: u64,
     /// Logins that succeeded.
     pub logins: u64,
-    /// Sessions closed because a newer login took their place, while they were their device's newest.
+    /// Clients that ended because a newer login took their place.
     pub displaced: u64,
+    /// Processes of clients that started.
+    pub starts: u64,
 }
 
-type LogKey = (String, u64);
+type SaidKey = (String, String, String, u64);
 
 /// See the module's head.
 #[derive(Debug, Default)]
@@ -122,21 +136,26 @@ pub struct Ledger {
     pub violation: Option<Violation>,
     /// For reports.
     pub counts: Counts,
-    log: BTreeMap<LogKey, Kept>,
-    heads: BTreeMap<String, u64>,
+    /// The store may lose what it had.
+    pub forgiving: bool,
+    pub(crate) logs: BTreeMap<String, BTreeMap<u64, Kept>>,
     /// (conversation, user, device, stream, client_seq) of everything in the log.
     keys: BTreeMap<(String, String, String, u64, u64), u64>,
-    members: BTreeMap<String, Rc<BTreeSet<String>>>,
-    writers: BTreeMap<(Partition, u64), (Who, u32)>,
+    /// The highest number that a device gave to a message of (conversation, user, device, stream).
+    said: BTreeMap<SaidKey, u64>,
+    pub(crate) members: BTreeMap<String, Rc<BTreeSet<String>>>,
+    /// By group and user: the head of the log when the user became a member.
+    pub(crate) joined_at: BTreeMap<(String, String), u64>,
     claimed: BTreeMap<Partition, u64>,
-    /// Message ids that a failover took out of the log.
-    lost: BTreeSet<u64>,
+    writers: BTreeMap<(Partition, u64), (Who, u32)>,
+    /// Ids of messages that the store lost though it had promised to keep them.
+    pub(crate) lost: BTreeSet<u64>,
+    /// User and name of each device.
+    pub(crate) names: Vec<(String, String)>,
+    pub(crate) listening: Vec<Listening>,
+    pub(crate) shelves: Vec<Shelf>,
     sent: Vec<Sent>,
-    shown: Vec<BTreeSet<u64>>,
-    /// By device: its present session's conversations.
-    attached: Vec<BTreeMap<String, Attached>>,
-    names: Vec<(String, String)>,
-    /// The last reason for which a link was reset.
+    /// When and why the last link was reset.
     pub last_reset: Option<(u64, String)>,
 }
 
@@ -144,8 +163,8 @@ impl Ledger {
     /// A device of a user.
     pub fn add_device(&mut self, user: &str, device: &str) {
         self.names.push((user.into(), device.into()));
-        self.shown.push(BTreeSet::new());
-        self.attached.push(BTreeMap::new());
+        self.listening.push(Listening::default());
+        self.shelves.push(Shelf::default());
     }
 
     /// Notes a broken promise; the first one stays.
@@ -187,76 +206,108 @@ impl Ledger {
         }
         for write in &batch.writes {
             match write {
-                Write::Message(entry) => {
-                    if entry.epoch != epoch {
-                        let detail = format!("entry {} of {} under {epoch}", entry.seq, entry.conversation);
-                        self.broken(Invariant::OneWriter, now_us, detail);
-                    }
-                    if entry.stream != 0 {
-                        let key = (
-                            entry.conversation.clone(),
-                            entry.sender.clone(),
-                            entry.device.clone(),
-                            entry.stream,
-                            entry.client_seq,
-                        );
-                        if let Some(first) = self.keys.insert(key.clone(), entry.seq) {
-                            let detail = format!("{key:?} is stored as {first} and as {}", entry.seq);
-                            self.broken(Invariant::StoredOnce, now_us, detail);
-                        }
-                    }
-                    let kept = Kept {
-                        message_id: entry.message_id.0,
-                        epoch: entry.epoch,
-                        sender: entry.sender.clone(),
-                        device: entry.device.clone(),
-                        notify: entry.notify.clone(),
-                        members: self.members.get(&entry.conversation).cloned(),
-                    };
-                    self.heads.insert(entry.conversation.clone(), entry.seq);
-                    self.log.insert((entry.conversation.clone(), entry.seq), kept);
-                }
+                Write::Message(entry) => self.entry(now_us, epoch, entry),
                 Write::GroupCreate { conversation, members, .. } => {
-                    self.members.insert(conversation.clone(), Rc::new(members.iter().cloned().collect()));
+                    self.members_change(conversation, members, &[]);
                 }
                 Write::Members { conversation, add, remove, .. } => {
-                    let mut members =
-                        self.members.get(conversation).map(|members| (**members).clone()).unwrap_or_default();
-                    members.extend(add.iter().cloned());
-                    members.retain(|member| !remove.contains(member));
-                    self.members.insert(conversation.clone(), Rc::new(members));
+                    self.members_change(conversation, add, remove);
+                }
+                Write::Cursor { conversation, user, device, cursor } if !device.is_empty() => {
+                    self.stored_cursor(now_us, conversation, (user, device), cursor.seq);
                 }
                 _ => {}
             }
         }
     }
 
-    /// The store lost what is not in this copy of it. Promises about that are void.
-    pub fn fell_back(&mut self, model: &ModelStore) {
-        let there = |conversation: &str, seq: u64, id: u64| {
-            model.logs.get(conversation).is_some_and(|log| {
-                let index = seq.checked_sub(log.trimmed + 1);
-                index
-                    .and_then(|index| log.entries.get(index as usize))
-                    .is_some_and(|entry| entry.message_id.0 == id)
-            })
+    fn entry(&mut self, now_us: u64, epoch: u64, entry: &Entry) {
+        let Entry { conversation, sender, device, stream, client_seq, seq, .. } = entry;
+        if entry.epoch != epoch {
+            let detail = format!("entry {seq} of {conversation} under {epoch}");
+            self.broken(Invariant::OneWriter, now_us, detail);
+        }
+        let Some(deliver) = deliver_of(&entry.notify) else {
+            let detail = format!("entry {seq} of {conversation} is no Deliver");
+            return self.broken(Invariant::ShownIsStored, now_us, detail);
         };
-        let lost = &mut self.lost;
-        self.log.retain(|(conversation, seq), kept| {
-            let stays = there(conversation, *seq, kept.message_id);
-            if !stays {
-                lost.insert(kept.message_id);
+        if *stream != 0 {
+            let key = (conversation.clone(), sender.clone(), device.clone(), *stream, *client_seq);
+            if let Some(first) = self.keys.insert(key.clone(), *seq) {
+                let detail = format!("{key:?} is stored as {first} and as {seq}");
+                self.broken(Invariant::StoredOnce, now_us, detail);
             }
-            stays
-        });
-        let log = &self.log;
-        self.keys.retain(|key, seq| log.contains_key(&(key.0.clone(), *seq)));
-        self.heads = model.logs.iter().map(|(name, log)| (name.clone(), log.head())).collect();
-        self.members =
-            model.groups.iter().map(|(name, (members, _))| (name.clone(), Rc::new(members.clone()))).collect();
+            let key = (conversation.clone(), sender.clone(), device.clone(), *stream);
+            let number = number_of(&deliver.payload);
+            let before = self.said.insert(key, number).unwrap_or(0);
+            if before >= number {
+                let detail =
+                    format!("{sender}/{device}'s message {number} follows its {before} in {conversation}");
+                self.broken(Invariant::StoredInOrder, now_us, detail);
+            }
+        }
+        let members = self.members.get(conversation).cloned();
+        let kept = Kept { deliver, stream: *stream, members };
+        self.logs.entry(conversation.clone()).or_default().insert(*seq, kept);
     }
 
-    // ---- devices ----
+    fn members_change(&mut self, conversation: &str, add: &[String], remove: &[String]) {
+        let head = self.head(conversation);
+        let before = self.members.get(conversation).cloned().unwrap_or_default();
+        let mut members = (*before).clone();
+        for user in add.iter().filter(|user| members.insert((*user).clone())) {
+            self.joined_at.insert((conversation.into(), user.clone()), head);
+        }
+        for user in remove.iter().filter(|user| members.remove(*user)) {
+            self.joined_at.remove(&(conversation.into(), user.clone()));
+        }
+        self.members.insert(conversation.into(), Rc::new(members));
+    }
+
+    /// The store lost what is not in this copy of it. Promises about that are void.
+    pub fn fell_back(&mut self, model: &ModelStore) {
+        for (conversation, log) in &mut self.logs {
+            let there = model.logs.get(conversation);
+            let stays = |seq: u64, id: u64| {
+                let index = there.and_then(|log| seq.checked_sub(log.trimmed + 1));
+                let entry = there.zip(index).and_then(|(log, index)| log.entries.get(index as usize));
+                entry.is_some_and(|entry| entry.message_id.0 == id)
+            };
+            for (_, kept) in log.extract_if(.., |seq, kept| !stays(*seq, kept.deliver.message_id)) {
+                self.lost.insert(kept.deliver.message_id);
+            }
+        }
+        let logs = &self.logs;
+        self.keys.retain(|key, seq| logs.get(&key.0).is_some_and(|log| log.contains_key(seq)));
+        self.said.clear();
+        for (conversation, log) in &self.logs {
+            for Kept { deliver, stream, .. } in log.values().filter(|kept| kept.stream != 0) {
+                let (sender, device) = (deliver.sender.clone(), deliver.sender_device.clone());
+                self.said
+                    .insert((conversation.clone(), sender, device, *stream), number_of(&deliver.payload));
+            }
+        }
+        self.members = model
+            .groups
+            .iter()
+            .map(|(name, (members, _))| (name.clone(), Rc::new(members.clone())))
+            .collect();
+        // Who is a member again became it at some time before.
+        for (group, members) in self.members.clone() {
+            let head = self.head(&group);
+            for user in members.iter() {
+                let at = self.joined_at.entry((group.clone(), user.clone())).or_insert(head);
+                *at = head.min(*at);
+            }
+        }
+    }
+
+    /// The end of a log.
+    pub(crate) fn head(&self, conversation: &str) -> u64 {
+        self.logs.get(conversation).and_then(|log| log.last_key_value()).map_or(0, |(seq, _)| *seq)
+    }
+
+    // ---- what devices send ----
 
     /// A device sends a message; the number by which it is settled.
     pub fn sends(&mut self, device: usize, conversation: &str, payload: Bytes) -> u64 {
@@ -275,12 +326,11 @@ impl Ledger {
         if self.lost.contains(&ack.message_id) {
             return;
         }
-        let kept = self.log.get(&(sent.conversation.clone(), ack.seq));
-        let same = kept.is_some_and(|kept| {
-            kept.message_id == ack.message_id
-                && kept.epoch == ack.epoch
-                && (&kept.sender, &kept.device) == (user, device)
-                && contains(&kept.notify, &sent.payload)
+        let kept = self.logs.get(&sent.conversation).and_then(|log| log.get(&ack.seq));
+        let same = kept.is_some_and(|Kept { deliver, .. }| {
+            (deliver.message_id, deliver.epoch) == (ack.message_id, ack.epoch)
+                && (&deliver.sender, &deliver.sender_device) == (user, device)
+                && deliver.payload == sent.payload
         });
         if !same {
             let detail = format!("{user}/{device} in {}: {ack:?}, the log has {kept:?}", sent.conversation);
@@ -291,182 +341,93 @@ impl Ledger {
     /// A message was refused for good.
     pub fn refused(&mut self, number: u64) {
         self.counts.refused += 1;
+        self.abandoned(number);
+    }
+
+    /// Whoever waited for the answer is gone.
+    pub fn abandoned(&mut self, number: u64) {
         if let Some(sent) = self.sent.get_mut(number as usize) {
             sent.settled = true;
         }
     }
 
-    /// A device's new session begins.
-    pub fn session_begins(&mut self, device: usize) {
-        self.counts.logins += 1;
-        self.attached[device].clear();
-    }
+    // ---- what devices get ----
 
-    /// Everything after `head` will be delivered to this session.
-    pub fn attached(&mut self, device: usize, conversation: &str, head: u64, anew: bool) {
-        let at = self.attached[device].entry(conversation.into()).or_insert(Attached { at: head });
-        if anew {
-            at.at = head;
-        }
-    }
-
-    /// Nothing more will come.
-    pub fn detached(&mut self, device: usize, conversation: &str) {
-        self.attached[device].remove(conversation);
-    }
-
-    /// These will not come.
-    pub fn gap(&mut self, device: usize, conversation: &str, to: u64) {
-        self.counts.gaps += 1;
-        if let Some(attached) = self.attached[device].get_mut(conversation) {
-            attached.at = attached.at.max(to);
-        }
-    }
-
-    /// A device is sent a message; `new`: it shows it.
-    pub fn delivered(&mut self, now_us: u64, device: usize, deliver: &Deliver, new: bool) {
+    /// What a device is sent or shown is in the log, and its user's business.
+    pub(crate) fn judge(&mut self, now_us: u64, device: usize, deliver: &Deliver) {
         let (user, name) = self.names[device].clone();
-        let key = (deliver.conversation.clone(), deliver.seq);
-        let is_lost = self.lost.contains(&deliver.message_id);
-        if let Some(kept) = self.log.get(&key).filter(|kept| kept.message_id == deliver.message_id) {
-            let same = (&kept.sender, &kept.device, kept.epoch)
-                == (&deliver.sender, &deliver.sender_device, deliver.epoch)
-                && contains(&kept.notify, &deliver.payload);
-            if !same {
+        let kept = self.logs.get(&deliver.conversation).and_then(|log| log.get(&deliver.seq));
+        let Some(kept) = kept.filter(|kept| kept.deliver == *deliver) else {
+            if !self.lost.contains(&deliver.message_id) {
                 let detail = format!("{user}/{name} got {deliver:?}, the log has {kept:?}");
                 self.broken(Invariant::ShownIsStored, now_us, detail);
             }
-        } else if !is_lost {
-            let detail = format!("{user}/{name} got {deliver:?}, the log has {:?}", self.log.get(&key));
-            return self.broken(Invariant::ShownIsStored, now_us, detail);
-        }
-        self.judge_audience(now_us, device, deliver);
-        self.judge_order(now_us, device, deliver);
-        if !new {
-            self.counts.repeated += 1;
             return;
-        }
-        self.counts.shown += 1;
-        if !self.shown[device].insert(deliver.message_id) {
-            let detail = format!("{user}/{name} is shown {} {} again", deliver.conversation, deliver.seq);
-            self.broken(Invariant::ShownOnce, now_us, detail);
-        }
-    }
-
-    fn judge_audience(&mut self, now_us: u64, device: usize, deliver: &Deliver) {
-        let (user, name) = &self.names[device];
+        };
         // A member again may be shown what was said while it was away: it could read that up as well.
-        let again = self.members.get(&deliver.conversation).is_some_and(|members| members.contains(user));
-        let members = self
-            .log
-            .get(&(deliver.conversation.clone(), deliver.seq))
-            .and_then(|kept| kept.members.clone())
-            .filter(|_| !again);
+        let again = self.members.get(&deliver.conversation).is_some_and(|members| members.contains(&user));
         let outside = match Conversation::parse(&deliver.conversation) {
             Some(Conversation::Direct(a, b)) => a != user && b != user,
-            Some(Conversation::Group(_)) => members.is_some_and(|members| !members.contains(user)),
+            Some(Conversation::Group(_)) => {
+                !again && kept.members.as_ref().is_some_and(|members| !members.contains(&user))
+            }
             _ => false,
         };
         if outside {
-            let detail = format!(
-                "{user}/{name} got {} of {} but was no member then",
-                deliver.seq, deliver.conversation
-            );
+            let (seq, conversation) = (deliver.seq, &deliver.conversation);
+            let detail = format!("{user}/{name} got {seq} of {conversation} but was no member then");
             self.broken(Invariant::MembersOnly, now_us, detail);
         }
     }
 
-    fn judge_order(&mut self, now_us: u64, device: usize, deliver: &Deliver) {
-        if deliver.conversation.starts_with("d:") {
-            return;
-        }
-        let (user, name) = self.names[device].clone();
-        let Some(Attached { at }) = self.attached[device].get(&deliver.conversation).copied() else {
-            let detail =
-                format!("{user}/{name} got {} of {}, not attached", deliver.seq, deliver.conversation);
-            return self.broken(Invariant::Contiguous, now_us, detail);
-        };
-        let hole = (at + 1..deliver.seq).find(|seq| !self.is_own(device, &deliver.conversation, *seq));
-        if deliver.seq <= at && self.lost.is_empty() || hole.is_some() {
-            let detail = format!(
-                "{user}/{name} got {} of {} after {at}; missing {hole:?}",
-                deliver.seq, deliver.conversation
-            );
-            self.broken(Invariant::Contiguous, now_us, detail);
-        }
-        self.attached[device].insert(deliver.conversation.clone(), Attached { at: deliver.seq });
+    /// Whether an entry was sent by this device, which has the acknowledgement; or is in no log any more.
+    pub(crate) fn is_own(&self, device: usize, conversation: &str, seq: u64) -> bool {
+        let kept = self.logs.get(conversation).and_then(|log| log.get(&seq));
+        kept.is_none_or(|kept| self.is_by(device, &kept.deliver))
     }
 
-    /// Sent by this device: it has the acknowledgement.
-    fn is_own(&self, device: usize, conversation: &str, seq: u64) -> bool {
+    pub(crate) fn is_by(&self, device: usize, deliver: &Deliver) -> bool {
         let (user, name) = &self.names[device];
-        self.log
-            .get(&(conversation.to_owned(), seq))
-            .is_none_or(|kept| (&kept.sender, &kept.device) == (user, name))
+        (&deliver.sender, &deliver.sender_device) == (user, name) && deliver.action() != Action::System
     }
 
     // ---- the end ----
 
-    /// What is not right yet; `online`: devices that are logged in. Groups that a user is in: as the store has them.
-    pub fn unfinished(&self, online: &[bool], groups: bool) -> Option<(Invariant, String)> {
+    /// What is not right yet; `online`: devices that are logged in.
+    pub fn unfinished(&self, online: &[bool]) -> Option<(Invariant, String)> {
         if let Some(sent) = self.sent.iter().find(|sent| !sent.settled) {
             let (user, device) = &self.names[sent.device];
-            let detail = format!("{user}/{device} has no answer to {:?} in {}", sent.payload, sent.conversation);
+            let detail =
+                format!("{user}/{device} has no answer to {:?} in {}", sent.payload, sent.conversation);
             return Some((Invariant::AnsweredAtLast, detail));
         }
         for (device, (user, name)) in self.names.iter().enumerate() {
             if !online[device] {
                 return Some((Invariant::AttachedAtLast, format!("{user}/{name} is not logged in")));
             }
-            for (group, members) in &self.members {
-                let should = members.contains(user);
-                if groups && should && !self.attached[device].contains_key(group) {
-                    return Some((
-                        Invariant::AttachedAtLast,
-                        format!("{user}/{name} is not attached to {group}"),
-                    ));
-                }
+            if let Some(group) = self.not_attached(device) {
+                let detail = format!("{user}/{name} is not attached to {group}");
+                return Some((Invariant::AttachedAtLast, detail));
             }
-            for (conversation, Attached { at }) in &self.attached[device] {
-                let head = self.heads.get(conversation).copied().unwrap_or(0);
-                let missing = (at + 1..=head).find(|seq| !self.is_own(device, conversation, *seq));
-                if let Some(seq) = missing {
-                    let detail = format!("{user}/{name} was not sent {seq} of {conversation}");
-                    return Some((Invariant::DeliveredAtLast, detail));
-                }
-            }
-        }
-        None
-    }
-
-    /// Messages sent so far.
-    pub fn sent_count(&self) -> usize {
-        self.sent.len()
-    }
-
-    /// Of the direct messages sent from number `from` on: one that some device of its users was not shown.
-    pub fn undelivered_direct(&self, from: usize) -> Option<String> {
-        let recent: BTreeMap<&[u8], &Sent> =
-            self.sent[from..].iter().map(|sent| (&sent.payload[..], sent)).collect();
-        for ((conversation, seq), kept) in &self.log {
-            let Some(Conversation::Direct(a, b)) = Conversation::parse(conversation) else { continue };
-            let ours = recent
-                .iter()
-                .any(|(payload, sent)| &sent.conversation == conversation && contains(&kept.notify, payload));
-            if !ours {
-                continue;
-            }
-            for (device, (user, name)) in self.names.iter().enumerate() {
-                let own = (user, name) == (&kept.sender, &kept.device);
-                if (user == a || user == b) && !own && !self.shown[device].contains(&kept.message_id) {
-                    return Some(format!("{user}/{name} was not shown {seq} of {conversation}"));
-                }
+            if let Some(missing) = self.not_shown(device) {
+                return Some((Invariant::DeliveredAtLast, missing));
             }
         }
         None
     }
 }
 
-fn contains(body: &Bytes, payload: &[u8]) -> bool {
-    payload.is_empty() || body.windows(payload.len()).any(|window| window == payload)
+/// What the body of a Notify delivers.
+fn deliver_of(body: &Bytes) -> Option<Deliver> {
+    match Notify::decode(body.clone()).ok()?.event {
+        Some(notify::Event::Deliver(deliver)) => Some(deliver),
+        _ => None,
+    }
+}
+
+/// The number that a device gave to a message: `user/device#number;`.
+fn number_of(payload: &[u8]) -> u64 {
+    let text = payload.split(|byte| *byte == b';').next().unwrap_or_default();
+    let number = text.rsplit(|byte| *byte == b'#').next().and_then(|number| str::from_utf8(number).ok());
+    number.and_then(|number| number.parse().ok()).unwrap_or(0)
 }

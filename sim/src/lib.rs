@@ -7,8 +7,9 @@
 //! | [`agenda`], [`clock`], [`random`] | order, time and chance |
 //! | [`network`], [`store`] | what lies between the processes, and fails |
 //! | [`thread`], [`gateway`], [`dispatcher`] | processes: what their shells do |
-//! | [`device`], [`work`] | clients, and what their users do |
-//! | [`ledger`], [`witness`] | what was promised, and whether it is kept |
+//! | [`device`], [`disk`], [`application`] | clients: their shell, what they saved, what they take |
+//! | [`work`] | what their users do |
+//! | [`ledger`], [`listening`], [`shelf`], [`witness`] | what was promised, and whether it is kept |
 //! | [`outside`], [`trace`], [`wiretap`] | what is handed around; what is told |
 //! | [`run`], [`shrink`], [`report`] | many seeds; fewer faults; what is printed |
 //! | `planted`, `findings` | rules switched off in the cores, and whether that is noticed |
@@ -19,13 +20,16 @@
 #![forbid(unsafe_code)]
 
 pub mod agenda;
+pub mod application;
 pub mod clock;
 pub mod device;
+pub mod disk;
 pub mod dispatcher;
 #[cfg(feature = "planted")]
 pub mod findings;
 pub mod gateway;
 pub mod ledger;
+pub mod listening;
 pub mod network;
 pub mod outside;
 pub mod plan;
@@ -35,6 +39,7 @@ pub mod random;
 pub mod report;
 pub mod run;
 pub mod schedule;
+pub mod shelf;
 pub mod shrink;
 pub mod store;
 pub mod thread;

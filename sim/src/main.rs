@@ -25,7 +25,7 @@ enum Command {
         /// A..B, B excluded.
         #[arg(long, default_value = "0..100")]
         seeds: String,
-        /// calm, network, crash, pause, store, clock, leave, mixed or failover.
+        /// calm, client, network, crash, pause, store, clock, leave, mixed or failover.
         #[arg(long, default_value = "mixed")]
         plan: String,
         /// End each seed after so many steps.
@@ -177,7 +177,12 @@ fn replay(seed: u64, plan: &str, trace: bool) -> ExitCode {
     match outcome.violation {
         None => ExitCode::SUCCESS,
         Some(violation) => {
-            println!("{:?} at {:.6} s: {}", violation.invariant, violation.at_us as f64 / 1e6, violation.detail);
+            println!(
+                "{:?} at {:.6} s: {}",
+                violation.invariant,
+                violation.at_us as f64 / 1e6,
+                violation.detail
+            );
             ExitCode::FAILURE
         }
     }

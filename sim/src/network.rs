@@ -102,11 +102,8 @@ impl Network {
     pub fn connect(&mut self, agenda: &mut Agenda, now_us: u64, from: End, to: End) -> ConnId {
         let id = self.next;
         self.next += 1;
-        let connection = Connection {
-            ends: [from, to],
-            open: [true, false],
-            pipes: [Pipe::default(), Pipe::default()],
-        };
+        let connection =
+            Connection { ends: [from, to], open: [true, false], pipes: [Pipe::default(), Pipe::default()] };
         self.connections.insert(id, connection);
         let at_us = now_us + self.delay_us();
         agenda.at(at_us, Due::Syn(id));
@@ -197,7 +194,11 @@ impl Network {
         });
         let to = 1 - side;
         if !it.open[to] {
-            return room.map(|room| Arrival { end: it.ends[to], item: Item::Bytes(Bytes::new()), room: Some(room) });
+            return room.map(|room| Arrival {
+                end: it.ends[to],
+                item: Item::Bytes(Bytes::new()),
+                room: Some(room),
+            });
         }
         let end = it.ends[to];
         if matches!(item, Item::Closed) {
@@ -208,7 +209,10 @@ impl Network {
     }
 
     fn forget_if_over(&mut self, id: ConnId) {
-        if self.connections.get(&id).is_some_and(|it| it.open == [false; 2] && it.pipes.iter().all(|p| p.queue.is_empty()))
+        if self
+            .connections
+            .get(&id)
+            .is_some_and(|it| it.open == [false; 2] && it.pipes.iter().all(|p| p.queue.is_empty()))
         {
             self.connections.remove(&id);
         }
@@ -282,7 +286,9 @@ impl Network {
     pub fn sides_of(&self, owner: impl Fn(End) -> bool) -> Vec<(ConnId, usize)> {
         let mut sides = Vec::new();
         for (id, it) in &self.connections {
-            sides.extend((0..2).filter(|side| it.open[*side] && owner(it.ends[*side])).map(|side| (*id, side)));
+            sides.extend(
+                (0..2).filter(|side| it.open[*side] && owner(it.ends[*side])).map(|side| (*id, side)),
+            );
         }
         sides
     }

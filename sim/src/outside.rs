@@ -31,6 +31,8 @@ pub struct Outside {
     pub steps: u64,
     /// Partitions of the cluster.
     pub partitions: u16,
+    /// The life of each gateway: who connects, connects to that one.
+    pub lives: Vec<u32>,
 }
 
 impl Outside {

@@ -8,6 +8,8 @@ use crate::random::Random;
 pub struct Allowed {
     /// Connections break, stall, are cut one way or doubled.
     pub network: bool,
+    /// Clients' processes end and start again, their applications are slow, their networks change.
+    pub client: bool,
     /// Processes end, at any step, and start again.
     pub crash: bool,
     /// Processes and threads stop for longer than their leases.
@@ -24,6 +26,7 @@ pub struct Allowed {
 
 const NOTHING: Allowed = Allowed {
     network: false,
+    client: false,
     crash: false,
     pause: false,
     store: false,
@@ -83,7 +86,7 @@ pub struct Plan {
 
 /// Names of all plans.
 pub const NAMES: &[&str] =
-    &["calm", "network", "crash", "pause", "store", "clock", "leave", "mixed", "failover"];
+    &["calm", "client", "network", "crash", "pause", "store", "clock", "leave", "mixed", "failover"];
 
 impl Plan {
     /// A plan by its name, with sizes picked by the seed.
@@ -92,6 +95,7 @@ impl Plan {
         let mut random = Random::fork(seed, 1);
         let all = Allowed {
             network: true,
+            client: true,
             crash: true,
             pause: true,
             store: true,
@@ -100,7 +104,8 @@ impl Plan {
             failover: false,
         };
         let allowed = match name {
-            "network" => Allowed { network: true, ..NOTHING },
+            "network" => Allowed { network: true, client: true, ..NOTHING },
+            "client" => Allowed { client: true, ..NOTHING },
             "crash" => Allowed { crash: true, ..NOTHING },
             "pause" => Allowed { pause: true, ..NOTHING },
             "store" => Allowed { store: true, ..NOTHING },

@@ -75,6 +75,22 @@ pub enum Kind {
         /// Which, modulo those there are.
         device: usize,
     },
+    /// A client's process ends in the middle of whatever it does, and starts again after a while.
+    CrashClient {
+        /// Which, modulo those there are.
+        device: usize,
+        /// Until it starts again, us.
+        down_us: u64,
+        /// Its machine is gone too: its gateway is not told.
+        silently: bool,
+    },
+    /// A client's application takes nothing for a while.
+    BusyClient {
+        /// Which, modulo those there are.
+        device: usize,
+        /// How long, us.
+        for_us: u64,
+    },
     /// Jobs fail for a while: so many of a thousand are refused, so many done without an answer.
     Trouble {
         /// Of one process; else of all.
@@ -118,6 +134,9 @@ pub fn draw(plan: &Plan, seed: u64) -> Vec<Fault> {
     let allowed = plan.allowed;
     if allowed.network {
         kinds.extend([drop_one as fn(&mut Random, &Plan) -> Kind, cut, stall, drop_one, stall, double]);
+    }
+    if allowed.client {
+        kinds.extend([crash_client as fn(&mut Random, &Plan) -> Kind, busy_client, double, crash_client]);
     }
     if allowed.crash {
         kinds.extend([crash as fn(&mut Random, &Plan) -> Kind; 4]);
@@ -218,6 +237,19 @@ fn stall(random: &mut Random, _: &Plan) -> Kind {
 
 fn double(random: &mut Random, _: &Plan) -> Kind {
     Kind::Double { device: random.index(64) }
+}
+
+fn crash_client(random: &mut Random, _: &Plan) -> Kind {
+    Kind::CrashClient {
+        device: random.index(64),
+        down_us: random.between(10 * MS, 4 * SECOND),
+        silently: random.chance(300),
+    }
+}
+
+fn busy_client(random: &mut Random, _: &Plan) -> Kind {
+    // Longer than a gateway is patient with who does not acknowledge.
+    Kind::BusyClient { device: random.index(64), for_us: random.between(500 * MS, 25 * SECOND) }
 }
 
 fn trouble(random: &mut Random, plan: &Plan) -> Kind {

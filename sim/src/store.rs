@@ -151,7 +151,13 @@ impl Store {
         agenda.at(now_us + back_us, Due::Done(seat, Box::new(done)));
     }
 
-    fn perform(&mut self, ledger: &mut Ledger, now_us: u64, seat: Seat, work: Work) -> Result<Outcome, StoreError> {
+    fn perform(
+        &mut self,
+        ledger: &mut Ledger,
+        now_us: u64,
+        seat: Seat,
+        work: Work,
+    ) -> Result<Outcome, StoreError> {
         match work {
             Work::Heartbeat { node, ttl_ms } => Ok(self.heartbeat(now_us, node, ttl_ms)),
             Work::Leave { node, incarnation } => {
@@ -197,7 +203,8 @@ impl Store {
     }
 
     fn heartbeat(&mut self, now_us: u64, node: Node, ttl_ms: u32) -> Outcome {
-        let there = self.nodes.get(&node.name).is_some_and(|lease| lease.node.incarnation == node.incarnation);
+        let there =
+            self.nodes.get(&node.name).is_some_and(|lease| lease.node.incarnation == node.incarnation);
         let held = self.held.insert(node.name.clone(), node.incarnation) == Some(node.incarnation);
         let until_us = now_us + u64::from(ttl_ms) * MS;
         self.nodes.insert(node.name.clone(), NodeLease { node, until_us });

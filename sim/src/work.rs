@@ -40,7 +40,7 @@ pub fn do_something(out: &mut Outside, plan: &Plan, random: &mut Random, device:
             }
         }
         78..84 => {
-            let rooms: Vec<String> = device.rooms.keys().cloned().collect();
+            let rooms: Vec<String> = device.rooms.iter().cloned().collect();
             if !rooms.is_empty() {
                 let room = rooms[random.index(rooms.len())].clone();
                 burst(out, random, device, &room);
@@ -56,14 +56,13 @@ pub fn do_something(out: &mut Outside, plan: &Plan, random: &mut Random, device:
         }
         90..95 => {
             let room = format!("room{}", random.index(plan.rooms));
-            device.rooms.entry(format!("r:{room}")).or_insert(false);
             device.call(out, Op::RoomJoin(RoomJoin { room }));
         }
         95..97 => {
             let room = format!("room{}", random.index(plan.rooms));
             device.call(out, Op::RoomLeave(RoomLeave { room }));
         }
-        _ => device.hang_up(out),
+        _ => device.change_network(out, false),
     }
 }
 

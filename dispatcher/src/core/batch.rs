@@ -63,7 +63,7 @@ pub struct Owner {
     writes: Vec<Write>,
     effects: Vec<Effect>,
     bytes: usize,
-    /// Direct messages of the batch that gathers.
+    /// Direct messages of the batch that gathers, and entries about new members.
     outstanding: Vec<(String, u64)>,
     /// Whether the batch at the store has some.
     outstanding_in_flight: bool,
@@ -106,7 +106,8 @@ impl Owner {
         self.last_message_id
     }
 
-    /// A message of the next batch must be fanned out by the next owner if this one does not get to it.
+    /// What an entry of the next batch tells sessions that don't subscribe must be told by the next owner if this one does
+    /// not get to it.
     pub fn outstanding(&mut self, conversation: &str, seq: u64) {
         self.outstanding.push((conversation.to_owned(), seq));
     }

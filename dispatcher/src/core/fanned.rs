@@ -1,8 +1,8 @@
 //! How far fan-out has come: what the next owner need not do again.
 //!
 //! A message of a direct conversation that was appended, and whose owner died before its recipients' gateways had it,
-//! would reach nobody until they come back: nobody subscribes to such a conversation. So each batch names its direct
-//! messages as outstanding, and a later one tells the store up to where they were fanned out. That is known when the
+//! would reach nobody until they come back: nobody subscribes to such a conversation. So do the sessions of a group's new
+//! members not know that they are. So each batch names its direct messages, and entries about new members, as outstanding, and a later one tells the store up to where they were fanned out. That is known when the
 //! routes of all of them were read and their records were *acknowledged* on the links; a link whose state is gone counts
 //! too, as its sessions are gone or begin anew.
 //!

@@ -185,7 +185,13 @@ fn enter(
     match judge(cx, conversation, round.plan.add.len(), &change) {
         Verdict::Refused(code, reason) => cx.refuse(owner.from, change.asker, code, reason),
         Verdict::Done => cx.done(owner.from, change.asker),
-        Verdict::In => joined(cx, owner, conversation, name, change.asker),
+        Verdict::In => {
+            // Asked again perhaps because nobody heard of the first time: the user's other sessions neither.
+            let (users, except) = (vec![change.user], vec![change.asker.session]);
+            let what = What::Attach(name.to_owned());
+            cx.hub.delivery.ask(Ask { users, except, from: owner.from, what });
+            joined(cx, owner, conversation, name, change.asker);
+        }
         Verdict::Asks => refuse_pending(cx, owner, change.asker),
         Verdict::Plan(plan) if follows && !plan.ordinary => return Some(change),
         Verdict::Plan(plan) if follows => {

@@ -7,6 +7,7 @@
 //! | [`hub`] | what all parts share, and the hand that is passed down |
 //! | [`links`], [`credit`] | links at home here, and what waits for their credit |
 //! | [`partition`], [`batch`] | one partition's life; its writes and what follows them |
+//! | `fanned`, `recovery` | how far fan-out has come; what the next owner tells again |
 //! | [`ask`], [`conversation`], [`streams`], [`members`] | records read; a conversation in memory; repeats; who is in |
 //! | [`holds`] | messages that wait for something to be read |
 //! | [`entry`] | what goes into a log |
@@ -46,6 +47,7 @@ pub mod pair;
 pub mod partition;
 pub mod presence;
 mod receipts;
+mod recovery;
 mod refer;
 pub mod register;
 mod retention;

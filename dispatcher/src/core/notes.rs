@@ -1,12 +1,13 @@
 //! Entries of a group's log about changes of the group.
 //!
 //! They are entries like any other, in the order of the messages, so that whoever was away learns of both alike. The rule
-//! that keeps it right: a note goes into the batch that makes its change durable, and nobody hears of it before.
+//! that keeps it right: a note goes into the batch that makes its change durable, and nobody hears of it before. One that
+//! brings new members is outstanding until their sessions were told, so that the next owner attaches them otherwise.
 
 use bytes::Bytes;
 use millrace_protocol::ids::SessionId;
 use millrace_protocol::messages::client::group_change::Kind;
-use millrace_protocol::messages::client::{Action, GroupChange};
+use millrace_protocol::messages::client::{Action, GroupChange, Notify, notify};
 use millrace_protocol::prost::Message;
 
 use super::batch::{Effect, Owner};
@@ -53,8 +54,39 @@ pub fn append(
             ..Draft::default()
         };
         let entry = entry::next(owner, conversation, name, cx.now.wall_ms, draft);
+        if brings_users(note.kind()) {
+            owner.outstanding(name, entry.seq);
+        }
         let (seq, notify) = (entry.seq, entry.notify.clone());
         owner.push(Write::Message(entry), Effect::Noted { conversation: name.to_owned(), seq, notify });
+    }
+}
+
+fn brings_users(kind: Kind) -> bool {
+    matches!(kind, Kind::Created | Kind::Joined | Kind::Invited)
+}
+
+/// Who became a member by an entry.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Newcomers {
+    /// These; perhaps nobody.
+    Named(Vec<String>),
+    /// More than the entry names.
+    TooMany,
+}
+
+/// Who became a member by this entry, whose sessions are to be attached.
+pub fn newcomers(body: Bytes) -> Newcomers {
+    let change = Notify::decode(body).ok().and_then(|notify| match notify.event {
+        Some(notify::Event::Deliver(deliver)) if deliver.action() == Action::System => {
+            GroupChange::decode(deliver.payload).ok()
+        }
+        _ => None,
+    });
+    match change.filter(|change| brings_users(change.kind())) {
+        None => Newcomers::Named(Vec::new()),
+        Some(change) if change.count > 0 => Newcomers::TooMany,
+        Some(change) => Newcomers::Named(change.users),
     }
 }
 

@@ -11,9 +11,8 @@
 //! all of it is forgotten, everyone who waits is told to come again, and the store is asked anew.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
 
-use millrace_protocol::ids::{MessageId, Partition as PartitionId, SessionId};
+use millrace_protocol::ids::{MessageId, Partition as PartitionId};
 use millrace_protocol::planted::{self, Fault};
 
 use super::action::Action;
@@ -34,7 +33,7 @@ pub struct Partition {
     /// Of the last claim that held; 0: none did.
     epoch: u64,
     /// Grows whenever the phase begins anew: answers to older jobs are void.
-    generation: u64,
+    pub(super) generation: u64,
     pub(super) phase: Phase,
     /// Records that wait for a claim.
     pub(super) waiting: Backlog,
@@ -68,7 +67,7 @@ pub(super) struct Serving {
     /// Conversations whose messages a former owner may not have fanned out are being read: records wait.
     pub(super) recovering: usize,
     /// Where this owner began.
-    claimed_at: u64,
+    pub(super) claimed_at: u64,
 }
 
 impl Partition {
@@ -249,70 +248,6 @@ impl Partition {
                 }
                 self.claim_later(cx);
             }
-        }
-    }
-
-    /// Reads again what a former owner may not have fanned out.
-    fn recover(&mut self, cx: &mut Cx, outstanding: &[(String, u64)]) {
-        let mut ranges: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-        for (conversation, seq) in outstanding {
-            let (first, last) = ranges.entry(conversation).or_insert((*seq, *seq));
-            (*first, *last) = ((*first).min(*seq), (*last).max(*seq));
-        }
-        let Phase::Serving(serving) = &mut self.phase else { return };
-        serving.recovering = ranges.len();
-        let fence = Some(serving.owner.fence);
-        for (conversation, (first, last)) in ranges {
-            let work = Work::Read {
-                partition: self.id,
-                fence,
-                conversation: conversation.to_owned(),
-                after: first - 1,
-                through: last,
-                limit_bytes: usize::MAX,
-                entries_max: usize::MAX,
-                newest_first: false,
-            };
-            self.store(cx, work, PartitionJob::Outstanding(conversation.to_owned()));
-        }
-    }
-
-    /// One conversation's messages are fanned out again.
-    fn recovered(&mut self, cx: &mut Cx, name: &str, outcome: Result<Outcome, StoreError>) {
-        let Phase::Serving(serving) = &mut self.phase else { return };
-        let entries = match outcome {
-            Ok(Outcome::Entries { entries, .. }) => entries,
-            Ok(_) => Vec::new(),
-            Err(error) => return self.stop(cx, &error.to_string()),
-        };
-        serving.recovering -= 1;
-        cx.hub.stats.recovered += entries.len() as u64;
-        for entry in entries {
-            let conversation = Conversation::default();
-            let except = SessionId::NONE;
-            send::fan_out(
-                cx,
-                &serving.owner,
-                &conversation,
-                name.to_owned(),
-                entry.seq,
-                except,
-                entry.notify,
-            );
-        }
-        self.go_on(cx);
-    }
-
-    /// Handles what waited, once nothing is left to be recovered.
-    fn go_on(&mut self, cx: &mut Cx) {
-        let Phase::Serving(serving) = &mut self.phase else { return };
-        if serving.recovering > 0 {
-            return;
-        }
-        let position = serving.claimed_at;
-        cx.hub.fanned.note(Reached { partition: self.id, generation: self.generation, position });
-        for (link, record) in self.waiting.take() {
-            self.handle(cx, link, record);
         }
     }
 

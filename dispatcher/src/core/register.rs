@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use millrace_protocol::ids::{SessionId, user_partition};
 use millrace_protocol::link::{Kind, Record};
 use millrace_protocol::messages::client::Code;
-use millrace_protocol::messages::link::{Close, Closed, NoSession, Register, Registered, Unregister};
+use millrace_protocol::messages::link::{Close, NoSession, Register, Registered, Unregister};
 use millrace_protocol::planted::{self, Fault};
 use rustc_hash::FxHashMap;
 
@@ -33,9 +33,9 @@ pub struct Login {
 /// Sessions that were told to close, until they answer.
 #[derive(Debug, Default)]
 pub struct Closes {
-    open: FxHashMap<(String, String, u64), Closing>,
+    open: FxHashMap<SessionId, Closing>,
     /// In order of time; answered ones are skipped.
-    due: VecDeque<(u64, (String, String, u64))>,
+    due: VecDeque<(u64, SessionId)>,
 }
 
 #[derive(Debug)]
@@ -157,14 +157,16 @@ fn close(cx: &mut Cx, winner: &Login, loser: Route) {
         cx.hub.stats.closes_untracked += 1;
         return;
     }
-    let key = (message.user, message.device, message.login_number);
-    closes.open.insert(key.clone(), Closing { link, incarnation: loser.incarnation, record, tries: 1 });
-    closes.due.push_back((cx.now.mono_us + CLOSE_REPEAT_US, key));
+    let incarnation = loser.incarnation;
+    let known = closes.open.insert(loser.session, Closing { link, incarnation, record, tries: 1 });
+    if known.is_none() {
+        closes.due.push_back((cx.now.mono_us + CLOSE_REPEAT_US, loser.session));
+    }
 }
 
-/// A Close was carried out.
-pub fn closed(cx: &mut Cx, closed: Closed) {
-    cx.hub.closes.open.remove(&(closed.user, closed.device, closed.login_number));
+/// The Close of a session was carried out.
+pub fn closed(cx: &mut Cx, session: SessionId) {
+    cx.hub.closes.open.remove(&session);
 }
 
 /// Sends again what was not answered in time.
@@ -173,42 +175,49 @@ pub fn repeat_closes(cx: &mut Cx) {
         return;
     }
     while cx.hub.closes.due.front().is_some_and(|(at_us, _)| *at_us <= cx.now.mono_us) {
-        let Some((_, key)) = cx.hub.closes.due.pop_front() else { break };
-        let Some(closing) = cx.hub.closes.open.get_mut(&key) else { continue };
+        let Some((_, session)) = cx.hub.closes.due.pop_front() else { break };
+        let Some(closing) = cx.hub.closes.open.get_mut(&session) else { continue };
         closing.tries += 1;
         // The view may be some heartbeats old: a gateway is gone when a later one doesn't show it either.
         let lease = cx.hub.cluster.gateways.get(&closing.link.gateway);
         let gone = lease != Some(&closing.incarnation) && closing.tries > 5;
         if gone {
-            cx.hub.closes.open.remove(&key);
+            cx.hub.closes.open.remove(&session);
             continue;
         }
         let (link, record) = (closing.link, closing.record.clone());
         cx.hub.stats.close_repeats += 1;
         cx.send(link, record);
-        cx.hub.closes.due.push_back((cx.now.mono_us + CLOSE_REPEAT_US, key));
+        cx.hub.closes.due.push_back((cx.now.mono_us + CLOSE_REPEAT_US, session));
     }
 }
 
 /// An Unregister record. The store compares before it removes, so it needs no owner.
-pub fn unregister(cx: &mut Cx, link: LinkKey, ask: Unregister) {
+pub fn unregister(cx: &mut Cx, link: LinkKey, session: SessionId, ask: Unregister) {
     let partition = user_partition(&ask.user, cx.hub.config.partitions);
     events::session(cx, partition, "logout", &ask.user, &ask.device, ask.login_number);
-    remove_route(cx, link, ask.user, ask.device, ask.login_number);
+    remove_route(cx, link, ask.user, ask.device, session, ask.login_number);
 }
 
 /// A NoSession record: the route that was used is wrong.
 pub fn no_session(cx: &mut Cx, link: LinkKey, answer: NoSession) {
-    remove_route(cx, link, answer.user, answer.device, answer.login_number);
+    remove_route(cx, link, answer.user, answer.device, SessionId(answer.session), answer.login_number);
 }
 
-fn remove_route(cx: &mut Cx, link: LinkKey, user: String, device: String, login_number: u64) {
+fn remove_route(
+    cx: &mut Cx,
+    link: LinkKey,
+    user: String,
+    device: String,
+    session: SessionId,
+    login_number: u64,
+) {
     let hello = cx.hub.cluster.links.get(&link).copied();
     let lease = cx.hub.cluster.gateways.get(&link.gateway).copied();
     for incarnation in hello.into_iter().chain(lease.filter(|lease| hello != Some(*lease))) {
         let (user, device) = (user.clone(), device.clone());
         let pending = Pending::Unregister(user.clone());
-        cx.store(Work::Unregister { user, device, login_number, incarnation }, pending);
+        cx.store(Work::Unregister { user, device, session, login_number, incarnation }, pending);
     }
 }
 

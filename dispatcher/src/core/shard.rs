@@ -311,9 +311,11 @@ fn handle(cx: &mut Cx, partitions: &mut [Partition], link: LinkKey, record: Reco
     let body = record.body.clone();
     let read = match record.kind {
         Kind::Lease => wire::Lease::decode(body).map(|lease| gateway_lease(cx, link, lease)),
-        Kind::Unregister => wire::Unregister::decode(body).map(|ask| register::unregister(cx, link, ask)),
+        Kind::Unregister => {
+            wire::Unregister::decode(body).map(|ask| register::unregister(cx, link, record.session, ask))
+        }
         Kind::NoSession => wire::NoSession::decode(body).map(|answer| register::no_session(cx, link, answer)),
-        Kind::Closed => wire::Closed::decode(body).map(|closed| register::closed(cx, closed)),
+        Kind::Closed => wire::Closed::decode(body).map(|_| register::closed(cx, record.session)),
         _ => {
             match own(partitions, cx, record.partition) {
                 Some(partition) => partition.handle(cx, link, record),

@@ -154,12 +154,14 @@ pub enum Work {
     },
     /// Registers one session on its user's key: see [`Outcome::Registered`].
     Register(Registration),
-    /// Removes a route if device, session's incarnation and login number are still those. Not fenced.
+    /// Removes a route if device, session, its incarnation and login number are still those. Not fenced.
     Unregister {
         /// Whose.
         user: String,
         /// Which device.
         device: String,
+        /// Compared: a session that resumed has the login number of the one before.
+        session: SessionId,
         /// Compared.
         login_number: u64,
         /// Compared.
@@ -553,7 +555,7 @@ pub enum Outcome {
         login_number: u64,
         /// It lost to a session with a higher number: it must be closed.
         lost: bool,
-        /// Sessions that lost to it.
+        /// Sessions that lost to it, those that it resumed included.
         losers: Vec<Route>,
         /// The user's groups (conversation ids).
         groups: Vec<String>,

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use millrace_protocol::ids::{MessageId, Partition};
 use millrace_protocol::planted;
 
+use super::policy::{self, Verdict};
 use super::*;
 
 /// Why the next job of a kind shall fail.
@@ -201,12 +202,13 @@ impl ModelStore {
                 Ok(Outcome::Events(events.collect()))
             }
             Work::Register(registration) => Ok(self.register(registration)),
-            Work::Unregister { user, device, login_number, incarnation } => {
+            Work::Unregister { user, device, session, login_number, incarnation } => {
                 let routes = self.routes.entry(user).or_default();
                 let uncompared = planted::is(planted::Fault::UnregisterUncompared);
                 routes.retain(|route| {
-                    uncompared && route.device != device || !uncompared && (&route.device, route.login_number, route.incarnation)
-                        != (&device, login_number, incarnation)
+                    let same = (&route.device, route.session, route.login_number, route.incarnation)
+                        == (&device, session, login_number, incarnation);
+                    !(same || uncompared && route.device == device)
                 });
                 Ok(Outcome::Unregistered)
             }
@@ -381,33 +383,12 @@ impl ModelStore {
     }
 
     fn register(&mut self, new: Registration) -> Outcome {
-        self.next_login += 1;
-        let login_number = match new.login_number {
-            0 => self.next_login,
-            kept => kept,
-        };
-        let routes = self.routes.entry(new.user.clone()).or_default();
+        self.next_login = (self.next_login + 1).max(new.login_number);
+        let login_number = if new.login_number == 0 { self.next_login } else { new.login_number };
         let groups = self.lists.get(&(new.user.clone(), List::Groups));
         let groups = groups.into_iter().flat_map(|list| list.keys().cloned()).collect();
-        let same = routes.iter().find(|route| route.device == new.device).cloned();
-        let lowest = planted::is(planted::Fault::LowestLoginWins);
-        let wins = |number: u64| if lowest { number < login_number } else { number > login_number };
-        if same.as_ref().is_some_and(|route| wins(route.login_number)) {
-            return Outcome::Registered { login_number, lost: true, losers: Vec::new(), groups };
-        }
-        let loses = |route: &Route| {
-            route.device == new.device && route.login_number != login_number
-                || new.newest_wins && route.platform == new.platform && route.device != new.device
-        };
-        let losers = routes.iter().filter(|route| loses(route)).cloned().collect();
-        routes.retain(|route| !loses(route) && route.device != new.device);
-        routes.push(Route {
-            device: new.device,
-            platform: new.platform,
-            session: new.session,
-            incarnation: new.incarnation,
-            login_number,
-        });
-        Outcome::Registered { login_number, lost: false, losers, groups }
+        let routes = self.routes.entry(new.user.clone()).or_default();
+        let Verdict { lost, losers } = policy::register(routes, &new, login_number);
+        Outcome::Registered { login_number, lost, losers, groups }
     }
 }

@@ -3,7 +3,9 @@
 //! Pure: the embedded store applies it under its lock; `redis/scripts/register.lua` says the same in Lua, and the suite
 //! runs the same cases against both. The rule that keeps it right: on one device, or on one platform where the newest
 //! wins, the highest login number stays. A session that registers again under its old number can therefore never push
-//! out a newer one.
+//! out a newer one. Resuming keeps the number: of one device's sessions under one number the last one to register stays.
+
+use millrace_protocol::planted::{self, Fault};
 
 use super::{Registration, Route};
 
@@ -29,6 +31,9 @@ pub(super) fn register(routes: &mut Vec<Route>, registration: &Registration, log
     // The same session again is no rival of itself; a route of an earlier life of the slot must not close this one.
     let own = |route: &Route| route.session == registration.session && route.device == registration.device;
     let stronger = |route: &Route| {
+        if planted::is(Fault::LowestLoginWins) {
+            return route.login_number < login_number;
+        }
         route.login_number > login_number
             || (route.login_number == login_number && route.device != registration.device)
     };
@@ -40,7 +45,7 @@ pub(super) fn register(routes: &mut Vec<Route>, registration: &Registration, log
         if !rivals(route) {
             return true;
         }
-        if !own(route) && route.login_number != login_number {
+        if !own(route) {
             losers.push(route.clone());
         }
         false

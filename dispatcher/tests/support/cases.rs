@@ -27,6 +27,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("order: jobs submitted together", together_in_order),
     ("register: keep all, newest wins, losers", policies),
     ("register: numbers", login_numbers),
+    ("register: a session that resumes displaces the one before", resumed),
     ("register: routes are bounded", routes_are_bounded),
     ("unregister: compares", unregister_compares),
     ("user groups: idempotent", user_groups),
@@ -305,15 +306,27 @@ fn routes_are_bounded(world: &World<'_>) {
 
 fn unregister_compares(world: &World<'_>) {
     let number = world.register(registration("alice", "phone", "ios", session(1, 1))).login_number;
-    let gone = |device: &str, login_number, incarnation| {
-        let user = "alice".to_owned();
-        let work = Work::Unregister { user, device: device.into(), login_number, incarnation };
+    let gone = |device: &str, slot, login_number, incarnation| {
+        let (user, session) = ("alice".to_owned(), session(1, slot));
+        let work = Work::Unregister { user, device: device.into(), session, login_number, incarnation };
         assert_eq!(world.call(work), Ok(Outcome::Unregistered));
         world.routes("alice").is_empty()
     };
-    assert!(!gone("pad", number, 1_001) && !gone("phone", number + 1, 1_001) && !gone("phone", number, 1));
-    assert!(gone("phone", number, 1_001));
-    assert!(gone("phone", number, 1_001), "twice is once");
+    assert!(!gone("pad", 1, number, 1_001) && !gone("phone", 2, number, 1_001));
+    assert!(!gone("phone", 1, number + 1, 1_001) && !gone("phone", 1, number, 1));
+    assert!(gone("phone", 1, number, 1_001));
+    assert!(gone("phone", 1, number, 1_001), "twice is once");
+}
+
+fn resumed(world: &World<'_>) {
+    let mut phone = registration("alice", "phone", "ios", session(1, 1));
+    phone.login_number = world.register(phone.clone()).login_number;
+    assert!(world.register(phone.clone()).losers.is_empty(), "not against itself");
+    phone.session = session(1, 2);
+    let resumed = world.register(phone.clone());
+    let losers: Vec<_> = resumed.losers.iter().map(|r| (r.session, r.login_number)).collect();
+    assert_eq!((resumed.lost, losers), (false, vec![(session(1, 1), phone.login_number)]));
+    assert_eq!(world.routes("alice").iter().map(|r| r.session).collect::<Vec<_>>(), [session(1, 2)]);
 }
 
 fn user_groups(world: &World<'_>) {

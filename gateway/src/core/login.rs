@@ -352,23 +352,27 @@ impl Shard {
         }
     }
 
-    /// A session lost to a newer one: closed with the reason, and answered whether it was here or not.
-    pub(super) fn on_close(&mut self, body: Close) {
+    /// A session lost to a newer one: closed with the reason, and answered whether it was here or not. Found by its id: one
+    /// that resumed it may be here too, under the same number.
+    pub(super) fn on_close(&mut self, id: SessionId, body: Close) {
         let code = Code::try_from(body.code as i32).ok().filter(|code| *code != Code::None);
         let code = code.unwrap_or(Code::Displaced);
-        for slot in self.slots_of(&body.user) {
-            let session = self.sessions.get(slot).expect("in the user's chain");
-            if self.device_of(session).0 == body.device && session.login_number == body.login_number {
-                self.stats.displaced += 1;
-                // Its route is gone already: that is why it is closed.
-                self.sessions.get_mut(slot).expect("found above").flags &= !REGISTERED;
-                self.doom(slot, code, body.reason.clone(), 0);
-            }
+        let here = self.slot_of(id).filter(|slot| {
+            let session = self.sessions.get(*slot).expect("found above");
+            session.is_named()
+                && self.users.text(session.user) == body.user
+                && self.device_of(session).0 == body.device
+        });
+        if let Some(slot) = here {
+            self.stats.displaced += 1;
+            // Its route is gone already: that is why it is closed.
+            self.sessions.get_mut(slot).expect("found above").flags &= !REGISTERED;
+            self.doom(slot, code, body.reason, 0);
         }
         let partition = user_partition(&body.user, self.config.partitions);
         let Close { user, device, login_number, .. } = body;
         let closed = Closed { user, device, login_number };
-        self.send_or_park(record(Kind::Closed, partition, SessionId::NONE, &closed));
+        self.send_or_park(record(Kind::Closed, partition, id, &closed));
     }
 
     /// Slots of all sessions of a user.

@@ -171,7 +171,7 @@ impl Shard {
             Kind::DirectGap => self.on_direct_gap(body::DirectGap::decode(bytes)?),
             Kind::Relay => self.on_relay(body::Relay::decode(bytes)?),
             Kind::Attach => self.on_attach(body::Attach::decode(bytes)?),
-            Kind::Close => self.on_close(body::Close::decode(bytes)?),
+            Kind::Close => self.on_close(session, body::Close::decode(bytes)?),
             Kind::Page => self.on_page(partition, epoch, body::Page::decode(bytes)?),
             Kind::Gap => self.on_gap(partition, epoch, body::Gap::decode(bytes)?),
             Kind::Announce => self.on_announce(key, Announce::decode(bytes)?),

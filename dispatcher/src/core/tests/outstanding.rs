@@ -1,6 +1,7 @@
-//! Direct messages that their owner did not get to fan out.
+//! Direct messages, and attachments, that their owner did not get to fan out.
 
 use millrace_protocol::link::Kind;
+use millrace_protocol::messages::client::{self, request::Op};
 use millrace_protocol::messages::link as wire;
 
 use super::world::{World, conversation_partition, deliver, direct, session};
@@ -89,6 +90,45 @@ fn records_wait_until_the_messages_of_the_former_owner_are_fanned_out() {
     world.run();
     assert_eq!(world.ack(token).seq, 2);
     assert_eq!(seqs(&mut world, 1), [1, 2]);
+}
+
+/// Sessions at gateway 2 that this node told to attach.
+fn attached(world: &mut World, node: usize) -> Vec<u64> {
+    let got: Vec<wire::Attach> = world.take(node, 2, Kind::Attach);
+    got.iter().flat_map(|attach| attach.targets.iter().map(|target| target.session)).collect()
+}
+
+#[test]
+fn the_next_owner_attaches_new_members_whom_the_dead_one_did_not_tell() {
+    for others in [1, 100] {
+        let (mut world, _) = world();
+        world.end(0, 2).takes = false;
+        let members = (0..others).map(|n| format!("cid-{n}")).chain(["bob".to_owned()]).collect();
+        let create = client::GroupCreate { group: "x".into(), members, ..client::GroupCreate::default() };
+        world.request(0, session(1, 1), "ann", Op::GroupCreate(create));
+        world.run();
+        assert_eq!(world.store.groups["g:x"].0.len(), others + 2, "appended");
+        world.nodes[0].alive = false;
+        world.store.nodes.retain(|node| node.name != "node-0");
+        world.view();
+        world.claim(1, conversation_partition("g:x"));
+        world.run();
+        assert_eq!(attached(&mut world, 1), [session(2, 7).0], "{others} others");
+    }
+}
+
+#[test]
+fn a_member_who_joins_again_has_all_sessions_attached() {
+    let (mut world, _) = world();
+    let create = client::GroupCreate { group: "x".into(), members: vec!["bob".into()], ..Default::default() };
+    world.request(0, session(1, 1), "ann", Op::GroupCreate(create));
+    world.run();
+    assert_eq!(attached(&mut world, 0), [session(2, 7).0]);
+    let join = client::GroupJoin { group: "x".into() };
+    let token = world.request(0, session(1, 2), "bob", Op::GroupJoin(join));
+    world.run();
+    assert_eq!(world.answer(token).expect("an answer").0.joined, "g:x");
+    assert_eq!(attached(&mut world, 0), [session(2, 7).0], "the first may never have been told");
 }
 
 #[test]

@@ -61,10 +61,11 @@ fn login(world: &mut World, slot: u32, user: &str, device: &str) {
 
 fn logout(world: &mut World, user: &str, device: &str) {
     let routes = &world.store.routes[user];
-    let login_number = routes.iter().find(|route| route.device == device).expect("a route").login_number;
+    let route = routes.iter().find(|route| route.device == device).expect("a route");
+    let (login_number, session) = (route.login_number, route.session);
     let body = wire::Unregister { user: user.into(), device: device.into(), login_number };
     let partition = user_partition(user, PARTITIONS);
-    world.say(0, 2, Kind::Unregister, partition, SessionId::NONE, &body);
+    world.say(0, 2, Kind::Unregister, partition, session, &body);
     world.run();
 }
 

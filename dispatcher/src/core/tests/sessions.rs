@@ -95,7 +95,7 @@ fn losers_are_closed_again_and_again_until_they_answer() {
     }
     let closed =
         wire::Closed { user: "ann".into(), device: "phone".into(), login_number: first[0].login_number };
-    world.say(0, 1, Kind::Closed, user_partition("ann", PARTITIONS), SessionId::NONE, &closed);
+    world.say(0, 1, Kind::Closed, user_partition("ann", PARTITIONS), session(1, 1), &closed);
     world.run();
     world.clear();
     world.pass(5_000);
@@ -128,14 +128,16 @@ fn an_older_login_is_refused_and_one_that_registers_again_keeps_its_number() {
         newest_wins: false,
         acknowledges: false,
     };
-    for (login_number, refused) in [(0, 0), (1, 0), (0, 0), (1, Code::Displaced as u32)] {
-        world.say(0, 1, Kind::Register, partition, session(1, 1), &register(login_number));
+    let displaced = Code::Displaced as u32;
+    for (slot, login_number, refused) in [(1, 0, 0), (1, 1, 0), (2, 0, 0), (1, 1, displaced)] {
+        world.clear();
+        world.say(0, 1, Kind::Register, partition, session(1, slot), &register(login_number));
         world.run();
         let answer: Vec<wire::Registered> = world.take(0, 1, Kind::Registered);
         assert_eq!(answer[0].refused, refused, "{login_number}");
         assert!(login_number == 0 || answer[0].login_number == login_number);
     }
-    assert!(world.take::<wire::Close>(0, 1, Kind::Close).is_empty(), "not against itself");
+    assert!(world.take::<wire::Close>(0, 1, Kind::Close).is_empty(), "who is refused needs no Close");
 }
 
 #[test]
@@ -195,6 +197,51 @@ fn groups_come_with_the_registration() {
     world.run();
     let answer: Vec<wire::Registered> = world.take(0, 1, Kind::Registered);
     assert_eq!(answer[0].groups, ["g:x"]);
+}
+
+#[test]
+fn a_session_that_resumed_keeps_its_route_when_the_one_before_ends() {
+    let mut world = World::serving(1, &[1]);
+    world.store.gateways.insert(1, 1);
+    world.view();
+    let partition = user_partition("ann", PARTITIONS);
+    let (old, new) = (session(1, 1), session(1, 2));
+    world.register(0, old, "ann", "phone", "ios");
+    world.run();
+    let first: Vec<wire::Registered> = world.take(0, 1, Kind::Registered);
+    let login_number = first[0].login_number;
+    // A resume ticket keeps the number, and the gateway is the same.
+    let resume = wire::Register {
+        user: "ann".into(),
+        device: "phone".into(),
+        platform: "ios".into(),
+        login_number,
+        gateway: 1,
+        gateway_incarnation: 1,
+        ..wire::Register::default()
+    };
+    world.say(0, 1, Kind::Register, partition, new, &resume);
+    world.run();
+    assert_eq!(world.take::<wire::Registered>(0, 1, Kind::Registered)[0].refused, 0);
+    assert_eq!(world.take::<wire::Close>(0, 1, Kind::Close).len(), 1, "the one before is to end");
+    let (user, device) = ("ann".to_owned(), "phone".to_owned());
+    let unregister = wire::Unregister { user: user.clone(), device: device.clone(), login_number };
+    world.say(0, 1, Kind::Unregister, partition, old, &unregister);
+    let no_session =
+        wire::NoSession { user: user.clone(), device: device.clone(), login_number, session: old.0 };
+    world.say(0, 1, Kind::NoSession, partition, old, &no_session);
+    world.run();
+    assert_eq!(world.store.routes["ann"].len(), 1, "what the old one says touches its own route alone");
+    let closed = wire::Closed { user, device, login_number };
+    world.say(0, 1, Kind::Closed, partition, new, &closed);
+    world.run();
+    assert_eq!(world.stats(0).closes, 1, "another one's answer");
+    world.say(0, 1, Kind::Closed, partition, old, &closed);
+    world.run();
+    assert_eq!(world.stats(0).closes, 0);
+    world.say(0, 1, Kind::Unregister, partition, new, &unregister);
+    world.run();
+    assert!(world.store.routes["ann"].is_empty());
 }
 
 #[test]

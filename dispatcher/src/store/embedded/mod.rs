@@ -296,8 +296,8 @@ impl Shared {
                 };
                 Outcome::Registered { login_number, lost: verdict.lost, losers: verdict.losers, groups }
             }
-            Work::Unregister { user, device, login_number, incarnation } => {
-                self.routes.unregister(&user, &device, login_number, incarnation);
+            Work::Unregister { user, device, session, login_number, incarnation } => {
+                self.routes.unregister(&user, &device, session, login_number, incarnation);
                 Outcome::Unregistered
             }
             Work::Routes { users } => {

@@ -103,10 +103,19 @@ impl Routes {
         (login_number, verdict)
     }
 
-    /// Removes a device's route if it is still that of this login and incarnation.
-    pub(super) fn unregister(&self, user: &str, device: &str, login_number: u64, incarnation: u64) {
+    /// Removes a device's route if it is still that of this session, login and incarnation.
+    pub(super) fn unregister(
+        &self,
+        user: &str,
+        device: &str,
+        session: SessionId,
+        login_number: u64,
+        incarnation: u64,
+    ) {
         self.retain_of(&mut self.part(user), user, |route| {
-            route.device != device || route.login_number != login_number || route.incarnation != incarnation
+            route.device != device
+                || (route.session, route.login_number, route.incarnation)
+                    != (session, login_number, incarnation)
         });
     }
 
@@ -260,10 +269,12 @@ mod tests {
     fn the_last_route_leaves_nothing_behind() {
         let all = Routes::default();
         let (number, _) = all.register(&registration("bob", "pad", 1, 1));
-        all.unregister("bob", "pad", number + 1, 1);
-        all.unregister("bob", "pad", number, 2);
-        assert_eq!(all.of("bob").len(), 1, "not its login, not its incarnation");
-        all.unregister("bob", "pad", number, 1);
+        let session = SessionId::new(1, 0, 1, 0);
+        all.unregister("bob", "pad", session, number + 1, 1);
+        all.unregister("bob", "pad", session, number, 2);
+        all.unregister("bob", "pad", SessionId::new(1, 0, 1, 1), number, 1);
+        assert_eq!(all.of("bob").len(), 1, "not its login, not its incarnation, not its session");
+        all.unregister("bob", "pad", session, number, 1);
         assert_eq!(all.counters()[0].1, 0);
         assert!(all.parts.iter().all(|part| part.lock().unwrap().is_empty()));
     }

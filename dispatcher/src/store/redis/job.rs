@@ -5,7 +5,7 @@
 //! needs another's reply; and each of them touches keys of one partition only, so that a cluster can be served.
 
 use fred::types::Value;
-use millrace_protocol::ids::Partition;
+use millrace_protocol::ids::{Partition, SessionId};
 
 use super::command::{Command, ScriptId, fixed, list, number, text, to_number, to_text};
 use super::keys::Keys;
@@ -159,6 +159,11 @@ fn shown(fence: Fence) -> Vec<Value> {
     vec![number(fence.epoch), number(fence.nonce)]
 }
 
+/// A session as routes name it.
+fn hex(session: SessionId) -> Value {
+    text(&format!("{:016x}", session.0))
+}
+
 /// A count as Redis takes it, where -1 means all.
 fn at_most(limit: Option<usize>) -> Value {
     match limit {
@@ -172,7 +177,7 @@ pub(super) fn register(keys: &Keys, registration: &Registration) -> (Vec<Command
     let args = vec![
         text(&registration.device),
         text(&registration.platform),
-        text(&format!("{:016x}", registration.session.0)),
+        hex(registration.session),
         number(registration.incarnation),
         number(registration.login_number),
         number(registration.wall_ms),
@@ -187,10 +192,11 @@ pub(super) fn unregister(
     keys: &Keys,
     user: &str,
     device: &str,
+    session: SessionId,
     login_number: u64,
     incarnation: u64,
 ) -> (Vec<Command>, Reading) {
-    let args = vec![text(device), number(login_number), number(incarnation)];
+    let args = vec![text(device), number(login_number), number(incarnation), hex(session)];
     (vec![Command::script(ScriptId::Unregister, vec![keys.routes(user)], args)], Reading::Unregister)
 }
 

@@ -275,8 +275,8 @@ impl Rounds {
                 return Step::Refused(StoreError::Unavailable(reason.into()));
             }
             Work::Register(registration) => job::register(keys, &registration),
-            Work::Unregister { user, device, login_number, incarnation } => {
-                job::unregister(keys, &user, &device, login_number, incarnation)
+            Work::Unregister { user, device, session, login_number, incarnation } => {
+                job::unregister(keys, &user, &device, session, login_number, incarnation)
             }
             Work::Routes { users } => job::routes(keys, &users),
             Work::Leave { node, incarnation } => job::leave(keys, node, incarnation),

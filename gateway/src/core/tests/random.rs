@@ -258,6 +258,8 @@ fn check(seed: u64) {
                 world.say(0, Kind::Remove, partition_of("g:a", PARTITIONS), owner.epoch, 0, &remove);
             }
             84 => {
+                let slot = dice.roll(8) as u32;
+                let session = SessionId::new(1, 0, slot, dice.roll(4) as u32);
                 let close = wire::Close {
                     user: "u1".into(),
                     device: "phone".into(),
@@ -265,7 +267,7 @@ fn check(seed: u64) {
                     code: dice.roll(9000) as u32,
                     reason: String::new(),
                 };
-                world.say(0, Kind::Close, 0, owner.epoch, 0, &close);
+                world.say(0, Kind::Close, 0, owner.epoch, session.0, &close);
             }
             85 => {
                 world.cut(0);

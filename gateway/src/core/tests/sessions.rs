@@ -243,20 +243,24 @@ fn a_used_slot_starts_afresh() {
 fn a_displaced_session_is_told_and_close_is_answered_always() {
     let mut world = World::ready();
     let conn = world.session(1, "alice");
-    let close = |login_number| wire::Close {
+    let close = wire::Close {
         user: "alice".into(),
         device: "phone".into(),
-        login_number,
+        login_number: 2,
         code: Code::Displaced as u32,
         reason: "newer".into(),
     };
-    world.say(0, Kind::Close, 0, 10, 0, &close(77));
+    let resumed = SessionId(world.id(conn) + (1 << 20));
+    world.say(0, Kind::Close, 0, 10, resumed.0, &close);
     world.run();
-    assert!(world.seen(conn).is_empty(), "another login of the same device");
-    world.say(0, Kind::Close, 0, 10, 0, &close(2));
+    assert!(world.seen(conn).is_empty(), "another session, whatever its number");
+    let closed = world.take(0, Kind::Closed);
+    assert_eq!(closed.iter().map(|closed| closed.session).collect::<Vec<_>>(), [resumed]);
+    let id = world.id(conn);
+    world.say(0, Kind::Close, 0, 10, id, &close);
     world.run();
     assert_eq!(go_away(&world.seen(conn)), Some(Code::Displaced));
-    assert_eq!(world.take(0, Kind::Closed).len(), 2);
+    assert_eq!(world.take(0, Kind::Closed).len(), 1);
     assert!(world.take(0, Kind::Unregister).is_empty(), "the route is the winner's by now");
     world.closed(conn);
     world.assert_empty();

@@ -27,7 +27,7 @@ end
 local stay = {}
 for _, route in ipairs(routes) do
   if route.rival then
-    if not route.own and route.login ~= login then
+    if not route.own then
       losers[#losers + 1] = route.device
       losers[#losers + 1] = route.packed
     end

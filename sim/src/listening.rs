@@ -1,0 +1,112 @@
+//! What gateways send to sessions, judged as it arrives: a session that listens to a group is sent it without holes, in
+//! order, and nothing while it catches up by pages.
+//!
+//! What the client makes of it is another matter: [`crate::shelf`].
+
+use std::collections::BTreeMap;
+
+use millrace_protocol::messages::client::response::Outcome;
+use millrace_protocol::messages::client::{Deliver, Notify, Response, SyncPage, notify};
+
+use crate::ledger::{Invariant, Ledger};
+
+/// The groups that a device's present session listens to, and how far it was sent each.
+#[derive(Debug, Default)]
+pub struct Listening(BTreeMap<String, u64>);
+
+impl Ledger {
+    /// A gateway answers a session. `begun`: conversations of which the client has a cursor.
+    pub fn answered(
+        &mut self,
+        now_us: u64,
+        device: usize,
+        response: &Response,
+        begun: impl Fn(&str) -> bool,
+    ) {
+        match &response.outcome {
+            Some(Outcome::LoginAck(_)) => self.listening[device].0.clear(),
+            Some(Outcome::Joined(joined)) => {
+                self.listens(device, &joined.conversation, joined.head);
+                if joined.conversation.starts_with("g:") && !begun(&joined.conversation) {
+                    self.begins_at(device, &joined.conversation, joined.head);
+                }
+            }
+            Some(Outcome::Left(left)) => drop(self.listening[device].0.remove(&left.conversation)),
+            Some(Outcome::SyncPage(page)) => self.page(now_us, device, page),
+            _ => {}
+        }
+    }
+
+    /// A gateway tells a session something.
+    pub fn notified(&mut self, now_us: u64, device: usize, notify: &Notify) {
+        match &notify.event {
+            Some(notify::Event::Deliver(deliver)) => {
+                self.judge(now_us, device, deliver);
+                self.judge_order(now_us, device, deliver);
+            }
+            Some(notify::Event::Head(head)) => self.listens(device, &head.conversation, head.seq),
+            Some(notify::Event::Gap(gap)) => {
+                self.counts.gaps += 1;
+                if let Some(at) = self.listening[device].0.get_mut(&gap.conversation) {
+                    *at = gap.to.max(*at);
+                }
+            }
+            Some(notify::Event::Removed(gone)) => drop(self.listening[device].0.remove(&gone.conversation)),
+            Some(notify::Event::Resync(_)) => self.counts.resyncs += 1,
+            _ => {}
+        }
+    }
+
+    /// Everything after `head` will be sent to this session.
+    fn listens(&mut self, device: usize, conversation: &str, head: u64) {
+        if conversation.starts_with("g:") {
+            let at = self.listening[device].0.entry(conversation.into()).or_insert(head);
+            if self.forgiving {
+                *at = head;
+            }
+        }
+    }
+
+    fn page(&mut self, now_us: u64, device: usize, page: &SyncPage) {
+        self.counts.pages += 1;
+        for entry in &page.entries {
+            if let Some(notify::Event::Deliver(deliver)) = &entry.event {
+                self.judge(now_us, device, deliver);
+            }
+        }
+        if page.truncated.is_some() || !page.conversation.starts_with("g:") {
+            return;
+        }
+        let listening = &mut self.listening[device].0;
+        match page.more {
+            true => drop(listening.remove(&page.conversation)),
+            false => drop(listening.insert(page.conversation.clone(), page.head)),
+        }
+    }
+
+    fn judge_order(&mut self, now_us: u64, device: usize, deliver: &Deliver) {
+        let Deliver { conversation, seq, .. } = deliver;
+        if !conversation.starts_with("g:") {
+            return;
+        }
+        let (user, name) = &self.names[device];
+        let Some(at) = self.listening[device].0.get(conversation).copied() else {
+            let detail = format!("{user}/{name} got {seq} of {conversation}, to which it does not listen");
+            return self.broken(Invariant::Contiguous, now_us, detail);
+        };
+        let hole = (at + 1..*seq).find(|seq| !self.is_own(device, conversation, *seq));
+        if *seq <= at && self.lost.is_empty() || hole.is_some() {
+            let detail = format!("{user}/{name} got {seq} of {conversation} after {at}; missing {hole:?}");
+            self.broken(Invariant::Contiguous, now_us, detail);
+        }
+        self.listening[device].0.insert(conversation.clone(), *seq);
+    }
+
+    /// A group that a device's user is a member of, and its session does not listen to.
+    pub(crate) fn not_attached(&self, device: usize) -> Option<String> {
+        let (user, _) = &self.names[device];
+        let listens = |group: &String| self.listening[device].0.contains_key(group);
+        let mut groups = self.members.iter().filter(|(_, members)| members.contains(user));
+        groups.find(|(group, _)| !listens(group)).map(|(group, _)| group.clone())
+    }
+}

@@ -1,0 +1,263 @@
+//! What a device's application was shown, and what of it is saved: judged against the log.
+//!
+//! | promise | how it is judged |
+//! |---|---|
+//! | once, in order, nothing left out | each message is the next one of its conversation that is not the device's own |
+//! | a crash repeats, and loses nothing | after a start the next one is that after the saved cursor |
+//! | losses are told | without a cut, what was shown stays in the log to the end |
+//! | all of it, at last | everything since the user became a member, or the conversation began, was shown |
+//!
+//! Rooms have no cursors: they are in order while the session is in them, with gaps where they were told.
+
+use std::collections::BTreeMap;
+
+use millrace_client::core::Saved;
+use millrace_client::{Event, Message};
+use millrace_protocol::conversation::Conversation;
+use millrace_protocol::messages::client::{Cursor, Deliver};
+
+use crate::ledger::{Invariant, Ledger};
+
+/// One conversation on a device.
+#[derive(Debug, Default)]
+struct Place {
+    /// Message ids by seq, over all lives of the process.
+    shown: BTreeMap<u64, u64>,
+    /// How far this process was shown it, or began with.
+    at: Option<u64>,
+    /// What lies below was not missed: the user became a member there through this device.
+    from: u64,
+    /// The cursor that was last to be saved.
+    saved: Option<u64>,
+    /// The highest one ever.
+    saved_max: u64,
+}
+
+/// What one device was shown.
+#[derive(Debug, Default)]
+pub struct Shelf {
+    places: BTreeMap<String, Place>,
+    /// Rooms that the session is in, and how far it was sent them.
+    rooms: BTreeMap<String, u64>,
+}
+
+impl Shelf {
+    fn place(&mut self, conversation: &str) -> &mut Place {
+        self.places.entry(conversation.into()).or_default()
+    }
+}
+
+impl Ledger {
+    /// A device's process starts with what was kept.
+    pub fn device_starts(&mut self, device: usize, cursors: &[(String, Cursor)]) {
+        self.counts.starts += 1;
+        let shelf = &mut self.shelves[device];
+        shelf.rooms.clear();
+        for place in shelf.places.values_mut() {
+            (place.at, place.saved) = (None, None);
+        }
+        for (conversation, cursor) in cursors {
+            let place = shelf.place(conversation);
+            (place.at, place.saved) = (Some(cursor.seq), Some(cursor.seq));
+        }
+    }
+
+    /// The user became a member through this device, which knew nothing of the group: it begins after `head`.
+    pub(crate) fn begins_at(&mut self, device: usize, conversation: &str, head: u64) {
+        self.shelves[device].place(conversation).from = head;
+    }
+
+    /// The session is in a room: everything after `head` is sent to it.
+    pub fn in_room(&mut self, device: usize, room: &str, head: u64) {
+        let at = self.shelves[device].rooms.entry(room.into()).or_insert(head);
+        if self.forgiving {
+            *at = head;
+        }
+    }
+
+    /// It left a room.
+    pub fn out_of_room(&mut self, device: usize, room: &str) {
+        self.shelves[device].rooms.remove(room);
+    }
+
+    /// A device's client tells its application something, which takes it later.
+    pub fn told(&mut self, now_us: u64, device: usize, event: &Event) {
+        match event {
+            Event::Connected { .. } | Event::Disconnected { .. } => self.shelves[device].rooms.clear(),
+            Event::Head { conversation, seq, .. } if conversation.starts_with("r:") => {
+                self.in_room(device, conversation, *seq);
+            }
+            Event::Removed { conversation } => self.out_of_room(device, conversation),
+            Event::Gap { conversation, to, .. } => {
+                if let Some(at) = self.shelves[device].rooms.get_mut(conversation) {
+                    *at = (*at).max(*to);
+                }
+            }
+            Event::Message(message) if message.conversation.starts_with("r:") => {
+                self.judge(now_us, device, &deliver_of(message));
+                self.in_order(now_us, device, message);
+            }
+            _ => {}
+        }
+    }
+
+    fn in_order(&mut self, now_us: u64, device: usize, message: &Message) {
+        let Message { conversation, seq, .. } = message;
+        let (user, name) = &self.names[device];
+        let Some(at) = self.shelves[device].rooms.get(conversation).copied() else {
+            let detail = format!("{user}/{name} got {seq} of {conversation}, in which it is not");
+            return self.broken(Invariant::ShownInOrder, now_us, detail);
+        };
+        let hole = (at + 1..*seq).find(|seq| !self.is_own(device, conversation, *seq));
+        if *seq <= at && self.lost.is_empty() || hole.is_some() {
+            let detail = format!("{user}/{name} got {seq} of {conversation} after {at}; missing {hole:?}");
+            self.broken(Invariant::ShownInOrder, now_us, detail);
+        }
+        self.shelves[device].rooms.insert(conversation.clone(), *seq);
+        self.counts.shown += 1;
+    }
+
+    /// A device's application takes what it was told.
+    pub fn shown(&mut self, now_us: u64, device: usize, event: Event) {
+        match event {
+            Event::Message(message) if !message.conversation.starts_with("r:") => {
+                self.judge(now_us, device, &deliver_of(&message));
+                self.message(now_us, device, &message);
+            }
+            Event::Truncated { conversation, to } => {
+                self.counts.truncated += 1;
+                if self.lost.is_empty() {
+                    let (user, name) = &self.names[device];
+                    let detail = format!("{user}/{name} is told that {conversation} was cut at {to:?}");
+                    return self.broken(Invariant::NothingLost, now_us, detail);
+                }
+                let place = self.shelves[device].place(&conversation);
+                place.shown.split_off(&(to.seq + 1));
+                place.at = place.at.map(|at| at.min(to.seq));
+                place.saved = place.saved.map(|saved| saved.min(to.seq));
+            }
+            Event::Gap { conversation, from, to } if !conversation.starts_with("r:") => {
+                // Nothing is past its retention here.
+                if self.lost.is_empty() {
+                    let (user, name) = &self.names[device];
+                    let detail = format!("{user}/{name} is told that {conversation} has no {from} to {to}");
+                    self.broken(Invariant::NothingLost, now_us, detail);
+                }
+            }
+            Event::Removed { conversation } => {
+                let place = self.shelves[device].place(&conversation);
+                (place.at, place.saved) = (None, None);
+            }
+            _ => {}
+        }
+    }
+
+    fn message(&mut self, now_us: u64, device: usize, message: &Message) {
+        let Message { conversation, seq, message_id, .. } = message;
+        let (user, name) = self.names[device].clone();
+        let at = self.shelves[device].places.get(conversation).and_then(|place| place.at);
+        if at.is_some_and(|at| *seq <= at) {
+            let detail = format!("{user}/{name} is shown {seq} of {conversation} after {at:?}");
+            return self.broken(Invariant::ShownOnce, now_us, detail);
+        }
+        let missing = (at.unwrap_or(*seq) + 1..*seq).find(|seq| !self.is_own(device, conversation, *seq));
+        if missing.is_some() && !self.lost.contains(message_id) {
+            let detail =
+                format!("{user}/{name} is shown {seq} of {conversation} after {at:?}, not {missing:?}");
+            return self.broken(Invariant::ShownInOrder, now_us, detail);
+        }
+        if self.is_by(device, &deliver_of(message)) {
+            let detail = format!("{user}/{name} is shown its own {seq} of {conversation}");
+            return self.broken(Invariant::ShownOnce, now_us, detail);
+        }
+        self.counts.shown += 1;
+        let place = self.shelves[device].place(conversation);
+        place.at = Some(*seq);
+        self.counts.repeated += u64::from(place.shown.insert(*seq, *message_id) == Some(*message_id));
+    }
+
+    // ---- cursors ----
+
+    /// A device's client wants these saved.
+    pub fn saved(&mut self, now_us: u64, device: usize, batch: &[Saved]) {
+        let (user, name) = self.names[device].clone();
+        for (conversation, cursor) in batch {
+            let cuts = !self.lost.is_empty();
+            let place = self.shelves[device].place(conversation);
+            let seq = cursor.map(|cursor| cursor.seq);
+            if let Some((saved, seq)) = place.saved.zip(seq).filter(|(saved, seq)| seq < saved && !cuts) {
+                let detail = format!("{user}/{name}'s cursor of {conversation} goes from {saved} to {seq}");
+                self.broken(Invariant::CursorsGrow, now_us, detail);
+                continue;
+            }
+            place.saved = seq;
+            place.saved_max = place.saved_max.max(seq.unwrap_or(0));
+            // Own messages move it, and what the server knew at the beginning.
+            if let Some(seq) = seq {
+                place.at = Some(place.at.map_or(seq, |at| at.max(seq)));
+            }
+        }
+    }
+
+    /// The server keeps a device's cursor.
+    pub(crate) fn stored_cursor(&mut self, now_us: u64, conversation: &str, of: (&str, &str), seq: u64) {
+        let device = self.names.iter().position(|(user, device)| (user.as_str(), device.as_str()) == of);
+        let Some(place) = device.and_then(|device| self.shelves[device].places.get(conversation)) else {
+            return;
+        };
+        if seq > place.saved_max {
+            let saved = place.saved_max;
+            let detail = format!("the server has {seq} of {conversation} for {of:?}, which saved {saved}");
+            self.broken(Invariant::CursorsGrow, now_us, detail);
+        }
+    }
+
+    // ---- the end ----
+
+    /// Something that a device was not shown, or was and is not there any more.
+    pub(crate) fn not_shown(&self, device: usize) -> Option<String> {
+        let (user, name) = &self.names[device];
+        let nothing = Place::default();
+        for (conversation, log) in &self.logs {
+            let begun = match Conversation::parse(conversation) {
+                Some(Conversation::Direct(a, b)) if a == user || b == user => 0,
+                Some(Conversation::Group(_)) => {
+                    match self.joined_at.get(&(conversation.clone(), user.clone())) {
+                        Some(joined_at) => *joined_at,
+                        None => continue,
+                    }
+                }
+                _ => continue,
+            };
+            let place = self.shelves[device].places.get(conversation).unwrap_or(&nothing);
+            let head = self.head(conversation);
+            if let Some(at) = place.at.filter(|at| *at > head) {
+                return Some(format!("{user}/{name} is at {at} of {conversation}, which ends at {head}"));
+            }
+            for (seq, kept) in log.range(begun.max(place.from) + 1..) {
+                let shown = place.shown.get(seq).copied();
+                if !self.is_by(device, &kept.deliver) && shown != Some(kept.deliver.message_id) {
+                    let other = shown.map_or("", |_| ", but another one");
+                    return Some(format!("{user}/{name} was not shown {seq} of {conversation}{other}"));
+                }
+            }
+        }
+        None
+    }
+}
+
+fn deliver_of(message: &Message) -> Deliver {
+    Deliver {
+        conversation: message.conversation.clone(),
+        seq: message.seq,
+        message_id: message.message_id,
+        sender: message.sender.clone(),
+        sender_device: message.sender_device.clone(),
+        server_time_ms: message.server_time_ms,
+        epoch: message.epoch,
+        payload: message.payload.clone(),
+        content_kind: message.content_kind,
+        action: message.action as i32,
+        refers_to: message.refers_to,
+    }
+}
