@@ -1,5 +1,5 @@
 //! What only somebody sees who looks at the store and at processes at the same moment: whether what a device said is stored
-//! in its order whatever stream it went on, lists before messages, and what is begun without a lease.
+//! once whatever stream it went on, lists before messages, and what is begun without a lease.
 //!
 //! Leases are judged by the store's time, which is the world's: whoever counts right stops before that. Where the store may
 //! lose leases they are not judged, as nobody can know of it at once.
@@ -17,19 +17,19 @@ use millrace_protocol::prost::Message;
 use crate::ledger::{Invariant, Ledger};
 use crate::outside::Outside;
 
-/// What was stored last, by conversation, user and device: the number that the device gave it.
+/// The messages that are stored: where, whose, from which device, and the number that the device gave it.
 #[derive(Debug, Default)]
 pub struct Witness {
-    newest: BTreeMap<(String, String, String), u64>,
+    stored: BTreeMap<(String, String, String, u64), u64>,
 }
 
 impl Witness {
-    /// A batch was written; the model has it. `members` are those of a group.
+    /// A batch was written; the model has it.
     pub fn appended(&mut self, ledger: &mut Ledger, model: &ModelStore, now_us: u64, batch: &Batch) {
         for write in &batch.writes {
             let Write::Message(entry) = write else { continue };
             if entry.stream != 0 {
-                self.judge_order(ledger, now_us, entry);
+                self.judge_once(ledger, now_us, entry);
                 judge_lists(ledger, model, now_us, entry);
             }
         }
@@ -37,27 +37,21 @@ impl Witness {
 
     /// The store lost what is not in this copy of it.
     pub fn fell_back(&mut self, model: &ModelStore) {
-        self.newest.clear();
         let entries = model.logs.values().flat_map(|log| &log.entries);
-        for (entry, number) in entries.filter_map(|entry| Some((entry, number(entry)?))) {
-            self.newest.insert(place(entry), number);
-        }
+        self.stored = entries.filter_map(|entry| Some((key(entry)?, entry.seq))).collect();
     }
 
-    fn judge_order(&mut self, ledger: &mut Ledger, now_us: u64, entry: &Entry) {
-        let Some(number) = number(entry) else { return };
-        let newest = self.newest.insert(place(entry), number).unwrap_or(0);
-        if newest >= number {
-            let (sender, device) = (&entry.sender, &entry.device);
-            let detail =
-                format!("{} {}: {sender}/{device}#{number} after {newest}", entry.conversation, entry.seq);
+    fn judge_once(&mut self, ledger: &mut Ledger, now_us: u64, entry: &Entry) {
+        let Some(key) = key(entry) else { return };
+        if let Some(first) = self.stored.insert(key.clone(), entry.seq) {
+            let detail = format!("{key:?} is stored as {first} and as {}", entry.seq);
             ledger.broken(Invariant::StoredOnce, now_us, detail);
         }
     }
 }
 
-fn place(entry: &Entry) -> (String, String, String) {
-    (entry.conversation.clone(), entry.sender.clone(), entry.device.clone())
+fn key(entry: &Entry) -> Option<(String, String, String, u64)> {
+    Some((entry.conversation.clone(), entry.sender.clone(), entry.device.clone(), number(entry)?))
 }
 
 /// The number in a text like "ann/phone#7;...": devices number what they say, whatever stream it goes on.
