@@ -51,6 +51,10 @@ enum Command {
         /// Print everything that happens.
         #[arg(long)]
         trace: bool,
+        /// With this fault planted.
+        #[cfg(feature = "planted")]
+        #[arg(long)]
+        fault: Option<String>,
     },
     /// Leaves out the faults that a failure does not need.
     Shrink {
@@ -103,7 +107,16 @@ fn main() -> ExitCode {
             }
             run(seeds, &plan, Options { steps_max: steps, ..Options::default() }, threads, failures, json)
         }
+        #[cfg(not(feature = "planted"))]
         Command::Replay { seed, plan, trace } => replay(seed, &plan, trace),
+        #[cfg(feature = "planted")]
+        Command::Replay { seed, plan, trace, fault } => {
+            let Ok(fault) = fault.map(|name| millrace_sim::planted::named(&name).ok_or(name)).transpose() else {
+                return usage("no fault has this name");
+            };
+            millrace_protocol::planted::plant(fault);
+            replay(seed, &plan, trace)
+        }
         Command::Shrink { seed, plan, trace } => shrunk(seed, &plan, trace),
         #[cfg(feature = "planted")]
         Command::Faults(ask) => faults(&ask),

@@ -55,6 +55,11 @@ pub fn name(fault: Fault) -> String {
     name
 }
 
+/// The fault of a name.
+pub fn named(text: &str) -> Option<Fault> {
+    Fault::ALL.iter().copied().find(|fault| name(*fault) == text)
+}
+
 /// Plans in which a fault can do harm.
 fn plans(fault: Fault) -> &'static [&'static str] {
     use Fault as F;
