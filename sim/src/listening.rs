@@ -31,7 +31,10 @@ impl Ledger {
                     self.begins_at(device, &joined.conversation, joined.head);
                 }
             }
-            Some(Outcome::Left(left)) => drop(self.listening[device].0.remove(&left.conversation)),
+            Some(Outcome::Left(left)) => {
+                self.listening[device].0.remove(&left.conversation);
+                self.left(device, &left.conversation);
+            }
             Some(Outcome::SyncPage(page)) => self.page(now_us, device, page),
             _ => {}
         }
@@ -51,7 +54,10 @@ impl Ledger {
                     *at = gap.to.max(*at);
                 }
             }
-            Some(notify::Event::Removed(gone)) => drop(self.listening[device].0.remove(&gone.conversation)),
+            Some(notify::Event::Removed(gone)) => {
+                self.listening[device].0.remove(&gone.conversation);
+                self.left(device, &gone.conversation);
+            }
             Some(notify::Event::Resync(_)) => self.counts.resyncs += 1,
             _ => {}
         }

@@ -4,8 +4,7 @@
 //! its first answer and takes nothing out of order, so a lane may send the same numbers again as often as it must, and
 //! nothing is lost or doubled. The rules that keep it right:
 //! 1. A number keeps its message until it is answered. Only a refusal that changed nothing at the server frees it: then
-//!    everything behind moves up. Of a number that was sent twice one refusal does not say that: the lane takes a new
-//!    stream then.
+//!    everything behind moves up. Of a number that was sent twice one refusal does not say that: it stays used.
 //! 2. After BUSY or OUT_OF_ORDER everything from there is sent again, in order; refusals of the older copies are not
 //!    listened to any more.
 //! 3. When the server's and our numbers can't be brought together, the lane takes a new stream; but only when everything
@@ -298,10 +297,10 @@ impl<T> Outbox<T> {
                 lane.not_before_ms = now_ms + u64::from(refused.retry_after_ms).max(RETRY_MS);
                 None
             }
-            // An earlier copy may have been taken under this number: it is not given to another message.
+            // An earlier copy may have been taken under this number: it stays used. If it was not, the server's
+            // OUT_OF_ORDER says so.
             _ if lane.pending[index].doubtful => {
                 let gone = lane.pending.remove(index)?;
-                lane.restart(random);
                 Some((gone.done, Err(SendError::from(refused))))
             }
             _ => {
