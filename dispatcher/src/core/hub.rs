@@ -253,7 +253,7 @@ impl Cx<'_> {
     pub fn send(&mut self, link: LinkKey, record: Record) {
         let home = link.home(self.hub.config.shards);
         if home == self.hub.config.shard {
-            self.hub.links.send(link, record, &mut self.hub.stats);
+            self.hub.links.send(link, record, self.now, &mut self.hub.stats);
         } else {
             let message = Sibling::ToLink { link, record };
             self.actions.push(Action::Sibling { shard: home, message });

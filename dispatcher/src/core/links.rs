@@ -4,6 +4,10 @@
 //! It leaves records' meaning to the shard. The rule that keeps it right: what is sent on a link leaves in the order
 //! of the calls, messages made into gap marks included; state that would have to break that is dropped whole, and
 //! the gateway's next hello finds a fresh link.
+//!
+//! A gateway finds a node that has just started a little later than that node finds its sessions' routes. What nobody asks
+//! for again (messages and attachments for single sessions) therefore waits for a link that was never up, as for one that
+//! is away: as long, and no longer. A gateway that is later than that tells its sessions to look.
 
 use bytes::Bytes;
 use millrace_protocol::ids::Now;
@@ -40,6 +44,8 @@ struct Link {
     end: LinkEnd,
     waiting: Waiting,
     connected: bool,
+    /// Whether the gateway ever said hello.
+    known: bool,
     /// When the transport was lost; its state is dropped some time after.
     lost_at_us: u64,
     /// In `output`.
@@ -91,11 +97,24 @@ impl Links {
         if !self.map.contains_key(&key) && self.map.len() >= LINKS_MAX {
             return false;
         }
-        let link = self.map.entry(key).or_insert_with(|| Link {
+        self.make(key, 0);
+        if let Some(link) = self.map.get_mut(&key) {
+            link.end.connected();
+            link.connected = true;
+            list(&mut self.output, key, link);
+        }
+        true
+    }
+
+    /// Makes a link's state if there is none.
+    fn make(&mut self, key: LinkKey, lost_at_us: u64) {
+        self.born += 1;
+        self.map.entry(key).or_insert_with(|| Link {
             end: LinkEnd::new(self.identity.clone(), self.limits),
             waiting: Waiting::default(),
             connected: false,
-            lost_at_us: 0,
+            known: false,
+            lost_at_us,
             listed: false,
             overflowed: false,
             blocked: false,
@@ -103,11 +122,6 @@ impl Links {
             born: self.born,
             accepted: 0,
         });
-        self.born += 1;
-        link.end.connected();
-        link.connected = true;
-        list(&mut self.output, key, link);
-        true
     }
 
     /// Bytes of a link: what came of them, in order, or why the transport must be dropped.
@@ -138,9 +152,12 @@ impl Links {
         self.map.remove(&key);
     }
 
-    /// The gateway lost its state, so what waits means nothing to it.
-    pub fn clear_waiting(&mut self, key: LinkKey, stats: &mut Stats) {
-        if let Some(link) = self.map.get_mut(&key) {
+    /// The gateway said hello anew. It lost its state, so what waits means nothing to it; unless it waited for the first
+    /// hello.
+    pub fn began(&mut self, key: LinkKey, stats: &mut Stats) {
+        if let Some(link) = self.map.get_mut(&key)
+            && std::mem::replace(&mut link.known, true)
+        {
             stats.lost += link.waiting.count() as u64;
             link.waiting = Waiting::default();
         }
@@ -159,10 +176,14 @@ impl Links {
     }
 
     /// Sends a record, connected or not, after everything sent before it.
-    pub fn send(&mut self, key: LinkKey, record: Record, stats: &mut Stats) {
+    pub fn send(&mut self, key: LinkKey, record: Record, now: Now, stats: &mut Stats) {
         if record.size_bytes() > RECORD_BYTES_MAX {
             stats.oversize += 1;
             return;
+        }
+        let waits = matches!(record.kind, Kind::Direct | Kind::Attach);
+        if waits && !self.map.contains_key(&key) && self.map.len() < LINKS_MAX {
+            self.make(key, now.mono_us);
         }
         let Some(link) = self.map.get_mut(&key).filter(|link| !link.overflowed) else {
             stats.no_link += 1;
@@ -288,7 +309,7 @@ impl Links {
 }
 
 fn list(output: &mut Vec<LinkKey>, key: LinkKey, link: &mut Link) {
-    if !link.listed {
+    if link.connected && !link.listed {
         link.listed = true;
         output.push(key);
     }

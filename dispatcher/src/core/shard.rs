@@ -258,7 +258,7 @@ fn link_bytes(cx: &mut Cx, partitions: &mut [Partition], link: LinkKey, bytes: B
 fn link_up(cx: &mut Cx, partitions: &mut [Partition], link: LinkKey, peer: wire::Hello, fresh: bool) {
     if fresh {
         let Hub { links, stats, .. } = &mut *cx.hub;
-        links.clear_waiting(link, stats);
+        links.began(link, stats);
         link_gone(cx, partitions, link);
     }
     let incarnation = peer.incarnation;
@@ -346,7 +346,7 @@ fn sibling(cx: &mut Cx, partitions: &mut [Partition], message: Sibling) {
         Sibling::FromLink { link, record } => handle(cx, partitions, link, record),
         Sibling::ToLink { link, record } => {
             let Hub { links, stats, .. } = &mut *cx.hub;
-            links.send(link, record, stats);
+            links.send(link, record, cx.now, stats);
         }
         Sibling::LinkGone { link } => forget_link(cx, partitions, link),
         Sibling::Mark { shard, id } => {

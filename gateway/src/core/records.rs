@@ -306,7 +306,12 @@ impl Shard {
                 continue;
             }
             match self.uplink.add(wanted.name.clone(), wanted.address.clone(), false) {
-                Some(key) => self.connects.push(key),
+                Some(key) => {
+                    self.connects.push(key);
+                    if let Some(node) = self.uplink.node(key) {
+                        node.note_found(now_us);
+                    }
+                }
                 None => self.stats.nodes_ignored += 1,
             }
         }

@@ -41,7 +41,7 @@ impl Sweep {
 pub struct Last {
     /// The node's process; 0: it was never up.
     incarnation: u64,
-    /// When it was lost.
+    /// When it was lost, or first heard of.
     lost_us: u64,
 }
 
@@ -53,12 +53,18 @@ impl Node {
         }
     }
 
-    /// The link is up, anew. Returns whether messages for single sessions may be gone: not at the first time, and not
-    /// when the node died soon after the connection, as whoever took its partitions over fans out again what it had not.
+    /// The node was heard of.
+    pub(super) fn note_found(&mut self, now_us: u64) {
+        self.last.lost_us = now_us;
+    }
+
+    /// The link is up, anew. Returns whether messages for single sessions may be gone: not when the node died soon after the
+    /// connection, as whoever took its partitions over fans out again what it had not; and not when it is another process
+    /// that was found in time, as it keeps what it has for this shard as long.
     pub(super) fn may_have_lost(&mut self, incarnation: u64, now_us: u64) -> bool {
         let last = std::mem::replace(&mut self.last, Last { incarnation, lost_us: 0 });
         let kept = now_us.saturating_sub(last.lost_us) < LINK_STATE_KEPT_US;
-        last.incarnation != 0 && (last.incarnation == incarnation || !kept)
+        last.incarnation == incarnation || !kept
     }
 }
 

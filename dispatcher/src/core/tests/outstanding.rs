@@ -132,6 +132,33 @@ fn a_member_who_joins_again_has_all_sessions_attached() {
 }
 
 #[test]
+fn what_is_for_a_gateway_that_finds_the_node_later_waits_for_it() {
+    for late in [false, true] {
+        let mut world = World::new(2, 1);
+        let name = direct("ann", "bob");
+        let partition = conversation_partition(&name);
+        for partition in 0..super::world::PARTITIONS {
+            world.claim(0, partition);
+        }
+        world.connect(0, 2, 1);
+        world.connect(1, 1, 1);
+        world.run();
+        world.register(0, session(2, 7), "bob", "phone", "ios");
+        world.release(0, partition);
+        world.run();
+        world.claim(1, partition);
+        world.send_to(1, session(1, 1), "ann", &name, 1, "hello");
+        world.run();
+        assert_eq!(world.store.logs[&name].head(), 1);
+        world.pass(if late { 11_000 } else { 5_000 });
+        world.connect(1, 2, 1);
+        world.run();
+        // One that comes so late has its sessions look by itself.
+        assert_eq!(seqs(&mut world, 1), if late { vec![] } else { vec![1] });
+    }
+}
+
+#[test]
 fn without_credit_sessions_are_told_that_they_missed_something() {
     let (mut world, name) = world();
     let end = world.end(0, 2);
