@@ -83,10 +83,11 @@ impl Ledger {
         if page.truncated.is_some() || !page.conversation.starts_with("g:") {
             return;
         }
-        let listening = &mut self.listening[device].0;
-        match page.more {
-            true => drop(listening.remove(&page.conversation)),
-            false => drop(listening.insert(page.conversation.clone(), page.head)),
+        if page.more {
+            self.listening[device].0.remove(&page.conversation);
+        } else {
+            // One that listens already goes on from where it is: a page may run ahead of what is being fanned out.
+            self.listens(device, &page.conversation, page.head);
         }
     }
 
