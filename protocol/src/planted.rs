@@ -75,6 +75,8 @@ faults! {
     FanOutBeforeDurable = 6,
     /// a shard that subscribes is told a head that is in a batch
     HeadBeforeDurable = 6,
+    /// pages have what the store has, though its batch is not answered yet
+    PageAboveDurable = 6,
     /// membership is judged without what is in the batch
     LeavingMaySend = 7,
     /// a direct conversation's first message does not wait for the users' lists

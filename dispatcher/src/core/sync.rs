@@ -97,11 +97,13 @@ fn start(cx: &mut Cx, owner: &Owner, conversation: &mut Conversation, name: &str
     }
     cx.hub.fetches += 1;
     conversation.jobs += 1;
-    ask(cx, owner, name, paging);
+    ask(cx, owner, name, conversation.durable, paging);
 }
 
-/// Hands the next job of a page to the store.
-fn ask(cx: &mut Cx, owner: &Owner, name: &str, paging: Paging) {
+/// Hands the next job of a page to the store. Nothing above `durable` is read: what the store has there already may be
+/// short of its durability level, and membership may have changed with it.
+fn ask(cx: &mut Cx, owner: &Owner, name: &str, durable: u64, paging: Paging) {
+    let durable = if planted::is(Fault::PageAboveDurable) { u64::MAX } else { durable };
     let (partition, fence, conversation) = (owner.from.partition, owner.fence, name.to_owned());
     let read = |after: u64, through: u64, entries_max: usize, newest_first: bool| Work::Read {
         partition,
@@ -119,10 +121,10 @@ fn ask(cx: &mut Cx, owner: &Owner, name: &str, paging: Paging) {
             Work::Cursors { partition, fence, conversation: conversation.clone(), of }
         }
         // With the cursor's own entry, whose epoch is compared.
-        Want::After(cursor) => read(cursor.seq.saturating_sub(1), u64::MAX, paging.limit + 1, false),
+        Want::After(cursor) => read(cursor.seq.saturating_sub(1), durable, paging.limit + 1, false),
         Want::End(cursor) => read(0, cursor.seq, TRUNCATION_STEP, true),
-        Want::Below(before) => read(0, before.saturating_sub(1), paging.limit, true),
-        Want::Above(after) => read(*after, u64::MAX, paging.limit, false),
+        Want::Below(before) => read(0, durable.min(before.saturating_sub(1)), paging.limit, true),
+        Want::Above(after) => read(*after, durable, paging.limit, false),
     };
     let job = PartitionJob::Page(conversation, Box::new(paging));
     cx.store(work, Pending::Partition { partition, generation: owner.generation, job });
@@ -179,19 +181,19 @@ pub fn answered(
                 }
             }
         }
-        (Want::Below(before), Outcome::Entries { entries, first_seq, head }) => {
+        (Want::Below(before), Outcome::Entries { entries, first_seq, .. }) => {
             let lowest = entries.last().map_or(*before, |entry| entry.seq);
             let page = SyncPage {
                 more: lowest > first_seq && !entries.is_empty(),
-                ..page(name, conversation, head)
+                ..page(name, conversation)
             };
             answer(cx, owner, &paging, SyncPage { entries: bodies(&entries), ..page }, Reply::default());
             false
         }
-        (Want::Above(after), Outcome::Entries { entries, first_seq, head }) => {
+        (Want::Above(after), Outcome::Entries { entries, first_seq, .. }) => {
             let end = entries.last().map_or(*after, |entry| entry.seq);
             let gap = (after + 1 < first_seq).then(|| gap(name, after + 1, first_seq - 1));
-            let page = SyncPage { more: end < head, gap, ..page(name, conversation, head) };
+            let page = SyncPage { more: end < conversation.durable, gap, ..page(name, conversation) };
             answer(cx, owner, &paging, SyncPage { entries: bodies(&entries), ..page }, Reply::default());
             false
         }
@@ -202,7 +204,7 @@ pub fn answered(
     };
     if more {
         conversation.jobs += 1;
-        return ask(cx, owner, name, paging);
+        return ask(cx, owner, name, conversation.durable, paging);
     }
     cx.hub.fetches -= 1;
 }
@@ -264,7 +266,7 @@ fn synced(
         return cx.refuse(owner.from, paging.asker, Code::NotMember, "not a member of this group");
     }
     let gap = missing.map(|(from, to)| gap(name, from, to));
-    let page = SyncPage { entries: bodies(&entries), more, gap, ..page(name, conversation, 0) };
+    let page = SyncPage { entries: bodies(&entries), more, gap, ..page(name, conversation) };
     answer(cx, owner, paging, page, reply);
 }
 
@@ -276,11 +278,11 @@ fn truncated(cx: &mut Cx, owner: &Owner, name: &str, paging: &Paging, epoch: u64
     answer(cx, owner, paging, page, Reply::default());
 }
 
-fn page(name: &str, conversation: &Conversation, head: u64) -> SyncPage {
+fn page(name: &str, conversation: &Conversation) -> SyncPage {
     SyncPage {
         conversation: name.to_owned(),
         epoch: conversation.durable_epoch,
-        head: conversation.durable.max(head),
+        head: conversation.durable,
         ..SyncPage::default()
     }
 }
