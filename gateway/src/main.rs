@@ -12,6 +12,9 @@ use millrace_gateway::shell::{self, LocalDispatcher, LocalProbe, StandaloneSetti
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+const _: () =
+    assert!(!millrace_protocol::planted::ON, "faults for the simulation have no place in this binary");
+
 fn main() -> ExitCode {
     shell::run(std::env::args_os(), start_dispatcher)
 }

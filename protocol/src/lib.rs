@@ -11,6 +11,7 @@ pub mod ids;
 pub mod link;
 pub mod messages;
 pub mod peek;
+pub mod planted;
 pub mod received;
 pub mod request;
 pub mod transport;

@@ -24,6 +24,7 @@ use crate::outside::Outside;
 use crate::plan::Plan;
 use crate::random::Random;
 use crate::thread::{Burn, Fuse, Thread};
+use crate::witness;
 
 /// Inputs that a thread takes in one turn.
 const TURN_INPUTS: usize = 16;
@@ -282,12 +283,16 @@ impl Node {
     fn step(&mut self, out: &mut Outside, thread: usize, event: Event) {
         let seat = self.seat(thread);
         out.stepped(seat, number(&event));
+        let takes_in = matches!(event, Event::LinkBytes { .. } | Event::Sibling(_));
         out.trace.say(out.now_us, |text| *text += &format!("{seat:?} < {}", brief(&event)));
         let now = self.clock.now(out.now_us);
         let mut actions = Vec::new();
         let station = &mut self.stations[thread];
         station.core.step(now, event, &mut actions);
-        station.thread.actions.extend(actions);
+        if takes_in {
+            witness::node_acts(out, &self.name, self.incarnation, &actions);
+        }
+        self.stations[thread].thread.actions.extend(actions);
     }
 
     fn link(&mut self, out: &mut Outside, thread: usize, link: LinkKey, id: ConnId, item: Item) {

@@ -22,6 +22,7 @@ use crate::outside::Outside;
 use crate::plan::Plan;
 use crate::random::Random;
 use crate::thread::{Burn, Fuse, Thread};
+use crate::witness;
 
 /// Inputs that a thread takes in one turn.
 const TURN_INPUTS: usize = 16;
@@ -303,7 +304,11 @@ impl Gateway {
         });
         let mut actions = Vec::new();
         let station = &mut self.stations[thread];
+        let logins = station.core.login_acks();
         station.core.step(now, event, &mut actions);
+        if station.core.login_acks() > logins {
+            witness::gateway_takes_logins(out, self.id);
+        }
         station.thread.actions.extend(actions);
     }
 

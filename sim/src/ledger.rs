@@ -31,6 +31,10 @@ pub enum Invariant {
     StoredOnce,
     /// Messages of a stream are stored in the order in which they were sent.
     StoredInOrder,
+    /// A direct conversation is in both users' lists before its first message.
+    ListedFirst,
+    /// Nobody begins anything without a lease, and nobody loses a partition while it has one.
+    LeaseHolds,
     /// Nobody is shown a message twice by one process, nor again below the cursor that was saved.
     ShownOnce,
     /// Nobody is shown a message before those below it.
@@ -142,6 +146,8 @@ pub struct Ledger {
     pub(crate) members: BTreeMap<String, Rc<BTreeSet<String>>>,
     /// By group and user: the head of the log when the user became a member.
     pub(crate) joined_at: BTreeMap<(String, String), u64>,
+    /// Likewise: the head when it was last a member. It may have read what was there.
+    left_at: BTreeMap<(String, String), u64>,
     claimed: BTreeMap<Partition, u64>,
     writers: BTreeMap<(Partition, u64), (Who, u32)>,
     /// Ids of messages that the store lost though it had promised to keep them.
@@ -256,6 +262,7 @@ impl Ledger {
         }
         for user in remove.iter().filter(|user| members.remove(*user)) {
             self.joined_at.remove(&(conversation.into(), user.clone()));
+            self.left_at.insert((conversation.into(), user.clone()), head);
         }
         self.members.insert(conversation.into(), Rc::new(members));
     }
@@ -362,6 +369,8 @@ impl Ledger {
         };
         // A member again may be shown what was said while it was away: it could read that up as well.
         let again = self.members.get(&deliver.conversation).is_some_and(|members| members.contains(&user));
+        let left_at = self.left_at.get(&(deliver.conversation.clone(), user.clone()));
+        let again = again || left_at.is_some_and(|head| deliver.seq <= *head);
         let outside = match Conversation::parse(&deliver.conversation) {
             Some(Conversation::Direct(a, b)) => a != user && b != user,
             Some(Conversation::Group(_)) => {

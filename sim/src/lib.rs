@@ -9,9 +9,10 @@
 //! | [`thread`], [`gateway`], [`dispatcher`] | processes: what their shells do |
 //! | [`device`], [`disk`], [`application`] | clients: their shell, what they saved, what they take |
 //! | [`work`] | what their users do |
-//! | [`ledger`], [`listening`], [`shelf`] | what was promised, and whether it is kept |
+//! | [`ledger`], [`listening`], [`shelf`], [`witness`] | what was promised, and whether it is kept |
 //! | [`outside`], [`trace`], [`wiretap`] | what is handed around; what is told |
 //! | [`run`], [`shrink`], [`report`] | many seeds; fewer faults; what is printed |
+//! | `planted`, `findings` | rules switched off in the cores, and whether that is noticed |
 //!
 //! The same seed plays the same way, always and everywhere: nothing here reads a clock, a file or a random number, and
 //! no map is walked in an order of its own.
@@ -24,12 +25,16 @@ pub mod clock;
 pub mod device;
 pub mod disk;
 pub mod dispatcher;
+#[cfg(feature = "planted")]
+pub mod findings;
 pub mod gateway;
 pub mod ledger;
 pub mod listening;
 pub mod network;
 pub mod outside;
 pub mod plan;
+#[cfg(feature = "planted")]
+pub mod planted;
 pub mod random;
 pub mod report;
 pub mod run;
@@ -40,5 +45,6 @@ pub mod store;
 pub mod thread;
 pub mod trace;
 pub mod wiretap;
+pub mod witness;
 pub mod work;
 pub mod world;

@@ -31,7 +31,10 @@ impl Ledger {
                     self.begins_at(device, &joined.conversation, joined.head);
                 }
             }
-            Some(Outcome::Left(left)) => drop(self.listening[device].0.remove(&left.conversation)),
+            Some(Outcome::Left(left)) => {
+                self.listening[device].0.remove(&left.conversation);
+                self.left(device, &left.conversation);
+            }
             Some(Outcome::SyncPage(page)) => self.page(now_us, device, page),
             _ => {}
         }
@@ -51,7 +54,10 @@ impl Ledger {
                     *at = gap.to.max(*at);
                 }
             }
-            Some(notify::Event::Removed(gone)) => drop(self.listening[device].0.remove(&gone.conversation)),
+            Some(notify::Event::Removed(gone)) => {
+                self.listening[device].0.remove(&gone.conversation);
+                self.left(device, &gone.conversation);
+            }
             Some(notify::Event::Resync(_)) => self.counts.resyncs += 1,
             _ => {}
         }
@@ -77,10 +83,11 @@ impl Ledger {
         if page.truncated.is_some() || !page.conversation.starts_with("g:") {
             return;
         }
-        let listening = &mut self.listening[device].0;
-        match page.more {
-            true => drop(listening.remove(&page.conversation)),
-            false => drop(listening.insert(page.conversation.clone(), page.head)),
+        if page.more {
+            self.listening[device].0.remove(&page.conversation);
+        } else {
+            // One that listens already goes on from where it is: a page may run ahead of what is being fanned out.
+            self.listens(device, &page.conversation, page.head);
         }
     }
 

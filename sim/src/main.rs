@@ -54,6 +54,10 @@ enum Command {
         /// Print everything that happens.
         #[arg(long)]
         trace: bool,
+        /// With this fault planted.
+        #[cfg(feature = "planted")]
+        #[arg(long)]
+        fault: Option<String>,
     },
     /// Leaves out the faults that a failure does not need.
     Shrink {
@@ -66,6 +70,35 @@ enum Command {
         #[arg(long)]
         trace: bool,
     },
+    /// Plants faults into the cores, each in turn, and plays seeds until it is noticed.
+    #[cfg(feature = "planted")]
+    Faults(Faults),
+}
+
+#[cfg(feature = "planted")]
+#[derive(clap::Args)]
+struct Faults {
+    /// These alone, by name, with commas between.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Seeds after which a fault counts as not caught.
+    #[arg(long, default_value_t = 400)]
+    seeds_max: u64,
+    /// Only the seeds that are known to catch them, and a few after those.
+    #[arg(long)]
+    check: bool,
+    /// Threads; 0: one for each core.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// A report as JSON.
+    #[arg(long)]
+    json: Option<std::path::PathBuf>,
+    /// A report as markdown.
+    #[arg(long)]
+    markdown: Option<std::path::PathBuf>,
+    /// The table of known seeds.
+    #[arg(long)]
+    known: Option<std::path::PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -85,14 +118,33 @@ fn main() -> ExitCode {
             };
             run(&plans, Options { steps_max: steps, ..Options::default() }, limits, json.as_deref())
         }
+        #[cfg(not(feature = "planted"))]
         Command::Replay { seed, plan, trace } => replay(seed, &plan, trace),
+        #[cfg(feature = "planted")]
+        Command::Replay { seed, plan, trace, fault } => {
+            let Ok(fault) = fault.map(|name| millrace_sim::planted::named(&name).ok_or(name)).transpose()
+            else {
+                return usage("no fault has this name");
+            };
+            millrace_protocol::planted::plant(fault);
+            replay(seed, &plan, trace)
+        }
         Command::Shrink { seed, plan, trace } => shrunk(seed, &plan, trace),
+        #[cfg(feature = "planted")]
+        Command::Faults(ask) => faults(&ask),
     }
 }
 
 fn usage(what: &str) -> ExitCode {
     eprintln!("{what}");
     ExitCode::from(2)
+}
+
+fn thread_count(asked: usize) -> usize {
+    match asked {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        asked => asked,
+    }
 }
 
 fn range(text: &str) -> Option<std::ops::Range<u64>> {
@@ -109,10 +161,7 @@ struct Limits {
 }
 
 fn run(plans: &[&'static str], options: Options, limits: Limits, json: Option<&str>) -> ExitCode {
-    let threads = match limits.threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => threads,
-    };
+    let threads = thread_count(limits.threads);
     let began = Instant::now();
     let state = Mutex::new((Summary::default(), began));
     play_many(plans, limits.seeds, threads, options, |played| {
@@ -201,4 +250,39 @@ fn shrunk(seed: u64, plan_name: &str, trace: bool) -> ExitCode {
         println!("{:?} at {:.6} s: {}", violation.invariant, violation.at_us as f64 / 1e6, violation.detail);
     }
     ExitCode::FAILURE
+}
+
+#[cfg(feature = "planted")]
+fn faults(ask: &Faults) -> ExitCode {
+    use millrace_protocol::planted::Fault;
+    use millrace_sim::{findings, planted};
+
+    let named = |fault: &Fault| ask.only.is_empty() || ask.only.contains(&planted::name(*fault));
+    let chosen: Vec<Fault> = Fault::ALL.iter().copied().filter(named).collect();
+    if chosen.is_empty() {
+        return usage("no fault has this name");
+    }
+    let began = Instant::now();
+    let seeds_max = (!ask.check).then_some(ask.seeds_max);
+    let found = planted::find(&chosen, seeds_max, thread_count(ask.threads), |one| {
+        eprintln!("{}", findings::line(one));
+    });
+    for one in &found {
+        println!("{}", findings::line(one));
+    }
+    let missed = findings::missed(&found);
+    println!("{} faults, {missed} not caught, {:.0} s", found.len(), began.elapsed().as_secs_f64());
+    let files = [
+        (&ask.json, format!("{:#}\n", findings::json(&found))),
+        (&ask.markdown, findings::markdown(&found)),
+        (&ask.known, findings::known(&found)),
+    ];
+    for (path, text) in files {
+        if let Some(path) = path
+            && let Err(error) = std::fs::write(path, text)
+        {
+            return usage(&format!("{}: {error}", path.display()));
+        }
+    }
+    if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -31,6 +31,10 @@ struct Place {
     saved: Option<u64>,
     /// The highest one ever.
     saved_max: u64,
+    /// Messages that were told and not taken.
+    untaken: u64,
+    /// Of them, those from before the user left: they come late, and count for nothing.
+    stale: u64,
 }
 
 /// What one device was shown.
@@ -58,6 +62,7 @@ impl Ledger {
         shelf.seen.clear();
         for place in shelf.places.values_mut() {
             (place.at, place.saved) = (None, None);
+            (place.untaken, place.stale) = (0, 0);
         }
         for (conversation, cursor) in cursors {
             let place = shelf.place(conversation);
@@ -76,6 +81,13 @@ impl Ledger {
         if self.forgiving {
             *at = head;
         }
+    }
+
+    /// The user is no member any more; what was told before may still be taken.
+    pub(crate) fn left(&mut self, device: usize, conversation: &str) {
+        let place = self.shelves[device].place(conversation);
+        place.stale = place.untaken;
+        (place.at, place.saved) = (None, None);
     }
 
     /// It left a room.
@@ -100,6 +112,7 @@ impl Ledger {
                 self.judge(now_us, device, &deliver_of(message));
                 self.in_order(now_us, device, message);
             }
+            Event::Message(message) => self.shelves[device].place(&message.conversation).untaken += 1,
             _ => {}
         }
     }
@@ -132,7 +145,6 @@ impl Ledger {
     pub fn shown(&mut self, now_us: u64, device: usize, event: Event) {
         match event {
             Event::Message(message) if !message.conversation.starts_with("r:") => {
-                self.judge(now_us, device, &deliver_of(&message));
                 self.message(now_us, device, &message);
             }
             Event::Truncated { conversation, to } => {
@@ -166,7 +178,14 @@ impl Ledger {
     fn message(&mut self, now_us: u64, device: usize, message: &Message) {
         let Message { conversation, seq, message_id, .. } = message;
         let (user, name) = self.names[device].clone();
-        let at = self.shelves[device].places.get(conversation).and_then(|place| place.at);
+        let place = self.shelves[device].place(conversation);
+        place.untaken = place.untaken.saturating_sub(1);
+        if place.stale > 0 {
+            place.stale -= 1;
+            return;
+        }
+        let at = place.at;
+        self.judge(now_us, device, &deliver_of(message));
         if at.is_some_and(|at| *seq <= at) {
             let detail = format!("{user}/{name} is shown {seq} of {conversation} after {at:?}");
             return self.broken(Invariant::ShownOnce, now_us, detail);

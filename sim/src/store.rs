@@ -16,6 +16,7 @@ use crate::agenda::{Agenda, Due, Seat, Who};
 use crate::clock::MS;
 use crate::ledger::Ledger;
 use crate::random::Random;
+use crate::witness::{self, Witness};
 
 /// After this an answer is not waited for, us.
 const TIMEOUT_US: u64 = 1_500 * MS;
@@ -65,6 +66,7 @@ pub struct Store {
     /// Keep copies to fall back to.
     pub keep_copies: bool,
     copies: VecDeque<(u64, ModelStore)>,
+    witness: Witness,
     random: Random,
 }
 
@@ -83,6 +85,7 @@ impl Store {
             stalled_until_us: 0,
             keep_copies: false,
             copies: VecDeque::new(),
+            witness: Witness::default(),
             random,
         }
     }
@@ -185,14 +188,20 @@ impl Store {
                 let outcome = self.model.carry_out(Work::Append(batch));
                 if outcome.is_ok() {
                     ledger.appended(now_us, seat, &copy);
+                    self.witness.appended(ledger, &self.model, now_us, &copy);
                 }
                 outcome
             }
             Work::Claim { partition, node, incarnation, wall_ms } => {
-                let work = Work::Claim { partition, node, incarnation, wall_ms };
+                let holder = self.model.fences.get(&partition).map(|(holder, _)| holder.clone());
+                let holder = holder.filter(|holder| *holder != node && self.nodes.contains_key(holder));
+                let work = Work::Claim { partition, node: node.clone(), incarnation, wall_ms };
                 let outcome = self.model.carry_out(work);
                 if let Ok(Outcome::Claimed { fence, .. }) = &outcome {
                     ledger.claimed(now_us, seat, partition, fence.epoch);
+                    if let Some(holder) = holder {
+                        witness::preempted(ledger, now_us, partition, &holder, &node);
+                    }
                 }
                 outcome
             }
@@ -259,6 +268,7 @@ impl Store {
         self.model.nonce = nonce + 1_000;
         self.show_leases();
         ledger.fell_back(&self.model);
+        self.witness.fell_back(&self.model);
     }
 
     /// Everything is gone.
@@ -269,6 +279,19 @@ impl Store {
         self.nodes.clear();
         self.gateways.clear();
         ledger.fell_back(&self.model);
+        self.witness.fell_back(&self.model);
+    }
+
+    /// Whether a node's process has a lease.
+    pub fn node_lease_is_live(&self, now_us: u64, node: &str, incarnation: u64) -> bool {
+        let lease = self.nodes.get(node).filter(|lease| lease.node.incarnation == incarnation);
+        // Where leases may be lost, nobody can know of it at once.
+        self.keep_copies || lease.is_some_and(|lease| lease.until_us > now_us)
+    }
+
+    /// Whether a gateway has a lease.
+    pub fn gateway_lease_is_live(&self, now_us: u64, gateway: u16) -> bool {
+        self.keep_copies || self.gateways.get(&gateway).is_some_and(|(_, until_us)| *until_us > now_us)
     }
 
     /// Gateways whose lease is live.

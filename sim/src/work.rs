@@ -14,9 +14,12 @@ pub fn user(index: usize) -> String {
     format!("user{index}")
 }
 
-/// The groups that exist from the beginning on.
+/// The groups that exist from the beginning on: asked for until they are there, as their founder may crash.
 pub fn create_groups(out: &mut Outside, plan: &Plan, founder: &mut Device) {
     for group in 0..plan.groups {
+        if out.ledger.members.contains_key(&format!("g:group{group}")) {
+            continue;
+        }
         // The last user joins by itself, if at all.
         let members = (0..plan.users.max(2) - 1).map(user).filter(|name| *name != founder.user).collect();
         let op = GroupCreate { group: format!("group{group}"), members, ..GroupCreate::default() };
@@ -52,7 +55,12 @@ pub fn do_something(out: &mut Outside, plan: &Plan, random: &mut Random, device:
         }
         88..90 => {
             let group = format!("group{}", random.index(plan.groups));
+            let conversation = format!("g:{group}");
             device.call(out, Op::GroupLeave(GroupLeave { group }));
+            // Said before the answer is there: it comes too late.
+            if random.chance(500) {
+                burst(out, random, device, &conversation);
+            }
         }
         90..95 => {
             let room = format!("room{}", random.index(plan.rooms));

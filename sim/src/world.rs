@@ -161,7 +161,6 @@ impl World {
         for index in 0..self.devices.len() {
             self.out.after(1, Due::Device(index));
         }
-        work::create_groups(&mut self.out, &self.plan, &mut self.devices[0]);
         for (index, fault) in self.faults.iter().enumerate() {
             self.out.agenda.at(fault.at_us, Due::Fault(index));
         }
@@ -387,6 +386,9 @@ impl World {
     fn think(&mut self) {
         for index in 0..self.devices.len() {
             if self.think_at_us[index] <= self.out.now_us {
+                if index == 0 {
+                    work::create_groups(&mut self.out, &self.plan, &mut self.devices[0]);
+                }
                 self.think_at_us[index] = self.out.now_us + 1 + self.random.below(2 * self.plan.think_us);
                 work::do_something(&mut self.out, &self.plan, &mut self.random, &mut self.devices[index]);
             }

@@ -10,6 +10,7 @@ use millrace_protocol::conversation::Conversation;
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
 use millrace_protocol::messages::client::{Cursor, Logout, Notify, Response, SendAck, notify};
+use millrace_protocol::planted::{self, Fault};
 
 use super::calls::{Call, Calls};
 use super::event::{Action, Event, Outgoing};
@@ -299,7 +300,7 @@ impl Machine {
         }
         self.inbox.connected(&user);
         self.told.tell(Notice::Connected { session, user, again: self.again });
-        if self.link.acknowledges() {
+        if self.link.acknowledges() && !planted::is(Fault::NoWalk) {
             self.walk.start(&self.inbox);
         }
         (self.again, self.caught_up) = (true, false);

@@ -4,7 +4,7 @@
 //! its first answer and takes nothing out of order, so a lane may send the same numbers again as often as it must, and
 //! nothing is lost or doubled. The rules that keep it right:
 //! 1. A number keeps its message until it is answered. Only a refusal that changed nothing at the server frees it: then
-//!    everything behind moves up.
+//!    everything behind moves up. Of a number that was sent twice one refusal does not say that: it stays used.
 //! 2. After BUSY or OUT_OF_ORDER everything from there is sent again, in order; refusals of the older copies are not
 //!    listened to any more.
 //! 3. When the server's and our numbers can't be brought together, the lane takes a new stream; but only when everything
@@ -44,6 +44,8 @@ struct Pending<T> {
     deadline_ms: u64,
     /// The request that carries it now.
     request: Option<u64>,
+    /// It was sent on this stream before, and what became of that is not known.
+    doubtful: bool,
     streams: u32,
     done: T,
 }
@@ -56,14 +58,14 @@ struct Lane<T> {
     not_before_ms: u64,
     /// Requests that were not answered on this connection.
     unanswered: usize,
-    /// The stream is new, and answers of the old one are still to come: nothing is sent.
-    drains: bool,
+    /// A new stream is to be taken when everything on the present one is answered. Nothing is sent until then.
+    renewal: Option<u64>,
 }
 
 impl<T> Lane<T> {
     /// The message that may be sent now.
     fn sendable(&self, now_ms: u64) -> Option<usize> {
-        if self.drains || self.not_before_ms > now_ms {
+        if self.renewal.is_some() || self.not_before_ms > now_ms {
             return None;
         }
         self.pending.iter().take(IN_FLIGHT_MAX).position(|pending| pending.request.is_none())
@@ -72,17 +74,24 @@ impl<T> Lane<T> {
     /// Numbers from `index` on are sent again.
     fn rewind(&mut self, index: usize) {
         for pending in self.pending.iter_mut().skip(index) {
-            pending.request = None;
+            pending.doubtful |= pending.request.take().is_some();
         }
     }
 
-    /// Takes a new stream and numbers everything from 1.
+    /// A new stream is needed: at once, or when everything that is under way was answered.
     fn restart(&mut self, stream: u64) {
+        self.rewind(0);
+        self.renewal = Some(stream);
+        self.renew_if_drained();
+    }
+
+    /// Takes the new stream and numbers everything from 1.
+    fn renew_if_drained(&mut self) {
+        let Some(stream) = self.renewal.take_if(|_| self.unanswered == 0) else { return };
         self.stream = stream;
-        self.drains = self.unanswered > 0;
         for (index, pending) in self.pending.iter_mut().enumerate() {
             pending.client_seq = index as u64 + 1;
-            pending.request = None;
+            (pending.request, pending.doubtful) = (None, false);
             pending.streams += 1;
         }
         self.next_client_seq = self.pending.len() as u64 + 1;
@@ -161,7 +170,7 @@ impl<T> Outbox<T> {
                 pending: VecDeque::new(),
                 not_before_ms: 0,
                 unanswered: 0,
-                drains: false,
+                renewal: None,
             };
             self.lanes.insert(conversation.into(), lane);
         }
@@ -178,6 +187,7 @@ impl<T> Outbox<T> {
             message,
             deadline_ms,
             request: None,
+            doubtful: false,
             streams: 0,
             done,
         });
@@ -247,7 +257,7 @@ impl<T> Outbox<T> {
         let sent = self.requests.remove(&id)?;
         if let Some(lane) = self.lanes.get_mut(&sent.conversation) {
             lane.unanswered = lane.unanswered.saturating_sub(1);
-            lane.drains &= lane.unanswered > 0;
+            lane.renew_if_drained();
         }
         Some(sent)
     }
@@ -287,6 +297,12 @@ impl<T> Outbox<T> {
                 lane.not_before_ms = now_ms + u64::from(refused.retry_after_ms).max(RETRY_MS);
                 None
             }
+            // An earlier copy may have been taken under this number: it stays used. If it was not, the server's
+            // OUT_OF_ORDER says so.
+            _ if lane.pending[index].doubtful => {
+                let gone = lane.pending.remove(index)?;
+                Some((gone.done, Err(SendError::from(refused))))
+            }
             _ => {
                 let gone = lane.withdraw(index)?;
                 Some((gone.done, Err(SendError::from(refused))))
@@ -299,7 +315,8 @@ impl<T> Outbox<T> {
         self.requests.clear();
         for lane in self.lanes.values_mut() {
             lane.rewind(0);
-            (lane.not_before_ms, lane.unanswered, lane.drains) = (0, 0, false);
+            // Without its answers the old stream is asked again.
+            (lane.not_before_ms, lane.unanswered, lane.renewal) = (0, 0, None);
         }
     }
 

@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 
 use millrace_protocol::messages::client::Cursor;
+use millrace_protocol::planted::{self, Fault};
 
 /// Own messages above `told` that are remembered; with more the log is read instead.
 const OWN_MAX: usize = 1_024;
@@ -71,7 +72,7 @@ impl Place {
     }
 
     pub(super) fn taken(&self) -> Cursor {
-        self.taken
+        if planted::is(Fault::AckBeforeTaken) { self.told } else { self.taken }
     }
 
     /// There was no cursor: everything up to `at` counts as taken.
@@ -84,13 +85,20 @@ impl Place {
     pub(super) fn judge(&self, epoch: u64, seq: u64, is_group: bool) -> Verdict {
         let Cursor { epoch: known, seq: last } = self.told;
         if seq <= last {
+            if planted::is(Fault::RepeatShown) {
+                return Verdict::Next;
+            }
             return if epoch > known { Verdict::Hole } else { Verdict::Repeat };
         }
         if epoch < known {
             return Verdict::Repeat;
         }
         let continues = epoch == known || last == 0 || (self.checked && is_group);
-        if seq == last + 1 && continues { Verdict::Next } else { Verdict::Hole }
+        if (seq == last + 1 && continues) || planted::is(Fault::CursorOverHole) {
+            Verdict::Next
+        } else {
+            Verdict::Hole
+        }
     }
 
     /// The application is being told what moves the cursor to `at`.

@@ -147,6 +147,11 @@ impl Owner {
         effects
     }
 
+    /// As if the batch at the store had not been written: see `planted`.
+    pub fn failed(&mut self) -> Vec<Effect> {
+        self.in_flight.take().map(|(effects, _)| effects).unwrap_or_default()
+    }
+
     /// Where the next batch begins.
     pub fn position(&self) -> u64 {
         self.position

@@ -11,6 +11,7 @@ use millrace_protocol::ids::SessionId;
 use millrace_protocol::link::{Kind, Record};
 use millrace_protocol::messages::client::{Notify, notify};
 use millrace_protocol::messages::link::{Attach, Direct, DirectGap, FanOut, Gap, Remove, Reply, Subscribed};
+use millrace_protocol::planted::{self, Fault};
 use millrace_protocol::prost::Message;
 use rustc_hash::FxHashMap;
 
@@ -62,6 +63,8 @@ impl Waiting {
     /// Takes a record for which there is no credit, or before which others wait.
     pub fn push(&mut self, record: Record, bytes_max: usize) -> Kept {
         match record.kind {
+            Kind::FanOut if planted::is(Fault::GapMarkLost) => Kept::Marked,
+            Kind::Direct if planted::is(Fault::DirectGapMarkLost) => Kept::Dropped,
             Kind::FanOut => match FanOut::decode(&record.body[..]) {
                 Ok(message) => self.mark(record, message),
                 Err(_) => Kept::Dropped,

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use millrace_protocol::ids::SessionId;
 use millrace_protocol::link::Kind;
 use millrace_protocol::messages::link::{Attach, Direct, Relay, Target};
+use millrace_protocol::planted::{self, Fault};
 use rustc_hash::FxHashMap;
 
 use super::event::LinkKey;
@@ -72,6 +73,8 @@ pub struct Delivery {
     again: usize,
     /// What was answered before the first of them.
     frozen: u64,
+    /// Routes as they were first read: see `planted`.
+    remembered: FxHashMap<String, Vec<Route>>,
 }
 
 #[derive(Debug)]
@@ -216,7 +219,13 @@ fn again(cx: &mut Cx, asks: Vec<(Ask, bool)>, through: u64) {
 }
 
 fn deliver(cx: &mut Cx, asks: Vec<(Ask, bool)>, users: Vec<String>, routes: Vec<Vec<Route>>) {
-    let routes: FxHashMap<String, Vec<Route>> = users.into_iter().zip(routes).collect();
+    let mut routes: FxHashMap<String, Vec<Route>> = users.into_iter().zip(routes).collect();
+    if planted::is(Fault::RoutesFromMemory) {
+        let remembered = &mut cx.hub.delivery.remembered;
+        routes.iter_mut().for_each(|(user, routes)| {
+            routes.clone_from(remembered.entry(user.clone()).or_insert_with(|| routes.clone()));
+        });
+    }
     for (ask, _) in asks {
         for (link, targets) in targets(cx, &ask, &routes) {
             for targets in targets.chunks(TARGETS_MAX) {

@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 
 use millrace_protocol::ids::Partition;
+use millrace_protocol::planted::{self, Fault};
 
 use super::action::Action;
 use super::event::{LinkKey, Sibling};
@@ -100,6 +101,9 @@ pub fn turn(cx: &mut Cx) -> Vec<Reached> {
         hub.fanned.mark = Some(Mark { id: hub.fanned.last_id, reached, stage });
     }
     let Some(mut mark) = hub.fanned.mark.take() else { return Vec::new() };
+    if planted::is(Fault::FannedOutEarly) {
+        return mark.reached;
+    }
     if let Stage::Asks(asked) = mark.stage
         && hub.delivery.answered_through() >= asked
     {

@@ -12,7 +12,8 @@
 
 use std::cmp::Reverse;
 
-use millrace_protocol::ids::Partition as PartitionId;
+use millrace_protocol::ids::{MessageId, Partition as PartitionId};
+use millrace_protocol::planted::{self, Fault};
 
 use super::action::Action;
 use super::batch::{Effect, Owner};
@@ -180,7 +181,8 @@ impl Partition {
         if !serving.owner.is_quiet() {
             cx.hub.ready.push(self.id);
         }
-        if !serving.owner.is_quiet() || *asked {
+        let early = planted::is(Fault::ReleasedTooEarly);
+        if !serving.owner.is_quiet() && !early || *asked {
             return;
         }
         *asked = true;
@@ -208,7 +210,13 @@ impl Partition {
     fn claimed(&mut self, cx: &mut Cx, outcome: Result<Outcome, StoreError>) {
         let Phase::Claiming { release, .. } = self.phase else { return };
         match outcome {
-            Ok(Outcome::Claimed { fence, position, last_message_id, outstanding }) => {
+            Ok(Outcome::Claimed { fence, position, mut last_message_id, mut outstanding }) => {
+                if planted::is(Fault::IdsFromTheClock) {
+                    last_message_id = MessageId::default();
+                }
+                if planted::is(Fault::OutstandingIgnored) {
+                    outstanding.clear();
+                }
                 self.tries = 0;
                 cx.hub.stats.claims += 1;
                 self.epoch = fence.epoch;
@@ -223,7 +231,9 @@ impl Partition {
                 // Of an earlier claim, whose timer may have gone off when nothing was served: the first of this one sets its own.
                 cx.hub.touched.remove(&partition);
                 cx.hub.cluster.served.insert(partition, epoch);
-                cx.hub.announce.push((partition, epoch));
+                if !planted::is(Fault::ClaimNotAnnounced) {
+                    cx.hub.announce.push((partition, epoch));
+                }
                 cx.tell_siblings(|| Sibling::Serving { partition, epoch: Some(epoch) });
                 cx.actions.push(Action::Claimed { partition, epoch });
                 self.recover(cx, &outstanding);
@@ -505,8 +515,18 @@ impl Partition {
 
     fn appended(&mut self, cx: &mut Cx, outcome: Result<Outcome, StoreError>) {
         let (Phase::Serving(serving) | Phase::Releasing { serving, .. }) = &mut self.phase else { return };
-        if let Err(error) = outcome {
-            return self.stop(cx, &error.to_string());
+        match outcome {
+            Ok(_) => {}
+            Err(StoreError::Unavailable(_)) if planted::is(Fault::UnknownTakenForDone) => {}
+            Err(StoreError::Unavailable(_)) if planted::is(Fault::UnknownTakenForFailed) => {
+                for effect in serving.owner.failed() {
+                    if let Effect::Sent { sent, .. } = effect {
+                        cx.busy(serving.owner.from, sent.asker, "the batch failed");
+                    }
+                }
+                return cx.hub.ready.push(self.id);
+            }
+            Err(error) => return self.stop(cx, &error.to_string()),
         }
         let Serving { owner, table, .. } = &mut **serving;
         for effect in owner.appended() {
@@ -550,6 +570,9 @@ impl Partition {
         let loaded = match outcome {
             Ok(Outcome::Loaded(mut loaded)) => {
                 answers = std::mem::take(&mut loaded.answers);
+                if planted::is(Fault::AnswersNotStored) {
+                    answers.clear();
+                }
                 Some(loaded)
             }
             Err(error @ StoreError::Fenced { .. }) => return self.stop(cx, &error.to_string()),

@@ -9,6 +9,7 @@ use millrace_protocol::ids::{SessionId, user_partition};
 use millrace_protocol::link::{Kind, Record};
 use millrace_protocol::messages::client::Code;
 use millrace_protocol::messages::link::{Close, NoSession, Register, Registered, Unregister};
+use millrace_protocol::planted::{self, Fault};
 use rustc_hash::FxHashMap;
 
 use super::event::LinkKey;
@@ -173,6 +174,9 @@ pub fn closed(cx: &mut Cx, session: SessionId) {
 
 /// Sends again what was not answered in time.
 pub fn repeat_closes(cx: &mut Cx) {
+    if planted::is(Fault::CloseNotRepeated) {
+        return;
+    }
     while cx.hub.closes.due.front().is_some_and(|(at_us, _)| *at_us <= cx.now.mono_us) {
         let Some((_, session)) = cx.hub.closes.due.pop_front() else { break };
         let Some(closing) = cx.hub.closes.open.get_mut(&session) else { continue };

@@ -9,6 +9,7 @@ use millrace_protocol::ids::{MessageId, SessionId};
 use millrace_protocol::link::{Kind, Record};
 use millrace_protocol::messages::client::{Action, Code, Refused, Send, SendAck, response};
 use millrace_protocol::messages::link::{FanOut, Reply};
+use millrace_protocol::planted::{self, Fault};
 
 use super::batch::{Effect, Owner};
 use super::conversation::Conversation;
@@ -48,7 +49,8 @@ pub fn send(
         cx.refuse(from, asker, Code::PayloadTooLarge, &reason);
         return Ok(());
     }
-    let key = StreamKey { user, device, stream: ask.stream };
+    let stream = if planted::is(Fault::StreamIgnored) { 1 } else { ask.stream };
+    let key = StreamKey { user, device, stream };
     if conversation.holds.holds(&key) {
         return Err((key, None));
     }
@@ -95,7 +97,7 @@ pub fn send(
             cx.busy(from, asker, "too much is waiting for delivery");
             return Ok(());
         }
-        if !conversation.listed {
+        if !conversation.listed && !planted::is(Fault::DirectNotListed) {
             return Err((key, Some(Need::Listed)));
         }
     }
@@ -133,6 +135,7 @@ pub fn forbidden(
         Id::Direct(..) | Id::Room(_) => None,
         Id::Group(_) => match &conversation.members {
             None => Some((Code::NoSuchGroup, "there is no such group")),
+            Some(_) if planted::is(Fault::LeavingMaySend) && conversation.rounds.is_leaving(user) => None,
             Some(members) if !members.contains(user) || conversation.rounds.is_leaving(user) => {
                 Some((Code::NotMember, "not a member of this group"))
             }
@@ -185,6 +188,12 @@ fn append(
     let entry = entry::next(owner, conversation, &ask.conversation, cx.now.wall_ms, draft);
     let Entry { seq, message_id, epoch, .. } = entry;
     let notify = entry.notify.clone();
+    if planted::is(Fault::AckBeforeDurable) {
+        acknowledge(cx, owner, asker, seq, message_id, epoch);
+    }
+    if planted::is(Fault::FanOutBeforeDurable) {
+        fan_out(cx, owner, conversation, ask.conversation.clone(), seq, asker.session, notify.clone());
+    }
     if direct {
         owner.outstanding(&ask.conversation, seq);
     }

@@ -9,6 +9,7 @@ use millrace_protocol::link::{Kind, Record};
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::{self, Code};
 use millrace_protocol::messages::link::{self as wire, Acks, DeviceAck};
+use millrace_protocol::planted::{self, Fault};
 use millrace_protocol::prost::Message;
 use millrace_protocol::request::Key;
 
@@ -31,7 +32,11 @@ impl Partition {
     /// A record for this partition.
     pub fn handle(&mut self, cx: &mut Cx, link: LinkKey, record: Record) {
         match &mut self.phase {
-            Phase::Serving(_) if cx.now.mono_us >= cx.hub.cluster.lease_until_us => {
+            Phase::Serving(_)
+                if cx.now.mono_us >= cx.hub.cluster.lease_until_us
+                    && !planted::is(Fault::LeaseNotChecked)
+                    && !planted::is(Fault::PagesByAnybody) =>
+            {
                 cx.hub.stats.lease_lapsed += 1;
                 self.give_back(cx, link, record);
             }
@@ -195,7 +200,10 @@ impl Partition {
         let Some(conversation) = serving.table.ready(name) else { return };
         let mut failed = false;
         match (need, outcome) {
-            (Need::Answers, Ok(Outcome::Answers(answers))) => {
+            (Need::Answers, Ok(Outcome::Answers(mut answers))) => {
+                if planted::is(Fault::AnswersNotStored) {
+                    answers.clear();
+                }
                 let forgotten = conversation.streams.loaded(stream.clone(), answers, conversation.durable);
                 cx.hub.stats.streams_forgotten += u64::from(forgotten);
             }
@@ -332,7 +340,8 @@ fn refuse_unbuilt(cx: &mut Cx, owner: &Owner, asker: Option<Asker>) {
 fn stream_of(ask: &Ask) -> Option<StreamKey> {
     match ask {
         Ask::Client(Client { user, device, op: Op::Send(ask), .. }) => {
-            Some(StreamKey { user: user.clone(), device: device.clone(), stream: ask.stream })
+            let stream = if planted::is(Fault::StreamIgnored) { 1 } else { ask.stream };
+            Some(StreamKey { user: user.clone(), device: device.clone(), stream })
         }
         _ => None,
     }

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use millrace_protocol::planted::{self, Fault};
 use rustc_hash::FxHashMap;
 
 use super::limits::STREAMS_MAX;
@@ -62,11 +63,14 @@ impl Streams {
         if client_seq > last {
             return match client_seq - last {
                 1 => Check::New,
+                _ if planted::is(Fault::NumbersNotDense) => Check::New,
+                _ if planted::is(Fault::WrongExpected) => Check::OutOfOrder { expected: last + 2 },
                 _ => Check::OutOfOrder { expected: last + 1 },
             };
         }
         match answers.iter().rev().find(|answer| answer.client_seq == client_seq) {
             Some(answer) if answer.payload_hash == payload_hash => Check::Repeat(*answer),
+            Some(answer) if planted::is(Fault::PayloadHashIgnored) => Check::Repeat(*answer),
             Some(_) => Check::Conflict,
             None => Check::OutOfOrder { expected: last.saturating_add(1) },
         }
@@ -87,7 +91,8 @@ impl Streams {
     pub fn insert(&mut self, key: StreamKey, answer: Answer, durable: u64) -> bool {
         let forgotten = self.loaded(key.clone(), Vec::new(), durable);
         let answers = self.map.entry(key).or_default();
-        if answers.len() == ANSWERS_MAX {
+        let answers_max = if planted::is(Fault::AnswersForgottenSoon) { 2 } else { ANSWERS_MAX };
+        if answers.len() == answers_max {
             answers.pop_front();
         }
         answers.push_back(answer);

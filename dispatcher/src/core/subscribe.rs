@@ -7,6 +7,7 @@ use millrace_protocol::conversation::Conversation as Id;
 use millrace_protocol::link::{Kind, Record};
 use millrace_protocol::messages::client::{Left, response};
 use millrace_protocol::messages::link::{FanOut, Fetch, Page, Reply, Subscribe, Subscribed, Unsubscribe};
+use millrace_protocol::planted::{self, Fault};
 
 use super::batch::Owner;
 use super::conversation::Conversation;
@@ -27,7 +28,7 @@ pub fn subscribe(
     let mut answer = Subscribed {
         conversation: ask.conversation,
         version: ask.version,
-        head: conversation.durable,
+        head: if planted::is(Fault::HeadBeforeDurable) { conversation.head } else { conversation.durable },
         ..Subscribed::default()
     };
     if matches!(Id::parse(&answer.conversation), Some(Id::Group(_))) {

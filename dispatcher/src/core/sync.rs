@@ -8,6 +8,7 @@ use bytes::Bytes;
 use millrace_protocol::conversation::Conversation as Id;
 use millrace_protocol::messages::client::{self, Code, Gap, History, Notify, Sync, SyncPage, response};
 use millrace_protocol::messages::link::Reply;
+use millrace_protocol::planted::{self, Fault};
 use millrace_protocol::prost::Message;
 
 use super::batch::Owner;
@@ -96,15 +97,17 @@ fn start(cx: &mut Cx, owner: &Owner, conversation: &mut Conversation, name: &str
     }
     cx.hub.fetches += 1;
     conversation.jobs += 1;
-    ask(cx, owner, name, paging);
+    ask(cx, owner, name, conversation.durable, paging);
 }
 
-/// Hands the next job of a page to the store.
-fn ask(cx: &mut Cx, owner: &Owner, name: &str, paging: Paging) {
+/// Hands the next job of a page to the store. Nothing above `durable` is read: what the store has there already may be
+/// short of its durability level, and membership may have changed with it.
+fn ask(cx: &mut Cx, owner: &Owner, name: &str, durable: u64, paging: Paging) {
+    let durable = if planted::is(Fault::PageAboveDurable) { u64::MAX } else { durable };
     let (partition, fence, conversation) = (owner.from.partition, owner.fence, name.to_owned());
     let read = |after: u64, through: u64, entries_max: usize, newest_first: bool| Work::Read {
         partition,
-        fence: Some(fence),
+        fence: (!planted::is(Fault::PagesByAnybody)).then_some(fence),
         conversation: conversation.clone(),
         after,
         through,
@@ -118,10 +121,10 @@ fn ask(cx: &mut Cx, owner: &Owner, name: &str, paging: Paging) {
             Work::Cursors { partition, fence, conversation: conversation.clone(), of }
         }
         // With the cursor's own entry, whose epoch is compared.
-        Want::After(cursor) => read(cursor.seq.saturating_sub(1), u64::MAX, paging.limit + 1, false),
+        Want::After(cursor) => read(cursor.seq.saturating_sub(1), durable, paging.limit + 1, false),
         Want::End(cursor) => read(0, cursor.seq, TRUNCATION_STEP, true),
-        Want::Below(before) => read(0, before.saturating_sub(1), paging.limit, true),
-        Want::Above(after) => read(*after, u64::MAX, paging.limit, false),
+        Want::Below(before) => read(0, durable.min(before.saturating_sub(1)), paging.limit, true),
+        Want::Above(after) => read(*after, durable, paging.limit, false),
     };
     let job = PartitionJob::Page(conversation, Box::new(paging));
     cx.store(work, Pending::Partition { partition, generation: owner.generation, job });
@@ -181,19 +184,17 @@ pub fn answered(
                 }
             }
         }
-        (Want::Below(before), Outcome::Entries { entries, first_seq, head }) => {
+        (Want::Below(before), Outcome::Entries { entries, first_seq, .. }) => {
             let lowest = entries.last().map_or(*before, |entry| entry.seq);
-            let page = SyncPage {
-                more: lowest > first_seq && !entries.is_empty(),
-                ..page(name, conversation, head)
-            };
+            let page =
+                SyncPage { more: lowest > first_seq && !entries.is_empty(), ..page(name, conversation) };
             answer(cx, owner, &paging, SyncPage { entries: bodies(&entries), ..page }, Reply::default());
             false
         }
-        (Want::Above(after), Outcome::Entries { entries, first_seq, head }) => {
+        (Want::Above(after), Outcome::Entries { entries, first_seq, .. }) => {
             let end = entries.last().map_or(*after, |entry| entry.seq);
             let gap = (after + 1 < first_seq).then(|| gap(name, after + 1, first_seq - 1));
-            let page = SyncPage { more: end < head, gap, ..page(name, conversation, head) };
+            let page = SyncPage { more: end < conversation.durable, gap, ..page(name, conversation) };
             answer(cx, owner, &paging, SyncPage { entries: bodies(&entries), ..page }, Reply::default());
             false
         }
@@ -204,7 +205,7 @@ pub fn answered(
     };
     if more {
         conversation.jobs += 1;
-        return ask(cx, owner, name, paging);
+        return ask(cx, owner, name, conversation.durable, paging);
     }
     cx.hub.fetches -= 1;
 }
@@ -218,6 +219,10 @@ struct Following {
 
 /// What follows a cursor in what was read from its own entry on. `None`: the log does not have that entry.
 fn after(cursor: Cursor, mut entries: Vec<Entry>, first_seq: u64, head: u64) -> Option<Following> {
+    if planted::is(Fault::TruncationNotTold) {
+        entries.retain(|entry| entry.seq > cursor.seq);
+        return Some(Following { entries, gap: None });
+    }
     if cursor.seq > head {
         return None;
     }
@@ -248,7 +253,7 @@ fn synced(
     end: u64,
 ) {
     let end = missing.map_or(end, |(_, to)| end.max(to));
-    let more = end < conversation.durable;
+    let more = end < conversation.durable && !planted::is(Fault::PageShortOfHead);
     let mut reply = Reply::default();
     // Membership may have changed while the page was read.
     let member = conversation.members.as_ref().is_some_and(|members| members.contains(&paging.user));
@@ -263,7 +268,7 @@ fn synced(
         return cx.refuse(owner.from, paging.asker, Code::NotMember, "not a member of this group");
     }
     let gap = missing.map(|(from, to)| gap(name, from, to));
-    let page = SyncPage { entries: bodies(&entries), more, gap, ..page(name, conversation, 0) };
+    let page = SyncPage { entries: bodies(&entries), more, gap, ..page(name, conversation) };
     answer(cx, owner, paging, page, reply);
 }
 
@@ -275,11 +280,11 @@ fn truncated(cx: &mut Cx, owner: &Owner, name: &str, paging: &Paging, epoch: u64
     answer(cx, owner, paging, page, Reply::default());
 }
 
-fn page(name: &str, conversation: &Conversation, head: u64) -> SyncPage {
+fn page(name: &str, conversation: &Conversation) -> SyncPage {
     SyncPage {
         conversation: name.to_owned(),
         epoch: conversation.durable_epoch,
-        head: conversation.durable.max(head),
+        head: conversation.durable,
         ..SyncPage::default()
     }
 }

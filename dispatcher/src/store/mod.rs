@@ -294,6 +294,13 @@ pub struct StreamKey {
     pub stream: u64,
 }
 
+impl StreamKey {
+    /// The stream that an entry was sent on.
+    pub fn of(entry: &Entry) -> Self {
+        StreamKey { user: entry.sender.clone(), device: entry.device.clone(), stream: entry.stream }
+    }
+}
+
 /// What a message was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use millrace_protocol::ids::{MessageId, Partition};
+use millrace_protocol::planted;
 
 use super::policy::{self, Verdict};
 use super::*;
@@ -88,6 +89,7 @@ impl ModelStore {
     fn fenced(&self, partition: Partition, fence: Fence) -> Result<(), StoreError> {
         match self.fences.get(&partition) {
             Some((_, current)) if *current == fence => Ok(()),
+            Some(_) if planted::is(planted::Fault::FenceNotCompared) => Ok(()),
             _ => Err(StoreError::Fenced { partition }),
         }
     }
@@ -202,9 +204,11 @@ impl ModelStore {
             Work::Register(registration) => Ok(self.register(registration)),
             Work::Unregister { user, device, session, login_number, incarnation } => {
                 let routes = self.routes.entry(user).or_default();
+                let uncompared = planted::is(planted::Fault::UnregisterUncompared);
                 routes.retain(|route| {
-                    (&route.device, route.session, route.login_number, route.incarnation)
-                        != (&device, session, login_number, incarnation)
+                    let same = (&route.device, route.session, route.login_number, route.incarnation)
+                        == (&device, session, login_number, incarnation);
+                    !(same || uncompared && route.device == device)
                 });
                 Ok(Outcome::Unregistered)
             }
@@ -230,14 +234,24 @@ impl ModelStore {
             return Err(StoreError::Unavailable("told so".into()));
         }
         let stored = match self.fences.get(&partition) {
-            Some((holder, _)) if *holder != node && self.is_live(holder) => {
+            Some((holder, _))
+                if *holder != node
+                    && self.is_live(holder)
+                    && !planted::is(planted::Fault::LiveOwnerPreempted) =>
+            {
                 return Err(StoreError::Held { partition, holder: holder.clone() });
             }
             Some((_, fence)) => fence.epoch,
             None => 0,
         };
         self.nonce += 1;
-        let fence = Fence { epoch: wall_ms.max(stored + 1), nonce: self.nonce };
+        let epoch = match () {
+            () if planted::is(planted::Fault::EpochNotRaised) && stored > 0 => stored,
+            () if planted::is(planted::Fault::EpochWithoutStored) => wall_ms,
+            () if planted::is(planted::Fault::EpochWithoutClock) => stored + 1,
+            () => wall_ms.max(stored + 1),
+        };
+        let fence = Fence { epoch, nonce: self.nonce };
         self.fences.insert(partition, (node, fence));
         let outstanding = self.outstanding.range((partition, 0)..(partition, u64::MAX));
         Ok(Outcome::Claimed {
@@ -252,7 +266,7 @@ impl ModelStore {
         let partition = batch.partition;
         self.fenced(partition, batch.fence)?;
         let position = self.positions.entry(partition).or_insert(FIRST_POSITION);
-        if *position != batch.position {
+        if *position != batch.position && !planted::is(planted::Fault::PositionNotCompared) {
             return Err(StoreError::Position { partition, expected: *position, given: batch.position });
         }
         assert!(!batch.writes.is_empty(), "an empty batch");
@@ -261,8 +275,17 @@ impl ModelStore {
         if !batch.outstanding.is_empty() {
             self.outstanding.insert((partition, batch.position), batch.outstanding);
         }
+        let mut last = None;
         for (id, write) in (batch.position..).zip(batch.writes) {
+            if let Write::Message(entry) = &write {
+                last = Some((entry.conversation.clone(), StreamKey::of(entry)));
+            }
             self.write(partition, id, write);
+        }
+        if planted::is(planted::Fault::AnswersNotAtomic)
+            && let Some(answers) = last.and_then(|key| self.answers.get_mut(&key))
+        {
+            answers.pop();
         }
         Ok(Outcome::Appended)
     }
@@ -277,18 +300,16 @@ impl ModelStore {
                 assert_eq!(entry.message_id.partition(), partition);
                 *last = entry.message_id;
                 if entry.stream != 0 {
-                    let stream = StreamKey {
-                        user: entry.sender.clone(),
-                        device: entry.device.clone(),
-                        stream: entry.stream,
-                    };
+                    let stream = StreamKey::of(&entry);
                     if entry.client_seq == 1 {
                         self.begin_stream(&entry.conversation, &stream);
                     }
                     let answers = self.answers.entry((entry.conversation.clone(), stream)).or_default();
                     let Entry { client_seq, payload_hash, seq, message_id, epoch, .. } = entry;
                     answers.push(Answer { client_seq, payload_hash, seq, message_id, epoch });
-                    let excess = answers.len().saturating_sub(ANSWERS_MAX);
+                    let answers_max =
+                        if planted::is(planted::Fault::AnswersForgottenSoon) { 2 } else { ANSWERS_MAX };
+                    let excess = answers.len().saturating_sub(answers_max);
                     answers.drain(..excess);
                 }
                 let event = Event { id, kind: "message".into(), body: entry.notify.clone() };
@@ -325,7 +346,8 @@ impl ModelStore {
             }
             Write::Cursor { conversation, user, device, cursor } => {
                 let stored = self.cursors.entry((conversation, user, device)).or_default();
-                *stored = (*stored).max(cursor);
+                let last = planted::is(planted::Fault::CursorsMergedByLast);
+                *stored = if last { cursor } else { (*stored).max(cursor) };
             }
             Write::Trim { conversation, first_seq } => {
                 if let Some(log) = self.logs.get_mut(&conversation) {

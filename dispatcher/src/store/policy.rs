@@ -5,6 +5,8 @@
 //! wins, the highest login number stays. A session that registers again under its old number can therefore never push
 //! out a newer one. Resuming keeps the number: of one device's sessions under one number the last one to register stays.
 
+use millrace_protocol::planted::{self, Fault};
+
 use super::{Registration, Route};
 
 /// Routes of one user at most; the lowest login number loses its place. A person has a handful of devices: this bounds
@@ -29,6 +31,9 @@ pub(super) fn register(routes: &mut Vec<Route>, registration: &Registration, log
     // The same session again is no rival of itself; a route of an earlier life of the slot must not close this one.
     let own = |route: &Route| route.session == registration.session && route.device == registration.device;
     let stronger = |route: &Route| {
+        if planted::is(Fault::LowestLoginWins) {
+            return route.login_number < login_number;
+        }
         route.login_number > login_number
             || (route.login_number == login_number && route.device != registration.device)
     };

@@ -5,12 +5,17 @@
 //! (`joined`). Nothing is kept of it in between: a client that never asks for the rest, is removed or leaves has left
 //! nothing to be cleared up. Rooms and direct conversations have nobody to take out.
 
+use millrace_protocol::planted::{self, Fault};
+
 use super::shard::Shard;
 use super::subscriptions::group_id;
 
 impl Shard {
     /// A page with more to come is on its way to this session.
     pub(super) fn syncing(&mut self, slot: u32, conversation: &str) {
+        if planted::is(Fault::LiveWhileSyncing) {
+            return;
+        }
         let Some(conversation) = group_id(conversation) else { return };
         let Some(topic) = self.conversations.find(&conversation) else { return };
         let capacity = self.config.slots_max;

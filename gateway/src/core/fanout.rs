@@ -12,6 +12,7 @@ use millrace_protocol::ids::{Partition, SessionId};
 use millrace_protocol::link::Kind;
 use millrace_protocol::messages::client::{Gap, Notify, notify};
 use millrace_protocol::messages::link::{self, FanOut, Fetch, Page};
+use millrace_protocol::planted::{self, Fault};
 use millrace_protocol::prost::Message;
 
 use super::action::Payload;
@@ -62,6 +63,10 @@ impl Shard {
             self.stats.duplicates += 1;
             return;
         }
+        if planted::is(Fault::HoleNotFetched) {
+            self.skip_to(topic, body.seq - 1);
+        }
+        let Some(it) = self.topics.get(topic) else { return };
         if body.seq == it.last + 1 && it.hole.is_none() {
             if self.take_in(topic, body.seq, body.except_session, &body.notify) {
                 return;
@@ -108,12 +113,22 @@ impl Shard {
         if head <= it.last {
             return;
         }
+        if planted::is(Fault::HoleNotFetched) {
+            return self.skip_to(topic, head);
+        }
         if it.room {
             return self.tell_gap(topic, head);
         }
         let hole = it.hole.get_or_insert_default();
         hole.through = hole.through.max(head);
         self.ask(topic);
+    }
+
+    /// As if nothing were missing: see `planted`.
+    fn skip_to(&mut self, topic: u32, to: u64) {
+        if let Some(it) = self.topics.get_mut(topic) {
+            it.last = it.last.max(to);
+        }
     }
 
     /// Tells the listeners that everything up to `to` is missing, in its place among the messages.
@@ -125,6 +140,9 @@ impl Shard {
         let to = held.map_or(to, |(seq, _)| to.min(*seq - 1));
         if to <= it.last {
             return;
+        }
+        if planted::is(Fault::OverflowWithoutGap) {
+            return self.skip_to(topic, to);
         }
         let mut from = it.last + 1;
         if let Some((earlier, _)) = it.fan.take_last_gap() {

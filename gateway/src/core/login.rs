@@ -11,6 +11,7 @@ use millrace_protocol::messages::client::{
     self, Code, LoginAck, Refused, Removed, Response, notify, response,
 };
 use millrace_protocol::messages::link::{Close, Closed, LeaseAnswer, Register, Registered, Unregister};
+use millrace_protocol::planted::{self, Fault};
 
 use super::action::{Action, Credential};
 use super::event::{Conn, Identity, Lease, Refusal};
@@ -36,7 +37,7 @@ impl Shard {
             let reason = "device and platform are 1-64 of A-Z a-z 0-9 . _ - @ +";
             return self.refuse_login(slot, request, Code::BadRequest, reason, 0);
         }
-        if !self.lease_is_live() {
+        if !self.may_log_in() {
             self.stats.login_without_lease += 1;
             let reason = "the gateway has no lease at present";
             return self.refuse_login(slot, request, Code::Unavailable, reason, RETRY_AFTER_UNAVAILABLE_MS);
@@ -64,6 +65,10 @@ impl Shard {
         let conn = session.conn(slot);
         self.admission.begin_login();
         self.out.push(Action::Verify { conn, credential });
+    }
+
+    fn may_log_in(&self) -> bool {
+        self.lease_is_live() || planted::is(Fault::LoginWithoutLease)
     }
 
     /// Refuses a login, and closes.
@@ -109,6 +114,10 @@ impl Shard {
         let session = self.sessions.get_mut(conn.slot).expect("found above");
         (session.user, session.device, session.user_next) = (user, device, next);
         self.want_register(conn);
+        if planted::is(Fault::RouteAfterLoginAck) {
+            self.sessions.get_mut(conn.slot).expect("found above").flags |= REREGISTERING;
+            self.logged_in(conn.slot, Vec::new());
+        }
     }
 
     /// Queues a Register, once.
@@ -298,7 +307,7 @@ impl Shard {
         let Some(login) = session.take_login() else { return };
         let crowded = self.admission.logging_in() > CORK_LOGINS;
         self.admission.end_login();
-        if !self.lease_is_live() {
+        if !self.may_log_in() {
             self.stats.login_without_lease += 1;
             let reason = "the gateway lost its lease";
             let retry = RETRY_AFTER_UNAVAILABLE_MS;
@@ -398,7 +407,7 @@ impl Shard {
         self.renewal.replaces = before.incarnation;
         self.stats.incarnations += 1;
         self.uplink.set_incarnation(lease.incarnation);
-        self.reregister_at = Some(0);
+        self.reregister_at = (!planted::is(Fault::NotRegisteredAgain)).then_some(0);
         // Every link starts afresh: partitions are announced again, and their topics subscribed then.
         for key in self.uplink.nodes().map(|(key, _)| key).collect::<Vec<_>>() {
             self.uplink.disown(key);
@@ -464,7 +473,7 @@ impl Shard {
             granted: body.granted,
             was_missing: body.was_missing,
             incarnation: body.incarnation,
-            sent_us: body.sent_us,
+            sent_us: if planted::is(Fault::LeaseFromAnswer) { self.now.mono_us } else { body.sent_us },
             reason: body.reason,
         });
     }

@@ -9,6 +9,7 @@
 //! owed, so that a busy session costs one box and one entry in a wheel, not one per message.
 
 use millrace_protocol::messages::client::{Code, Resync, notify};
+use millrace_protocol::planted::{self, Fault};
 
 use super::limits::*;
 use super::session::*;
@@ -163,6 +164,9 @@ impl Shard {
 
     /// Looks at the sessions whose clocks come round. Returns whether there are more.
     pub(super) fn turn_owed(&mut self) -> bool {
+        if planted::is(Fault::NoResyncClock) {
+            return false;
+        }
         let Some(wheel) = &mut self.owing else { return false };
         let mut due = std::mem::take(&mut self.due);
         let more = wheel.advance(self.now.mono_us, OWED_LOOKS_PER_TURN, &mut due);
@@ -200,7 +204,9 @@ impl Shard {
             return self.doom(slot, Code::NotAcknowledged, reason, 0);
         }
         owed.tries += 1;
-        owed.armed = arm(&mut self.owing, slot, now_us);
+        if !planted::is(Fault::ResyncOnce) {
+            owed.armed = arm(&mut self.owing, slot, now_us);
+        }
         let text = |kept: &Kept| match kept {
             Kept::Group(topic) => self.conversations.text(*topic).to_owned(),
             Kept::Direct(id) => id.to_string(),

@@ -10,6 +10,7 @@ use millrace_protocol::ids::{Partition, SessionId};
 use millrace_protocol::link::{Kind, Record};
 use millrace_protocol::messages::client::{Response, response};
 use millrace_protocol::messages::link::{ClientRequest, Reply};
+use millrace_protocol::planted::{self, Fault};
 use millrace_protocol::prost::Message;
 
 use super::event::{Conn, NodeKey};
@@ -124,6 +125,9 @@ impl Shard {
             self.stats.busy_timeout += 1;
         } else {
             self.stats.busy_lost += 1;
+        }
+        if planted::is(Fault::UnansweredForgotten) {
+            return;
         }
         if let Some(part) = pending.part {
             self.on_part(part, None);

@@ -15,6 +15,7 @@ use millrace_protocol::link::end::LINK_VERSION;
 use millrace_protocol::link::record::RECORD_BYTES_MAX;
 use millrace_protocol::messages::client::Code;
 use millrace_protocol::messages::link::Hello;
+use millrace_protocol::planted::{self, Fault};
 use rustc_hash::FxHashMap;
 
 use super::acks::Gathered;
@@ -343,6 +344,11 @@ impl Shard {
         self.stats.pings
     }
 
+    /// Logins answered so far.
+    pub fn login_acks(&self) -> u64 {
+        self.stats.login_acks
+    }
+
     /// Whether the gateway's lease allows logins now.
     pub fn lease_is_live(&self) -> bool {
         self.now.mono_us < self.lease.until_us
@@ -369,7 +375,9 @@ impl Shard {
 
     /// The session of a connection, unless its slot is used by another one by now.
     pub(super) fn session(&mut self, conn: Conn) -> Option<&mut Session> {
-        self.sessions.get_mut(conn.slot).filter(|session| session.generation == conn.generation)
+        self.sessions
+            .get_mut(conn.slot)
+            .filter(|session| session.generation == conn.generation || planted::is(Fault::GenerationIgnored))
     }
 
     /// Ticks of silence after which a client is taken for dead.

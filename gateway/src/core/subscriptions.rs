@@ -12,6 +12,7 @@ use millrace_protocol::messages::client::{Code, Gap, Head, Joined, Notify, notif
 use millrace_protocol::messages::link::{
     Attach, NoSession, Remove, Reply, Subscribe, Subscribed, Target, Unsubscribe,
 };
+use millrace_protocol::planted::{self, Fault};
 use millrace_protocol::prost::Message;
 
 use super::event::Conn;
@@ -154,6 +155,9 @@ impl Shard {
 
     /// Topics of these partitions are subscribed again: they have a new owner, or one that forgot.
     pub(super) fn resubscribe(&mut self, partitions: &dyn Fn(Partition) -> bool) {
+        if planted::is(Fault::AnnouncementIgnored) {
+            return;
+        }
         let mut at = 0;
         while let Some(topic) = self.topics.next_used(at) {
             at = topic + 1;
@@ -347,7 +351,7 @@ impl Shard {
         }
         let told = head.max(it.last);
         it.members.insert(slot, capacity);
-        if !it.fan.is_idle() || told > it.last {
+        if (!it.fan.is_idle() || told > it.last) && !planted::is(Fault::JoinedSeesThePast) {
             it.fan.joined(slot, told);
         }
         if let Some(session) = self.sessions.get_mut(slot) {
@@ -431,6 +435,9 @@ impl Shard {
     }
 
     pub(super) fn on_remove(&mut self, body: Remove) {
+        if planted::is(Fault::RemovedStays) {
+            return;
+        }
         let Some(topic) = self.conversations.find(&body.conversation) else { return };
         for user in &body.users {
             self.expel(topic, &body.conversation, user);

@@ -10,6 +10,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use crate::link::end::LinkError;
 use crate::link::record::{HEADER_BYTES, Header, Kind, Record};
+use crate::planted::{self, Fault};
 
 /// Records towards the peer. Numbers acknowledged + 1 ..= last are kept: first `batches`, then `pending`.
 #[derive(Debug, Default)]
@@ -51,7 +52,9 @@ impl Outgoing {
 
     /// A new connection: everything kept is to be transmitted again.
     pub(super) fn rewind(&mut self) {
-        self.next_batch = 0;
+        if !planted::is(Fault::ResendSkipped) {
+            self.next_batch = 0;
+        }
     }
 
     /// Numbers a record and encodes it into the pending batch; one that would grow above the limit is closed first.

@@ -242,3 +242,24 @@ fn what_was_taken_on_the_old_stream_is_not_sent_on_the_new_one() {
         .collect();
     assert_eq!(again, [(1, text(0)), (2, text(2))]);
 }
+
+#[test]
+fn a_number_that_may_have_been_used_is_given_to_no_other_message() {
+    let (mut outbox, mut server) = (Outbox::default(), Server::default());
+    for index in 0..3 {
+        push(&mut outbox, index);
+    }
+    // The first was taken, and its answer lost; then the user is no member, and is one again.
+    server.take(send(&mut outbox, 0, 1).unwrap()).unwrap();
+    outbox.disconnected();
+    for id in 2..=4 {
+        send(&mut outbox, 0, id).unwrap();
+    }
+    let refused = refusal(Code::NotMember, 0, 0);
+    assert!(matches!(outbox.refused(2, &refused, 0, 5), Some((0, Err(_)))));
+    assert!(matches!(outbox.refused(3, &refused, 0, 5), Some((1, Err(_)))), "sent once: its number is free");
+    assert!(outbox.refused(4, &refused, 0, 5).is_none());
+    let ack = server.take(send(&mut outbox, 0, 5).unwrap()).unwrap();
+    assert!(outbox.acknowledged(5, ack).is_some());
+    assert_eq!(server.log, [text(0), text(2)]);
+}
