@@ -13,14 +13,20 @@ use crate::world::{Outcome, World};
 
 thread_local! {
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+    /// How to play again what is being played.
+    static PLAYING: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Panics are kept for the report instead of being printed in the middle of it.
+/// Panics are kept for the report instead of being printed in the middle of it; where they end the process, as in release
+/// builds, they are printed with the seed.
 fn keep_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         panic::set_hook(Box::new(|info| {
             PANIC.with(|kept| *kept.borrow_mut() = info.to_string());
+            if cfg!(panic = "abort") {
+                PLAYING.with(|playing| eprintln!("{info}\n  {}", playing.borrow()));
+            }
         }));
     });
 }
@@ -38,6 +44,7 @@ pub struct Options {
 pub fn play(plan_name: &str, seed: u64, options: Options) -> Option<Outcome> {
     let plan = Plan::named(plan_name, seed)?;
     let faults = schedule::draw(&plan, seed);
+    PLAYING.with(|playing| *playing.borrow_mut() = crate::report::replay(plan_name, seed));
     Some(play_with(&plan, &faults, seed, options))
 }
 

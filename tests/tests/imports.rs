@@ -29,7 +29,7 @@ const RULES: &[Rule] = &[
     Rule {
         place: "sim/src",
         may: &["sim", "protocol", "gateway", "dispatcher", "client"],
-        except: &["main.rs", "run.rs"],
+        except: &["main.rs", "run.rs", "planted.rs"],
         pure: true,
     },
     Rule { place: "loadgen/src", may: &["loadgen", "protocol", "edge"], except: &["main.rs"], pure: false },

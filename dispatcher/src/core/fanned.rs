@@ -1,10 +1,11 @@
 //! How far fan-out has come: what the next owner need not do again.
 //!
 //! A message of a direct conversation that was appended, and whose owner died before its recipients' gateways had it,
-//! would reach nobody until they come back: nobody subscribes to such a conversation. So do the sessions of a group's new
-//! members not know that they are. So each batch names its direct messages, and entries about new members, as outstanding, and a later one tells the store up to where they were fanned out. That is known when the
-//! routes of all of them were read and their records were *acknowledged* on the links; a link whose state is gone counts
-//! too, as its sessions are gone or begin anew.
+//! would reach nobody until they come back: nobody subscribes to such a conversation. Nor do the sessions of a group's
+//! new members subscribe before they are told that they are members. So each batch names its direct messages, and its
+//! entries about new members, as outstanding, and a later one tells the store up to where they were fanned out. That is
+//! known when the routes of all of them were read and their records were *acknowledged* on the links; a link whose state
+//! is gone counts too, as its sessions are gone or begin anew.
 //!
 //! One mark at a time goes through a shard: first through its line of lookups, then through all links, those at home on
 //! sibling shards included. The rule that keeps it right: a position is reported only after everything that came before

@@ -57,8 +57,8 @@ impl Positions {
     }
 
     /// A message is the newest of its group now.
-    pub fn sent(&mut self, seq: u64, user: &str) {
-        self.newest = Some((seq, user.to_owned(), Position::default()));
+    pub fn sent(&mut self, seq: u64, user: String) {
+        self.newest = Some((seq, user, Position::default()));
     }
 
     /// Who waits for an answer: the partition stops.

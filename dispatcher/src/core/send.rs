@@ -261,12 +261,12 @@ pub fn sent(
     became_durable(owner, conversation, &name, seq);
     cx.hub.stats.messages += 1;
     acknowledge(cx, owner, asker, seq, message_id, owner.from.epoch);
-    if sent.is_message {
-        conversation.last = Some(notify.clone());
-        conversation.positions.sent(seq, &sent.user);
-    }
     if sent.fate_within_ms > 0 {
         fates::awaits(cx, owner, conversation, &name, (seq, &sent.user), asker, sent.fate_within_ms);
+    }
+    if sent.is_message {
+        conversation.last = Some(notify.clone());
+        conversation.positions.sent(seq, sent.user);
     }
     for (_, asker) in conversation.repeats.extract_if(.., |(waits_for, _)| *waits_for == seq) {
         cx.hub.stats.repeats += 1;

@@ -89,13 +89,12 @@ impl Streams {
 
     /// Remembers an answer. `true`: another stream was forgotten for it.
     pub fn insert(&mut self, key: StreamKey, answer: Answer, durable: u64) -> bool {
-        let forgotten = self.loaded(key.clone(), Vec::new(), durable);
-        let answers = self.map.entry(key).or_default();
-        let answers_max = if planted::is(Fault::AnswersForgottenSoon) { 2 } else { ANSWERS_MAX };
-        if answers.len() == answers_max {
-            answers.pop_front();
+        if let Some(answers) = self.map.get_mut(&key) {
+            remember(answers, answer);
+            return false;
         }
-        answers.push_back(answer);
+        let forgotten = self.loaded(key.clone(), Vec::new(), durable);
+        remember(self.map.entry(key).or_default(), answer);
         forgotten
     }
 
@@ -111,6 +110,14 @@ impl Streams {
         self.complete = false;
         true
     }
+}
+
+fn remember(answers: &mut VecDeque<Answer>, answer: Answer) {
+    let answers_max = if planted::is(Fault::AnswersForgottenSoon) { 2 } else { ANSWERS_MAX };
+    if answers.len() == answers_max {
+        answers.pop_front();
+    }
+    answers.push_back(answer);
 }
 
 #[cfg(test)]

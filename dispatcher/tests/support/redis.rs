@@ -230,6 +230,11 @@ impl RedisCluster {
             assert!(Instant::now() < deadline, "the replica was not met");
             std::thread::sleep(Duration::from_millis(100));
         }
+        // Before it knows which slots its primary has, it asks nobody for their votes.
+        while !replica.cli(&["CLUSTER", "INFO"]).contains("cluster_slots_assigned:16384") {
+            assert!(Instant::now() < deadline, "the replica did not learn its primary's slots");
+            std::thread::sleep(Duration::from_millis(50));
+        }
         replica.wait_for_link();
         replica
     }
