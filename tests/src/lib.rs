@@ -2,10 +2,12 @@
 //!
 //! Every server is a child that is killed when its handle is dropped, also when a test panics.
 
+mod fleet;
 mod http;
 mod redis;
 mod server;
 
+pub use fleet::{SmallFleet, key_args, user_token, write_keys};
 pub use http::get;
 pub use redis::Redis;
 pub use server::{Server, binary, free_port, gateway_token, wait_until};

@@ -7,14 +7,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use millrace_client::{
     Client, Code, Config, Event, Message, SendError, SendOptions, Transport, conversation,
 };
-use millrace_tests::{Redis, Server, binary, free_port, get, wait_until};
+use millrace_tests::{Redis, Server, free_port, get, key_args, user_token, wait_until, write_keys};
 use tokio::task::JoinSet;
 
 const PEOPLE: usize = 200;
@@ -67,9 +66,7 @@ struct Fleet {
 impl Fleet {
     fn start() -> Fleet {
         let dir = tempfile::tempdir().expect("a directory");
-        for (name, byte) in [("hs256", "h"), ("tickets", "t")] {
-            std::fs::write(dir.path().join(name), byte.repeat(48)).expect("a secret");
-        }
+        write_keys(dir.path());
         let ports = || [free_port(), free_port()];
         let mut fleet = Fleet {
             redis: Redis::start(),
@@ -128,27 +125,8 @@ impl Fleet {
     }
 
     fn token(&self, user: &str) -> String {
-        let made = std::process::Command::new(binary("millrace-gateway"))
-            .args(["token", "--user", user])
-            .args(key_args(self.dir.path()))
-            .output()
-            .expect("millrace-gateway runs");
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        String::from_utf8(made.stdout).expect("a token").trim().to_owned()
+        user_token(self.dir.path(), user)
     }
-}
-
-fn key_args(dir: &Path) -> Vec<String> {
-    let file = |name: &str| dir.join(name).display().to_string();
-    [
-        "--auth-hs256".to_owned(),
-        "true".to_owned(),
-        "--auth-hs256-secret-file".to_owned(),
-        file("hs256"),
-        "--auth-ticket-secret-file".to_owned(),
-        file("tickets"),
-    ]
-    .to_vec()
 }
 
 async fn connect(fleet: &Fleet, at: usize) -> Person {
