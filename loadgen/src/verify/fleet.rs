@@ -148,7 +148,7 @@ impl Fleet {
                 fleet.await_listening(node, is_stopped)?;
             }
         }
-        fleet.await_ready(is_stopped)?;
+        fleet.await_ready(is_stopped, &mut |_| Ok(()))?;
         Ok(fleet)
     }
 
@@ -366,13 +366,18 @@ impl Fleet {
         self.slots.iter().filter(|(_, slot)| is_missing(slot)).map(|(node, _)| *node).collect()
     }
 
-    /// Waits until gateways take logins and the replica is in step.
+    /// Waits until gateways take logins and the replica is in step; `look` is called between two looks at them.
     ///
     /// # Errors
     /// Not in time.
-    pub(super) fn await_ready(&self, is_stopped: &dyn Fn() -> bool) -> Result<(), RunError> {
+    pub(super) fn await_ready(
+        &mut self,
+        is_stopped: &dyn Fn() -> bool,
+        look: &mut dyn FnMut(&mut Self) -> Result<(), RunError>,
+    ) -> Result<(), RunError> {
         let end = Instant::now() + READY_WITHIN;
         loop {
+            look(self)?;
             let not_ready = self.not_ready();
             if not_ready.is_empty() {
                 return Ok(());

@@ -17,6 +17,7 @@ mod redis;
 pub mod report;
 mod round;
 mod strike;
+mod watch;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -304,7 +305,11 @@ pub fn run(args: &VerifyArgs, progress: Progress, stop: Arc<AtomicBool>) -> Resu
             messages: each,
             may_lose: args.durability.may_lose(),
         };
-        let round = round::run(&mut run, fleet, crowd, &spec)?;
+        let round = match round::run(&mut run, fleet, crowd, &spec) {
+            // What was not read back can't be judged.
+            Err(RunError::Interrupted) => break,
+            done => done?,
+        };
         let is_clean = round.is_clean();
         run.progress.say(&report::line(&spec, &round));
         keep(&run, fleet, &spec, &round)?;

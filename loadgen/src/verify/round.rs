@@ -19,6 +19,7 @@ use super::faults::Strike;
 use super::fleet::Fleet;
 use super::history::History;
 use super::strike::{self, Struck, Told};
+use super::watch::Watch;
 use crate::rig::RunError;
 use crate::rng::Rng;
 
@@ -87,11 +88,19 @@ pub(super) fn run(
     let tokens = cast.users.iter().map(|user| run.signer.sign_one(user)).collect::<Result<Vec<_>, _>>()?;
     let stop = std::sync::Arc::clone(&run.stop);
     let is_stopped = || stop.load(std::sync::atomic::Ordering::Relaxed);
-    fleet.await_ready(&is_stopped)?;
+    let told = Mutex::new(Told::default());
+    let mut watch = Watch::default();
+    fleet.await_ready(&is_stopped, &mut |fleet| {
+        watch.look(fleet, &told);
+        watch.outcome()
+    })?;
 
     run.progress.phase(&format!("schedule {}: coming in", spec.number + 1), u64::from(spec.users));
     crowd.begin(&cast, &tokens, rng);
-    let came = crowd.until(COME_WITHIN, |crowd| (crowd.has_founded() && crowd.is_well()) || is_stopped())?;
+    let came = crowd.until(COME_WITHIN, |crowd| {
+        watch.look(fleet, &told) || (crowd.has_founded() && crowd.is_well()) || is_stopped()
+    })?;
+    watch.outcome()?;
     if is_stopped() {
         return Err(RunError::Interrupted);
     }
@@ -106,12 +115,11 @@ pub(super) fn run(
     run.progress.phase(&format!("schedule {}: faults", spec.number + 1), spec.length_ms);
     // A little faster than needed: nothing is sent where too much has no answer.
     crowd.start_sending(spec.messages, spec.messages as f64 / seconds * 1.1);
-    let told = Mutex::new(Told::default());
     let mut wellness = Wellness { look_us: start_us, unwell_us: 0 };
     let end_us = start_us + spec.length_ms * 1_000;
     let (progress, stop_flag): (_, &AtomicBool) = (&mut run.progress, &stop);
     std::thread::scope(|scope| {
-        let hand = scope.spawn(|| strike::carry_out(fleet, &spec.strikes, &told, stop_flag));
+        let hand = scope.spawn(|| strike::carry_out(fleet, &spec.strikes, &mut watch, &told, stop_flag));
         let limit = Duration::from_millis(spec.length_ms) + OVERTIME;
         let gone = crowd.until(limit, |crowd| {
             wellness.look(crowd, &told);
@@ -126,7 +134,7 @@ pub(super) fn run(
     let quiet_us = boot_us();
     let is_quiet = crowd.until(QUIET_WITHIN, |crowd| {
         wellness.look(crowd, &told);
-        crowd.is_quiet() || is_stopped()
+        watch.look(fleet, &told) || crowd.is_quiet() || is_stopped()
     })?;
     let last_us = told.lock().expect("not poisoned").struck.iter().filter_map(|s| s.ended_us).max();
     let quiet_s = is_quiet.then(|| (boot_us() - last_us.unwrap_or(quiet_us)) as f64 / 1e6);
@@ -139,7 +147,11 @@ pub(super) fn run(
 
     run.progress.phase(&format!("schedule {}: reading back", spec.number + 1), 1);
     crowd.audit(auditors(&cast, &tokens));
-    crowd.until(AUDIT_WITHIN, |crowd| crowd.is_audited() || is_stopped())?;
+    crowd.until(AUDIT_WITHIN, |crowd| watch.look(fleet, &told) || crowd.is_audited() || is_stopped())?;
+    watch.outcome()?;
+    if is_stopped() {
+        return Err(RunError::Interrupted);
+    }
     let (history, counts, lines) = crowd.finish();
     let Told { struck, ended, crashes, promotions } = told.into_inner().expect("not poisoned");
     let verdict = check(&history, spec.may_lose && promotions > 0);

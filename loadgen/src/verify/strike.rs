@@ -13,13 +13,11 @@ use serde::Serialize;
 use super::faults::{Fault, Kind, Strike};
 use super::fleet::{CLOCKED, Fleet};
 use super::net::Node;
+use super::watch::Watch;
 use crate::rig::RunError;
 
 /// Between two looks at the processes.
 const LOOK: Duration = Duration::from_millis(50);
-
-/// A process that ended by itself is started again after this time, in us.
-const RESTART_US: u64 = 300_000;
 
 /// One fault as it was done.
 #[derive(Clone, Debug, Serialize)]
@@ -65,6 +63,7 @@ enum Step {
 pub(super) fn carry_out(
     fleet: &mut Fleet,
     strikes: &[Strike],
+    watch: &mut Watch,
     told: &Mutex<Told>,
     stop: &AtomicBool,
 ) -> Result<(), RunError> {
@@ -80,13 +79,13 @@ pub(super) fn carry_out(
     }
     // In the order of time; of one fault in the order above.
     steps.sort_by_key(|(at_ms, ..)| *at_ms);
-    let mut hand =
-        Hand { targets: vec![None; strikes.len()], numbers: vec![0; strikes.len()], told, dead: Vec::new() };
+    let mut hand = Hand { targets: vec![None; strikes.len()], numbers: vec![0; strikes.len()], told };
     let mut primary = fleet.primary();
     for (at_ms, at, step) in steps {
         while boot_us() < start_us + at_ms * 1_000 && !stop.load(Ordering::Relaxed) {
             std::thread::sleep(LOOK);
-            hand.tend(fleet)?;
+            watch.look(fleet, told);
+            watch.outcome()?;
             watch_primary(fleet, &mut primary, told);
         }
         if step == Step::Begin && stop.load(Ordering::Relaxed) {
@@ -95,7 +94,8 @@ pub(super) fn carry_out(
         hand.step(fleet, at, &strikes[at], step)?;
     }
     while !fleet.missing().is_empty() {
-        hand.tend(fleet)?;
+        watch.look(fleet, told);
+        watch.outcome()?;
         std::thread::sleep(LOOK);
     }
     // A failover may still be under way.
@@ -118,39 +118,9 @@ struct Hand<'a> {
     /// Its place in what was told.
     numbers: Vec<usize>,
     told: &'a Mutex<Told>,
-    /// Who ended by itself, and when.
-    dead: Vec<(Node, u64)>,
 }
 
 impl Hand<'_> {
-    /// Starts again who ended by itself.
-    fn tend(&mut self, fleet: &mut Fleet) -> Result<(), RunError> {
-        for ended in fleet.tend() {
-            self.dead.push((ended.node, boot_us()));
-            let mut told = self.told.lock().expect("not poisoned");
-            // A Redis that can't write its file ends itself: that is what the full disk is for.
-            let is_full = told.struck.iter().any(|s| s.kind == Kind::DiskFull && is_near(s));
-            if ended.how.contains("failpoint ") {
-                told.crashes += 1;
-            } else if !(is_full && matches!(ended.node, Node::Redis(_))) {
-                told.ended.push(ended.how);
-            }
-        }
-        let now_us = boot_us();
-        let is_full = self.told.lock().expect("not poisoned").struck.iter().any(|struck| {
-            struck.kind == Kind::DiskFull && struck.ended_us.is_none() && struck.failed.is_none()
-        });
-        for (node, at_us) in std::mem::take(&mut self.dead) {
-            let must_wait = is_full && matches!(node, Node::Redis(_));
-            if now_us < at_us + RESTART_US || must_wait {
-                self.dead.push((node, at_us));
-            } else if fleet.missing().contains(&node) {
-                fleet.start_node(node)?;
-            }
-        }
-        Ok(())
-    }
-
     fn step(&mut self, fleet: &mut Fleet, at: usize, strike: &Strike, step: Step) -> Result<(), RunError> {
         if step == Step::Begin {
             let primary = fleet.primary().unwrap_or(Node::Redis(1));
@@ -196,11 +166,6 @@ impl Hand<'_> {
         }
         Ok(())
     }
-}
-
-/// Under way, or over for less than a second.
-fn is_near(struck: &Struck) -> bool {
-    struck.ended_us.is_none_or(|us| boot_us() < us + 1_000_000)
 }
 
 /// The fault with the processes that it hits in this fleet.

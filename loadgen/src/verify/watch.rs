@@ -1,0 +1,76 @@
+//! Looks at the fleet's processes in every phase of a schedule, and starts again who ended by itself: of a fail point, or of a
+//! disk that is full.
+
+use std::sync::Mutex;
+
+use millrace_edge::clock::boot_us;
+
+use super::faults::Kind;
+use super::fleet::Fleet;
+use super::net::Node;
+use super::strike::{Struck, Told};
+use crate::rig::RunError;
+
+/// A process that ended by itself is started again after this time, in us.
+const RESTART_US: u64 = 300_000;
+
+/// Who ended by itself and is not back, and since when.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    dead: Vec<(Node, u64)>,
+    failed: Option<RunError>,
+}
+
+impl Watch {
+    /// Looks, tells who ended though no fault explains it, and starts those again whose time has come. Returns whether one
+    /// could not be started: see [`Self::outcome`].
+    pub(super) fn look(&mut self, fleet: &mut Fleet, told: &Mutex<Told>) -> bool {
+        if let Err(error) = self.try_look(fleet, told) {
+            self.failed.get_or_insert(error);
+        }
+        self.failed.is_some()
+    }
+
+    /// How it went so far.
+    ///
+    /// # Errors
+    /// A process could not be started.
+    pub(super) fn outcome(&mut self) -> Result<(), RunError> {
+        self.failed.take().map_or(Ok(()), Err)
+    }
+
+    fn try_look(&mut self, fleet: &mut Fleet, told: &Mutex<Told>) -> Result<(), RunError> {
+        for ended in fleet.tend() {
+            self.dead.push((ended.node, boot_us()));
+            let mut told = told.lock().expect("not poisoned");
+            // A Redis that can't write its file ends itself: that is what the full disk is for.
+            let is_full = told.struck.iter().any(|s| s.kind == Kind::DiskFull && is_near(s));
+            if ended.how.contains("failpoint ") {
+                told.crashes += 1;
+            } else if !(is_full && matches!(ended.node, Node::Redis(_))) {
+                told.ended.push(ended.how);
+            }
+        }
+        if self.dead.is_empty() {
+            return Ok(());
+        }
+        let now_us = boot_us();
+        let is_full = told.lock().expect("not poisoned").struck.iter().any(|struck| {
+            struck.kind == Kind::DiskFull && struck.ended_us.is_none() && struck.failed.is_none()
+        });
+        for (node, at_us) in std::mem::take(&mut self.dead) {
+            let must_wait = is_full && matches!(node, Node::Redis(_));
+            if now_us < at_us + RESTART_US || must_wait {
+                self.dead.push((node, at_us));
+            } else if fleet.missing().contains(&node) {
+                fleet.start_node(node)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Under way, or over for less than a second.
+fn is_near(struck: &Struck) -> bool {
+    struck.ended_us.is_none_or(|us| boot_us() < us + 1_000_000)
+}
