@@ -318,8 +318,9 @@ impl Device {
                     }
                 }
             }
-            Told::Removed(removed) => {
-                desk.history.odd.push(format!("removed from {}", removed.conversation));
+            // While groups are founded, a list may name one whose founding its owner did not live to store.
+            Told::Removed(removed) if self.is_settled => {
+                desk.history.odd.push(format!("removed from {} at {now_us} us", removed.conversation));
             }
             _ => {}
         }
