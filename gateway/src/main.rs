@@ -23,17 +23,18 @@ fn start_dispatcher(settings: &StandaloneSettings) -> Result<LocalDispatcher, Bo
     let mut own = standalone::Settings::new(&settings.data_dir);
     own.cluster = settings.cluster.clone();
     own.partitions = settings.partitions;
+    own.events_max = settings.events_max;
     if let Some(file) = &settings.policies {
         own.limits = Policies::read(file)?.limits();
     }
     let dispatcher = Arc::new(standalone::start(own)?);
-    let (connects, troubles, counts) =
-        (Arc::clone(&dispatcher), Arc::clone(&dispatcher), Arc::clone(&dispatcher));
+    let [connects, troubles, counts, feeds] = std::array::from_fn(|_| Arc::clone(&dispatcher));
     Ok(LocalDispatcher {
         connect: Arc::new(move |gateway, shard, to_gateway| connects.connect(gateway, shard, to_gateway)),
         probe: LocalProbe {
             trouble: Arc::new(move || troubles.trouble()),
             counters: Arc::new(move || counts.store_counters()),
+            events: Arc::new(move |of| feeds.events(of).map_err(|error| error.to_string())),
         },
         stop: Box::new(move |timeout| dispatcher.stop(timeout)),
     })

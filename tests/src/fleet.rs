@@ -11,6 +11,7 @@ pub struct SmallFleet {
     redis: Redis,
     dispatcher: Option<Server>,
     dispatcher_ports: [u16; 2],
+    dispatcher_args: Vec<String>,
     gateways: Vec<Server>,
     dir: tempfile::TempDir,
 }
@@ -18,6 +19,11 @@ pub struct SmallFleet {
 impl SmallFleet {
     /// Starts it; `gateway_args` are for both gateways.
     pub fn start(gateway_args: &[&str]) -> SmallFleet {
+        Self::start_with(&[], gateway_args)
+    }
+
+    /// Starts it, with more arguments for the dispatcher and for both gateways.
+    pub fn start_with(dispatcher_args: &[&str], gateway_args: &[&str]) -> SmallFleet {
         let dir = tempfile::tempdir().expect("a directory");
         write_keys(dir.path());
         let dispatcher_ports = [free_port(), free_port()];
@@ -25,6 +31,7 @@ impl SmallFleet {
             redis: Redis::start(),
             dispatcher: None,
             dispatcher_ports,
+            dispatcher_args: dispatcher_args.iter().map(|arg| (*arg).to_owned()).collect(),
             gateways: Vec::new(),
             dir,
         };
@@ -50,6 +57,7 @@ impl SmallFleet {
         let [links, admin] = self.dispatcher_ports.map(|port| format!("127.0.0.1:{port}"));
         let url = self.redis.url();
         let args = ["--listen", &links, "--admin", &admin, "--name", "d0", "--redis", &url, "--shards", "2"];
+        let args = args.into_iter().chain(self.dispatcher_args.iter().map(String::as_str));
         self.dispatcher = Some(Server::start("millrace-dispatcher", args));
     }
 
@@ -63,6 +71,11 @@ impl SmallFleet {
     /// After [`Self::kill_dispatcher`]: under the same name, at the same address.
     pub fn restart_dispatcher(&mut self) {
         self.start_dispatcher();
+    }
+
+    /// Where its Redis is.
+    pub fn redis_url(&self) -> String {
+        self.redis.url()
     }
 
     /// Where clients of a gateway connect.

@@ -13,18 +13,20 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use millrace_edge::clock;
+use millrace_protocol::ids::Partition;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::cluster::{Ask, Status};
+use super::feed;
 use super::limits::ADMIN_WAIT_MS;
 use super::log;
 use super::metrics;
 use super::node::Shards;
 use super::shard::{Command, Report};
-use crate::store::Store;
+use crate::store::{EventId, Store, StoreError};
 
 const WAIT: Duration = Duration::from_millis(ADMIN_WAIT_MS);
 
@@ -77,6 +79,8 @@ pub(crate) async fn serve(listener: TcpListener, admin: Admin) {
         .route("/readyz", get(readiness))
         .route("/debug/partitions", get(partitions))
         .route("/debug/routes/{user}", get(routes))
+        .route("/events", get(event_heads))
+        .route("/events/{partition}/{after}", get(events))
         .with_state(admin);
     if let Err(error) = axum::serve(listener, router).await {
         log::error(format_args!("admin HTTP ended: {error}"));
@@ -187,6 +191,23 @@ async fn routes(State(admin): State<Admin>, Path(user): Path<String>) -> Answer 
         })
         .collect();
     answer(StatusCode::OK, &json!({ "user": user, "routes": routes }))
+}
+
+/// The newest event of each partition: for the embedded store, as Redis has streams for consumers.
+async fn event_heads(State(admin): State<Admin>) -> Answer {
+    read_events(move || feed::heads(&*admin.store)).await
+}
+
+async fn events(State(admin): State<Admin>, Path((partition, after)): Path<(Partition, EventId)>) -> Answer {
+    read_events(move || feed::page(&*admin.store, partition, after)).await
+}
+
+async fn read_events(read: impl FnOnce() -> Result<Value, StoreError> + Send + 'static) -> Answer {
+    match tokio::task::spawn_blocking(read).await {
+        Ok(Ok(events)) => answer(StatusCode::OK, &events),
+        Ok(Err(error)) => unavailable(&error.to_string()),
+        Err(_) => unavailable("the reading thread ended"),
+    }
 }
 
 /// A gauge or counter, with its line of help.

@@ -8,6 +8,7 @@ mod accept;
 mod admin;
 mod cluster;
 pub mod config;
+pub mod feed;
 mod front;
 mod limits;
 mod link;

@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use millrace_edge::mailbox::{Sender, mailbox};
-use millrace_protocol::ids::PARTITIONS_MAX;
+use millrace_protocol::ids::{PARTITIONS_MAX, Partition};
 
+use super::feed;
 use super::limits;
 use super::node::{Node, NodeConfig, StartError, draw_incarnation};
 use super::shard::Command;
 use crate::core::event::LinkKey;
 use crate::core::limits::Limits;
-use crate::store::{Node as Member, Store};
+use crate::store::{EventId, Node as Member, Store, StoreError};
 
 /// How to start a dispatcher within this process.
 #[derive(Clone, Debug)]
@@ -33,6 +34,8 @@ pub struct Settings {
     pub link_window_bytes: u64,
     /// What messages may do: [`super::policies`].
     pub limits: Limits,
+    /// Events for the business behind that each partition keeps, about; 0: there are none.
+    pub events_max: u64,
 }
 
 impl Settings {
@@ -45,6 +48,7 @@ impl Settings {
             shards: 1,
             link_window_bytes: limits::LINK_WINDOW_BYTES,
             limits: Limits::default(),
+            events_max: 0,
         }
     }
 }
@@ -63,7 +67,7 @@ pub const NODE_NAME: &str = "standalone";
 /// # Errors
 /// The directory is locked by another process or can't be read, or threads or descriptors ran out.
 pub fn start(settings: Settings) -> Result<Standalone, StartError> {
-    let store = super::stores::embedded(&settings.data_dir, settings.partitions)?;
+    let store = super::stores::embedded(&settings.data_dir, settings.partitions, settings.events_max)?;
     let config = NodeConfig {
         member: Member { name: NODE_NAME.into(), address: String::new(), incarnation: draw_incarnation()? },
         cluster: settings.cluster,
@@ -99,6 +103,19 @@ impl Standalone {
     /// Counters of the store, for the gateway's metrics.
     pub fn store_counters(&self) -> Vec<(&'static str, u64)> {
         self.store.counters()
+    }
+
+    /// Events as JSON ([`feed`]): the newest of each partition, or a page of one partition's after an id. Waits for the
+    /// store, a second at most.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub fn events(&self, of: Option<(Partition, EventId)>) -> Result<String, StoreError> {
+        let events = match of {
+            None => feed::heads(&*self.store),
+            Some((partition, after)) => feed::page(&*self.store, partition, after),
+        };
+        events.map(|json| json.to_string())
     }
 
     /// Finishes what is under way, closes the store and ends all threads, within about `timeout`.

@@ -10,8 +10,8 @@ use crate::store::embedded::{self, Embedded};
 use crate::store::redis::{self, RedisStore, Topology};
 
 /// The store of a node that is alone.
-pub(crate) fn embedded(dir: &Path, partitions: u16) -> Result<Arc<dyn Store>, StartError> {
-    open_embedded(dir, embedded::Settings::new(partitions))
+pub(crate) fn embedded(dir: &Path, partitions: u16, events_max: u64) -> Result<Arc<dyn Store>, StartError> {
+    open_embedded(dir, embedded::Settings { events_max, ..embedded::Settings::new(partitions) })
 }
 
 /// The store that the settings name; they were checked to say where it is.

@@ -152,6 +152,8 @@ pub enum Work {
         /// Events at most.
         limit: usize,
     },
+    /// The newest event of every partition that has some: [`Outcome::EventHeads`]. The embedded store only.
+    EventHeads,
     /// Registers one session on its user's key: see [`Outcome::Registered`].
     Register(Registration),
     /// Removes a route if device, session, its incarnation and login number are still those. Not fenced.
@@ -549,6 +551,8 @@ pub enum Outcome {
     },
     /// Events, oldest first.
     Events(Vec<Event>),
+    /// See [`Work::EventHeads`]; by partition.
+    EventHeads(Vec<(Partition, EventId)>),
     /// The session is registered.
     Registered {
         /// Its number.

@@ -201,6 +201,10 @@ impl ModelStore {
                 let events = self.events.range(range).take(limit).map(|(_, event)| event.clone());
                 Ok(Outcome::Events(events.collect()))
             }
+            Work::EventHeads => {
+                let newest = self.events.keys().copied().collect::<BTreeMap<_, _>>();
+                Ok(Outcome::EventHeads(newest.into_iter().collect()))
+            }
             Work::Register(registration) => Ok(self.register(registration)),
             Work::Unregister { user, device, session, login_number, incarnation } => {
                 let routes = self.routes.entry(user).or_default();

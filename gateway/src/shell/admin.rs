@@ -1,4 +1,5 @@
-//! Admin HTTP, on a port of its own: `/metrics`, `/healthz`, `/readyz`, `/debug/sessions/{user}`.
+//! Admin HTTP, on a port of its own: `/metrics`, `/healthz`, `/readyz`, `/debug/sessions/{user}`; of a standalone process
+//! also `/events`.
 //!
 //! Runs on the control thread, and asks the shards by message: an answer is a sign of life, and no table of sessions
 //! is kept for it. Whoever reaches this port may read user names and devices: keep it on loopback or a private net.
@@ -15,6 +16,7 @@ use axum::routing::get;
 use millrace_edge::clock;
 use millrace_edge::mailbox::Sender;
 use millrace_protocol::conversation::is_name;
+use millrace_protocol::ids::Partition;
 use serde_json::json;
 use tokio::sync::oneshot;
 
@@ -100,6 +102,8 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/debug/sessions/{user}", get(sessions))
+        .route("/events", get(event_heads))
+        .route("/events/{partition}/{after}", get(events))
         .with_state(admin)
 }
 
@@ -165,4 +169,26 @@ async fn sessions(State(admin): Shared, Path(user): Path<String>) -> impl IntoRe
     let sessions: Vec<_> = answers.into_iter().flatten().collect();
     let body = json!({ "user": user, "sessions": sessions, "shards_silent": silent });
     (StatusCode::OK, json, format!("{body}\n"))
+}
+
+async fn event_heads(State(admin): Shared) -> impl IntoResponse {
+    read_events(&admin, None).await
+}
+
+async fn events(State(admin): Shared, Path((partition, after)): Path<(Partition, u64)>) -> impl IntoResponse {
+    read_events(&admin, Some((partition, after))).await
+}
+
+/// Events of the dispatcher in this process. In a fleet they are in Redis, where consumers read them.
+async fn read_events(admin: &Admin, of: Option<(Partition, u64)>) -> impl IntoResponse + use<> {
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    let error = |text: &str| format!("{}\n", json!({ "error": text }));
+    let Some(feed) = admin.local.as_ref().map(|local| Arc::clone(&local.events)) else {
+        return (StatusCode::NOT_FOUND, json, error("events are read from the dispatchers' store"));
+    };
+    match tokio::task::spawn_blocking(move || feed(of)).await {
+        Ok(Ok(body)) => (StatusCode::OK, json, format!("{body}\n")),
+        Ok(Err(why)) => (StatusCode::SERVICE_UNAVAILABLE, json, error(&why)),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, json, error("the reading thread ended")),
+    }
 }

@@ -17,6 +17,7 @@ use millrace_edge::mailbox::mailbox;
 use millrace_edge::wake::Waker;
 use millrace_edge::{affinity, clock, memory, rlimit};
 use millrace_protocol::conversation::is_name;
+use millrace_protocol::ids::Partition;
 
 use super::admin::{Admin, ControlCounts};
 use super::auth::Keys;
@@ -44,6 +45,8 @@ pub struct StandaloneSettings {
     pub partitions: u16,
     /// A file that says what messages may do.
     pub policies: Option<PathBuf>,
+    /// Events that each partition keeps, about; 0: none.
+    pub events_max: u64,
 }
 
 /// How the dispatcher in this process is doing.
@@ -53,7 +56,12 @@ pub struct LocalProbe {
     pub trouble: Arc<dyn Fn() -> Option<String> + Send + Sync>,
     /// Its store's counters, for metrics: names end in `_total` for those that only grow.
     pub counters: Arc<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>,
+    /// Its events as JSON: the newest of each partition, or those of a partition after an id. Waits for the store.
+    pub events: EventFeed,
 }
+
+/// See [`LocalProbe::events`].
+pub type EventFeed = Arc<dyn Fn(Option<(Partition, u64)>) -> Result<String, String> + Send + Sync>;
 
 /// A dispatcher in this process.
 pub struct LocalDispatcher {
@@ -229,6 +237,7 @@ fn start_standalone(
         cluster: settings.cluster.clone(),
         partitions: settings.partitions,
         policies: settings.policies.clone(),
+        events_max: settings.events_max,
     };
     let local =
         start_local(&standalone).map_err(|error| format!("the dispatcher in this process: {error}"))?;

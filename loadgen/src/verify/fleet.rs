@@ -4,6 +4,7 @@
 //! Each runs in its node's surroundings and logs to a file of its own, which goes on when it is started again. The rule:
 //! whatever ends without having been told is noticed, named with the end of its log, and started again.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::Write;
@@ -89,6 +90,8 @@ pub(super) struct Fleet {
     /// A tmpfs that can be made full, with the data of both Redis.
     disk: Option<PathBuf>,
     faketime: Option<&'static str>,
+    /// As a majority of the Sentinels last said.
+    last_primary: Cell<Node>,
 }
 
 impl Drop for Fleet {
@@ -140,7 +143,9 @@ impl Fleet {
             slots.insert(node, Slot { child: None, is_down: false, addresses });
         }
         let faketime = FAKETIME.into_iter().find(|path| Path::new(path).is_file());
-        let mut fleet = Fleet { net, plan, scratch, slots, disk: mounted.then_some(disk), faketime };
+        let disk = mounted.then_some(disk);
+        let last_primary = Cell::new(Node::Redis(1));
+        let mut fleet = Fleet { net, plan, scratch, slots, disk, faketime, last_primary };
         for node in NODES {
             fleet.start_node(node)?;
             // A replica and a Sentinel look for the primary, and dispatchers for both.
@@ -288,10 +293,9 @@ impl Fleet {
             }
             args.extend([file.into(), "--sentinel".into()]);
         } else {
-            // One that was the primary begins as the replica of the other, as long as that lives.
-            let primary = self.primary().filter(|primary| *primary != node);
-            let of = primary.or((node == Node::Redis(2)).then_some(Node::Redis(1)));
-            let of = of.map(|primary| self.address(primary));
+            // Who is the primary still, or was when a Sentinel last said, begins as one; the other as its replica.
+            let primary = self.primary().unwrap_or(self.last_primary.get());
+            let of = (primary != node).then(|| self.address(primary));
             args.extend(redis::line(address, &dir, of, self.plan.durability).into_iter().map(OsString::from));
         }
         Ok(args)
@@ -305,11 +309,13 @@ impl Fleet {
             .collect();
         let votes = |node| said.iter().filter(|at| **at == self.address(node)).count();
         let (first, second) = (votes(Node::Redis(1)), votes(Node::Redis(2)));
-        match first.max(second) {
-            0 => None,
-            _ if second > first => Some(Node::Redis(2)),
-            _ => Some(Node::Redis(1)),
-        }
+        let primary = match first.max(second) {
+            0 => return None,
+            _ if second > first => Node::Redis(2),
+            _ => Node::Redis(1),
+        };
+        self.last_primary.set(primary);
+        Some(primary)
     }
 
     /// The process that a signal is for: a warden's is that of its server, once it said so.

@@ -59,6 +59,25 @@ impl Disk {
         self.events.range(range).take(limit).map(read).collect()
     }
 
+    /// The newest event of every partition that has some.
+    pub(super) fn event_heads(&self) -> Result<Vec<(Partition, EventId)>, StoreError> {
+        let key_of = |guard: fjall::Guard| guard.key().map_err(|e| read_error(&e));
+        let mut heads = Vec::new();
+        let mut from = event_key(0, 0);
+        while let Some(first) = self.events.range(from..).next() {
+            let first = key_of(first)?;
+            let partition = Partition::from_be_bytes([first[0], first[1]]);
+            let last =
+                self.events.range(event_key(partition, 0)..=event_key(partition, u64::MAX)).next_back();
+            if let Some(last) = last {
+                heads.push((partition, last_u64(&key_of(last)?).unwrap_or(0)));
+            }
+            let Some(next) = partition.checked_add(1) else { break };
+            from = event_key(next, 0);
+        }
+        Ok(heads)
+    }
+
     pub(super) fn put_event(
         &self,
         batch: &mut OwnedWriteBatch,

@@ -257,6 +257,7 @@ impl Engine {
             Work::Events { partition, after, limit } => {
                 Outcome::Events(disk.events(partition, after, limit)?)
             }
+            Work::EventHeads => Outcome::EventHeads(disk.event_heads()?),
             other => unreachable!("served on the caller's thread, written, or loaded: {other:?}"),
         })
     }

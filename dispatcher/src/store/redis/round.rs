@@ -270,7 +270,7 @@ impl Rounds {
             Work::UserItems(items) => job::user_items(keys, &items),
             Work::UserList { user, list, after, limit } => job::user_list(keys, &user, list, &after, limit),
             // Consumers read the streams themselves.
-            Work::Events { .. } => {
+            Work::Events { .. } | Work::EventHeads => {
                 let reason = "events in Redis are read from its streams";
                 return Step::Refused(StoreError::Unavailable(reason.into()));
             }

@@ -61,7 +61,7 @@ pub(super) const KEYS: &[Key] = &[
     key(
         "admin",
         Kind::Text,
-        "Where /metrics, /healthz, /readyz and /debug are served [default: 127.0.0.1:7401]",
+        "Where /metrics, /healthz, /readyz, /debug and /events are served [default: 127.0.0.1:7401]",
     ),
     key("gateway_id", Kind::Number, "1-4095, unique in the cluster; required with dispatchers [default: 1]"),
     key("cluster", Kind::Text, "Name that gateways and dispatchers must share [default: millrace]"),
@@ -88,6 +88,11 @@ pub(super) const KEYS: &[Key] = &[
         "policies",
         Kind::Text,
         "Standalone: a file that says what messages may do and how long they are kept",
+    ),
+    key(
+        "events_max",
+        Kind::Number,
+        "Standalone: events that each partition keeps for /events, about; 0: none [default: 0]",
     ),
     key("lease_ttl_ms", Kind::Number, "Lease of this gateway's routes [default: 5000]"),
     key("drain_s", Kind::Number, "Time that a drain takes at most, in seconds [default: 10]"),

@@ -27,6 +27,8 @@ use self::layers::Layers;
 
 /// Gateway ids have 12 bits in a session id, and 0 is no gateway.
 const GATEWAY_ID_MAX: u64 = 4_095;
+/// Events that a partition keeps, at most: more would be a log of their own.
+const EVENTS_MAX: u64 = 100_000_000;
 /// Shards have 8 bits in a session id.
 const SHARDS_MAX: u64 = 255;
 /// Slots have 24 bits in a session id, per shard.
@@ -128,6 +130,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// Standalone: what messages may do.
     pub policies: Option<PathBuf>,
+    /// Standalone: events that each partition keeps, about; 0: none.
+    pub events_max: u64,
     /// Of the gateway's lease.
     pub lease_ttl: Duration,
     /// Drain deadline.
@@ -196,6 +200,7 @@ impl Reader<'_> {
             platforms: self.platforms(),
             data_dir: self.path("data_dir").unwrap_or_else(default_data_dir),
             policies: self.path("policies"),
+            events_max: self.number("events_max", 0..=EVENTS_MAX, 0),
             lease_ttl: self.millis("lease_ttl_ms", 1_000..=600_000, 5_000),
             drain: Duration::from_secs(self.number("drain_s", 1..=3_600, 10)),
             auth: self.auth(),

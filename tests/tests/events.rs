@@ -1,0 +1,86 @@
+//! The example consumer of events, beside a standalone gateway and beside a fleet with Redis: it prints every message and
+//! login once, also when it is started anew.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use millrace_client::{Client, Config, conversation};
+use millrace_tests::{Server, SmallFleet, binary, gateway_token};
+
+/// Lines of JSON that the consumer printed, without parsing more of them than what is asked for.
+fn consume(args: &[&str]) -> Vec<String> {
+    let example = binary("examples/events");
+    let output = Command::new(example).args(args).arg("--once").output().expect("the example runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text").lines().map(str::to_owned).collect()
+}
+
+fn of_kind<'a>(lines: &'a [String], kind: &str) -> Vec<&'a String> {
+    let kind = format!("\"kind\":\"{kind}\"");
+    lines.iter().filter(|line| line.contains(&kind)).collect()
+}
+
+async fn say(address: &str, token: String, texts: &[&str]) {
+    let mut config = Config::new(vec![address.to_owned()], token);
+    config.device = "phone".to_owned();
+    let (client, _events) = Client::connect(config).await.expect("a login");
+    for text in texts {
+        let sent = client.send(&conversation::direct("ann", "bob"), text.as_bytes().to_vec());
+        sent.await.expect("an acknowledgement");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standalone_gateway_tells_over_its_admin_port() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    let policies = dir.path().join("policies.toml");
+    std::fs::write(&policies, "events = true\n").expect("a file");
+    let (data, policies) = (data.to_str().expect("UTF-8"), policies.to_str().expect("UTF-8"));
+    let gateway = Server::start(
+        "millrace-gateway",
+        ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--shards", "1"].into_iter().chain([
+            "--data-dir",
+            data,
+            "--events-max",
+            "1000",
+            "--policies",
+            policies,
+        ]),
+    );
+    let state = dir.path().join("state.json");
+    let admin = gateway.address("admin");
+    let args = ["--admin", &admin, "--state", state.to_str().expect("UTF-8")];
+    let token = || gateway_token(std::path::Path::new(data), "ann");
+    assert_eq!(of_kind(&consume(&args), "message").len(), 0);
+
+    say(&gateway.address("tcp"), token(), &["one", "two"]).await;
+    let lines = consume(&args);
+    assert_eq!(of_kind(&lines, "message").len(), 2, "{lines:?}");
+    // "one" in base64.
+    assert!(lines.iter().any(|line| line.contains("\"payload\":\"b25l\"")), "{lines:?}");
+    assert_eq!(of_kind(&lines, "login").len(), 1, "{lines:?}");
+
+    say(&gateway.address("tcp"), token(), &["three"]).await;
+    let lines = consume(&args);
+    assert_eq!(of_kind(&lines, "message").len(), 1, "only what is new: {lines:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fleet_tells_through_streams() {
+    let fleet = SmallFleet::start_with(&["--events-max", "1000"], &[]);
+    let url = fleet.redis_url();
+    let args = |consumer| ["--redis", &url, "--group", "crm", "--consumer", consumer];
+    say(&fleet.address(0), fleet.token("ann"), &["one", "two", "three"]).await;
+    let first = consume(&args("a"));
+    assert_eq!(of_kind(&first, "message").len(), 3, "{first:?}");
+    say(&fleet.address(1), fleet.token("ann"), &["four"]).await;
+    // Another consumer of the group gets what nobody got.
+    let second = consume(&args("b"));
+    assert_eq!(of_kind(&second, "message").len(), 1, "{second:?}");
+    assert!(second[0].contains("\"payload\":\"Zm91cg==\""), "{second:?}");
+    // Another group gets all.
+    let other = ["--redis", &url, "--group", "audit", "--consumer", "a"];
+    let all: BTreeSet<String> = consume(&other).into_iter().collect();
+    assert!(first.iter().chain(&second).all(|line| all.contains(line)), "{all:?}");
+}
