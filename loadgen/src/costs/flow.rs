@@ -232,9 +232,11 @@ impl Part for Flow {
                 Some((None, _)) => self.founded += 1,
                 // Groups listen with their Head.
                 None => {
-                    let talk = self.listener(line).map_or(0, |listener| listener.talk);
-                    let is_direct = self.talks[talk].group.is_none();
-                    self.listener(line).into_iter().for_each(|listener| listener.is_listening |= is_direct);
+                    let talks = &self.talks;
+                    let nth = line - talks.len();
+                    if let Some(listener) = self.listeners.get_mut(nth) {
+                        listener.is_listening |= talks[listener.talk].group.is_none();
+                    }
                 }
             },
             Heard::Answer(FOUND_ID, Outcome::Joined(_)) => self.founded += 1,

@@ -28,7 +28,7 @@ const SYNCS_MAX: usize = 32;
 /// What was busy is asked for again after this, in us.
 const AGAIN_US: u64 = 5_000;
 
-/// Ids of the requests; Syncs have the place of their conversation.
+/// Ids of the requests; a Sync has the place of its conversation, counted from 1.
 const LIST_ID: u64 = u64::MAX - 1;
 const PEEK_ID: u64 = u64::MAX - 2;
 
@@ -98,7 +98,7 @@ impl LogIn {
                 desk.say(line).ask(id, Op::Peek(Peek { items }));
             }
             place => {
-                let (name, reader) = &self.conversations[place as usize];
+                let (name, reader) = &self.conversations[place as usize - 1];
                 reader.ask(desk.say(line), id, name);
             }
         }
@@ -132,7 +132,7 @@ impl LogIn {
         while self.syncs < SYNCS_MAX && self.is_listed {
             let Some(place) = self.unread.pop_front() else { return };
             self.syncs += 1;
-            self.ask(desk, line, place as u64);
+            self.ask(desk, line, place as u64 + 1);
         }
     }
 
@@ -166,7 +166,7 @@ impl LogIn {
                 }
             }
             Outcome::SyncPage(page) => {
-                let (_, reader) = &mut self.conversations[id as usize];
+                let (_, reader) = &mut self.conversations[id as usize - 1];
                 if reader.take(desk.say(line), &page, self.run)? {
                     (self.syncs, self.read) = (self.syncs - 1, self.read + 1);
                 } else {

@@ -13,12 +13,12 @@ const HEADS: [(&str, &str); 16] = [
     ("direct messages", "per s per core"),
     ("", "per s"),
     ("", "ack p50, p99"),
-    ("", "batch"),
+    ("", "batch, round"),
     ("", "CPU of 1,000"),
     ("group append", "per s per core"),
     ("", "per s"),
     ("", "ack p50, p99"),
-    ("", "batch"),
+    ("", "batch, round"),
     ("", "CPU of 1,000"),
     ("sync", "wall"),
     ("", "CPU of 1,000"),
@@ -40,12 +40,12 @@ fn cpu(of: &PerThousand) -> String {
 
 fn flow(of: Option<&Flow>) -> [String; 5] {
     let Some(flow) = of else { return [NONE; 5].map(str::to_owned) };
-    let batch = flow.messages_per_batch.map_or(NONE.to_owned(), |batch| format!("{batch:.1}"));
+    let mean = |count: Option<f64>| count.map_or(NONE.to_owned(), |count| format!("{count:.1}"));
     [
         flow.acknowledged_per_s_per_core.map_or(NONE.to_owned(), |per_s| format!("{per_s:.0}")),
         format!("{:.0}", flow.acknowledged_per_s),
         format!("{}, {}", time(flow.ack_us.p50), time(flow.ack_us.p99)),
-        batch,
+        format!("{}, {}", mean(flow.messages_per_batch), mean(flow.messages_per_round)),
         cpu(&flow.cpu_per_1000),
     ]
 }
@@ -87,7 +87,12 @@ impl CostsReport {
                 format!("{groups} groups of 10 members, one sends in the same way, 2 others are online"),
             ),
             ("core", "a second of CPU of gateway and dispatcher together, Redis apart".to_owned()),
-            ("batch", "messages in one batch for the store".to_owned()),
+            (
+                "batch, round",
+                "messages in one batch of the dispatcher for the store; in one round of the store, which is one write \
+                 and, with fsync, one sync"
+                    .to_owned(),
+            ),
             ("CPU of 1,000", "messages: gateway + dispatcher (+ Redis and its replica)".to_owned()),
         ];
         let done = |of: &OfStore| Some((of.catch_up.clone()?, of.log_in.clone()?));
@@ -229,7 +234,7 @@ mod tests {
         assert!(
             text.contains("left out: redis-fsync: why") && text.ends_with("every message arrived once\n")
         );
-        assert!(report.page().contains("<th>group append batch</th>"));
+        assert!(report.page().contains("<th>group append batch, round</th>"));
         assert!(report.json().contains("\"acknowledged_per_s_per_core\": 5000.0"));
     }
 }
