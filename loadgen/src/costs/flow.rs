@@ -137,6 +137,7 @@ impl Flow {
                 came,
                 repeated: self.listeners.iter().map(|listener| listener.arrivals.repeats).sum(),
                 gaps: self.gaps,
+                unanswered: self.senders.iter().map(|sender| sender.window.unanswered()).sum(),
             },
         }
     }

@@ -3,13 +3,14 @@
 //!
 //! The rule: the list must be whole, with the right unread counts and last messages, and all news read once.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use millrace_edge::clock::boot_us;
 use millrace_protocol::messages::client::notify::Event as Told;
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
 use millrace_protocol::messages::client::{Code, Conversations, Peek, PeekItem, Standing};
+use rustc_hash::FxHashMap;
 
 use super::catch_up::Reader;
 use super::desk::{Desk, Part};
@@ -37,10 +38,11 @@ pub(super) struct LogIn {
     who: Vec<Who>,
     /// What the list must show, with what was read of it.
     conversations: Vec<(String, Reader)>,
+    places: FxHashMap<String, usize>,
     run: u32,
     messages_each: u64,
     /// Listed, and not known yet how they stand.
-    listed: BTreeMap<String, ()>,
+    listed: BTreeSet<String>,
     is_listed: bool,
     /// To be synced, by place.
     unread: VecDeque<usize>,
@@ -62,10 +64,11 @@ impl LogIn {
     pub(super) fn new(who: Vec<Who>, conversations: Vec<String>, run: u32, messages_each: u64) -> Self {
         LogIn {
             who,
+            places: conversations.iter().cloned().zip(0..).collect(),
             conversations: conversations.into_iter().map(|name| (name, Reader::default())).collect(),
             run,
             messages_each,
-            listed: BTreeMap::new(),
+            listed: BTreeSet::new(),
             is_listed: false,
             unread: VecDeque::new(),
             syncs: 0,
@@ -89,12 +92,12 @@ impl LogIn {
     fn ask(&self, desk: &mut Desk, line: usize, id: u64) {
         match id {
             LIST_ID => {
-                let after = self.listed.last_key_value().map(|(name, ())| name.clone()).unwrap_or_default();
+                let after = self.listed.last().cloned().unwrap_or_default();
                 desk.say(line).ask(id, Op::Conversations(Conversations { after, limit: PEEK_MAX as u32 }));
             }
             PEEK_ID => {
                 let item = |name: &String| PeekItem { conversation: name.clone(), cursor: None };
-                let items = self.listed.keys().take(PEEK_MAX).map(item).collect();
+                let items = self.listed.iter().take(PEEK_MAX).map(item).collect();
                 desk.say(line).ask(id, Op::Peek(Peek { items }));
             }
             place => {
@@ -104,13 +107,14 @@ impl LogIn {
         }
     }
 
-    /// Takes how one stands. Its last message and the unread count must be right.
-    fn stands(&mut self, standing: &Standing) -> Result<(), String> {
+    /// Takes how one stands. Its last message and the unread count must be right. Returns whether it said all that: one
+    /// that was busy, or whose last message found no room in the answer, is asked for again.
+    fn stands(&mut self, standing: &Standing) -> Result<bool, String> {
         let name = &standing.conversation;
-        if standing.code == Code::Busy as i32 {
-            return Ok(());
+        if standing.code == Code::Busy as i32 || (standing.code == 0 && standing.last.is_none()) {
+            return Ok(false);
         }
-        let Some(place) = self.conversations.iter().position(|(own, _)| own == name) else {
+        let Some(&place) = self.places.get(name) else {
             return Err(format!("{name} is in the list, and is not one of the user's"));
         };
         let last = match standing.last.as_ref().and_then(|last| last.event.as_ref()) {
@@ -122,10 +126,10 @@ impl LogIn {
         if (*code, u64::from(*unread), last, *news) != (0, self.messages_each, self.messages_each, true) {
             return Err(format!("{name} stands at {unread} unread, last {last}, news: {news} (code {code})"));
         }
-        if self.listed.remove(name).is_some() {
+        if self.listed.remove(name) {
             self.unread.push_back(place);
         }
-        Ok(())
+        Ok(true)
     }
 
     fn sync(&mut self, desk: &mut Desk, line: usize) {
@@ -147,19 +151,21 @@ impl LogIn {
         let since_us = desk.line(line).times.login_us;
         match outcome {
             Outcome::ConversationPage(page) => {
-                self.listed.extend(page.items.into_iter().map(|item| (item.conversation, ())));
+                self.listed.extend(page.items.into_iter().map(|item| item.conversation));
                 if !page.more && self.listed.len() != self.conversations.len() {
                     return Err(format!("the list has {} conversations", self.listed.len()));
                 }
                 self.ask(desk, line, if page.more { LIST_ID } else { PEEK_ID });
             }
             Outcome::Peeked(peeked) => {
-                peeked.standings.iter().try_for_each(|standing| self.stands(standing))?;
+                let mut has_some = false;
+                for standing in &peeked.standings {
+                    has_some |= self.stands(standing)?;
+                }
                 if self.listed.is_empty() {
                     self.is_listed = true;
                     self.one.listed_us = now_us - since_us;
-                } else if peeked.standings.iter().any(|standing| standing.code == 0) {
-                    // An answer has room for so many: the rest is asked for at once.
+                } else if has_some {
                     self.ask(desk, line, PEEK_ID);
                 } else {
                     self.again.push((now_us + AGAIN_US, PEEK_ID));

@@ -74,7 +74,7 @@ pub(super) struct Counted {
 /// What became of all messages of a part, those before and after the measured time included.
 #[derive(Clone, Copy, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct Deliveries {
-    /// Acknowledged messages, once for each who listens.
+    /// Messages that were sent, once for each who listens.
     pub expected: u64,
     /// That came.
     pub came: u64,
@@ -82,6 +82,8 @@ pub struct Deliveries {
     pub repeated: u64,
     /// Gaps that were announced.
     pub gaps: u64,
+    /// Messages without an answer at the end.
+    pub unanswered: u64,
 }
 
 impl Deliveries {
@@ -99,6 +101,9 @@ impl Deliveries {
         }
         if self.gaps > 0 {
             faults.push(format!("{part}: {} gaps were announced", self.gaps));
+        }
+        if self.unanswered > 0 {
+            faults.push(format!("{part}: {} messages were not answered", self.unanswered));
         }
     }
 }
@@ -364,7 +369,7 @@ pub(super) mod tests {
         let mut faults = Vec::new();
         Deliveries { expected: 5, came: 5, ..Deliveries::default() }.faults("x", &mut faults);
         assert_eq!(faults.len(), 0);
-        Deliveries { expected: 5, came: 4, repeated: 1, gaps: 1 }.faults("x", &mut faults);
-        assert_eq!(faults.len(), 3);
+        Deliveries { expected: 5, came: 4, repeated: 1, gaps: 1, unanswered: 1 }.faults("x", &mut faults);
+        assert_eq!(faults.len(), 4);
     }
 }

@@ -82,6 +82,11 @@ impl Window {
         self.items.is_empty() && self.next > self.last
     }
 
+    /// Messages without an answer so far.
+    pub(super) fn unanswered(&self) -> u64 {
+        self.items.len() as u64
+    }
+
     /// Messages that were sent.
     pub(super) fn sent(&self) -> u64 {
         self.next - 1
@@ -166,7 +171,7 @@ mod tests {
         window.stop();
         window.acknowledged(1);
         assert_eq!(due(&mut window, 1), [0; 0]);
-        assert_eq!(window.sent(), 4);
+        assert_eq!((window.sent(), window.unanswered()), (4, 3));
     }
 
     #[test]
