@@ -304,6 +304,9 @@ impl CostsReport {
     /// What was wrong with the run, in words; empty: nothing.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
+        if self.stores.is_empty() {
+            faults.push("this machine has none of the stores".to_owned());
+        }
         for of in &self.stores {
             let store = of.store;
             let parts = [
