@@ -8,6 +8,7 @@ use millrace_edge::{Io, affinity};
 
 use crate::clients::Transport;
 use crate::compare::CompareArgs;
+use crate::costs::CostsArgs;
 use crate::limits::{CONNECTIONS_MAX, THREADS_MAX};
 use crate::million::MillionArgs;
 use crate::verify::VerifyArgs;
@@ -49,6 +50,8 @@ pub enum Scenario {
     Million(MillionArgs),
     /// The same fan-out against other servers that are installed, and against floors.
     Compare(CompareArgs),
+    /// What messages cost on each store and durability level: direct, group, catching up, login.
+    Costs(CostsArgs),
     /// A real fleet under a seeded schedule of faults, and whether every promise held.
     Verify(VerifyArgs),
     /// What a failover of Redis loses, by durability level.

@@ -9,6 +9,7 @@ pub mod args;
 pub mod child;
 pub mod clients;
 pub mod compare;
+pub mod costs;
 pub mod floor;
 pub mod ledger;
 pub mod limits;

@@ -163,6 +163,7 @@ fn files(scenario: &Scenario) -> (Option<&Path>, Option<&Path>) {
     let (json, html) = match scenario {
         Scenario::Million(args) => (&args.json, &args.html),
         Scenario::Compare(args) => (&args.json, &args.html),
+        Scenario::Costs(args) => (&args.json, &args.html),
         Scenario::Verify(args) => (&args.json, &args.html),
         Scenario::Failover(args) => (&args.json, &args.html),
         Scenario::Demo(common)

@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::args::{Defaults, Scenario, Settings};
 use crate::compare;
+use crate::costs;
 use crate::million;
 use crate::progress::Progress;
 use crate::report::{Report, Shown};
@@ -40,6 +41,9 @@ pub fn run(scenario: &Scenario, stage: Stage) -> Result<Box<dyn Shown>, RunError
         }
         Scenario::Compare(args) => {
             return Ok(Box::new(compare::run(args, stage.progress, &stage.stop)?));
+        }
+        Scenario::Costs(args) => {
+            return Ok(Box::new(costs::run(args, stage.progress, &stage.stop)?));
         }
         Scenario::Verify(args) => {
             return Ok(Box::new(verify::run(args, stage.progress, stage.stop)?));

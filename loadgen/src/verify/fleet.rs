@@ -15,7 +15,7 @@ use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::net::{Net, Node, find, shell};
+use super::net::{Net, Node, shell};
 use super::{Durability, redis};
 use crate::child::{self, Child, Scratch, Surroundings, flag};
 use crate::rig::RunError;
@@ -273,7 +273,7 @@ impl Fleet {
 
     /// Redis and Sentinel, behind a warden that ends them with us.
     fn redis(&self, node: Node) -> Result<Vec<OsString>, RunError> {
-        let program = find("redis-server")
+        let program = redis::server()
             .ok_or_else(|| RunError::Stuck("redis-server is missing (Debian package redis-server)".into()))?;
         let address = self.address(node);
         let dir = self.disk.clone().unwrap_or_else(|| self.scratch.path().join("disk")).join(node.name());

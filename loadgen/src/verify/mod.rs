@@ -13,7 +13,7 @@ mod fleet;
 pub mod history;
 pub mod inside;
 pub mod net;
-mod redis;
+pub(crate) mod redis;
 pub mod report;
 mod round;
 mod strike;

@@ -2,10 +2,11 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Durability;
+use super::net::find;
 
 /// What Sentinel calls the primary.
 pub(super) const MASTER: &str = "millrace";
@@ -20,8 +21,13 @@ const FAILOVER_TIMEOUT_MS: u64 = 6_000;
 /// Redis answers within this time, or counts as away.
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 
+/// Where redis-server is, if it is installed.
+pub(crate) fn server() -> Option<PathBuf> {
+    find("redis-server")
+}
+
 /// The command line of a Redis.
-pub(super) fn line(
+pub(crate) fn line(
     at: SocketAddr,
     dir: &Path,
     replica_of: Option<SocketAddr>,
@@ -96,7 +102,7 @@ fn info(at: SocketAddr, section: &str, field: &str) -> Option<String> {
 }
 
 /// Whether it is a replica whose link to the primary is up.
-pub(super) fn is_in_step(at: SocketAddr) -> bool {
+pub(crate) fn is_in_step(at: SocketAddr) -> bool {
     info(at, "replication", "master_link_status").as_deref() == Some("up")
 }
 
