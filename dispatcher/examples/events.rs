@@ -36,6 +36,8 @@ const TAKE_OVER_MS: u64 = 60_000;
 const COUNT: u64 = 256;
 
 type Failure = Box<dyn Error>;
+/// What Redis says, as it is.
+type Reply = fred::types::Value;
 
 fn main() -> Result<(), Failure> {
     let arg = |name: &'static str, help: &'static str| Arg::new(name).long(name).help(help);
@@ -92,8 +94,12 @@ async fn read(args: &ArgMatches) -> Result<(), Failure> {
                 streams.insert(partition, "0");
             }
             let from = streams[&partition];
-            let found: XReadResponse<String, String, String, Bytes> =
-                client.xreadgroup_map(group, consumer, Some(COUNT), None, false, &key, from).await?;
+            let found: Reply =
+                client.xreadgroup(group, consumer, Some(COUNT), None, false, &key, from).await?;
+            let found: XReadResponse<String, String, String, Bytes> = match found {
+                Reply::Null => XReadResponse::default(),
+                found => found.into_xread_response()?,
+            };
             let events = found.into_iter().flat_map(|(_, events)| events);
             let events: Vec<(String, _)> = events.collect();
             if events.is_empty() {
@@ -126,7 +132,6 @@ async fn read(args: &ArgMatches) -> Result<(), Failure> {
 /// Makes this consumer's own what others did not confirm; it comes with the next reading from "0". Returns whether there was
 /// some.
 async fn take_over(client: &Client, key: &str, group: &str, consumer: &str) -> Result<bool, Failure> {
-    type Reply = fred::types::Value;
     let claimed: Reply =
         client.xautoclaim(key, group, consumer, TAKE_OVER_MS, "0", Some(COUNT), true).await?;
     // The next cursor, ids, and ids of events that are gone.

@@ -24,9 +24,9 @@ async fn say(address: &str, token: String, texts: &[&str]) {
     let mut config = Config::new(vec![address.to_owned()], token);
     config.device = "phone".to_owned();
     let (client, _events) = Client::connect(config).await.expect("a login");
+    let conversation = conversation::direct("ann", "bob");
     for text in texts {
-        let sent = client.send(&conversation::direct("ann", "bob"), text.as_bytes().to_vec());
-        sent.await.expect("an acknowledgement");
+        client.send(&conversation, text.as_bytes().to_vec()).await.expect("an acknowledgement");
     }
 }
 
