@@ -125,14 +125,19 @@ impl Walk {
         }
     }
 
-    /// Standings came. Those left out, and those of owners that were busy, are asked for again.
+    /// Standings came. Those left out, those without the newest message because the answer was full, and those of owners
+    /// that were busy are asked for again.
     pub(super) fn peeked(&mut self, peeked: Peeked, inbox: &mut Inbox, told: &mut Told, now_ms: u64) {
         let Some((_, Asked::Peek(mut asked))) = self.asked.take() else { return };
         self.items_max = PEEK_MAX.min(self.items_max * 2);
         let mut listings = Vec::new();
+        // One that has no message at all has none in an answer that others did not fill, either.
+        let may_be_full = peeked.standings.iter().any(|standing| standing.last.is_some());
         for standing in peeked.standings {
             let Some(item) = asked.remove(&standing.conversation) else { continue };
-            if inbox.standing(&standing, told, now_ms) {
+            let has_entries = standing.head.is_some_and(|head| head.seq > 0);
+            let was_trimmed = may_be_full && has_entries && standing.last.is_none();
+            if inbox.standing(&standing, told, now_ms) && !was_trimmed {
                 listings.push(Listing { item, standing });
             } else {
                 asked.insert(item.conversation.clone(), item);

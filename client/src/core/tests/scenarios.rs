@@ -462,3 +462,24 @@ fn a_resync_that_names_nothing_looks_at_everything() {
     world.settle(5_000);
     world.check_complete();
 }
+
+#[test]
+fn newest_messages_that_an_answer_had_no_room_for_are_asked_for_again() {
+    let names = ["d:alice:bob", "d:alice:carol", "d:alice:dave", "g:a", "g:b"];
+    let mut world = World::new(21, &names);
+    for name in &names[..4] {
+        fill(&mut world, name, 3);
+    }
+    world.settle(20_000);
+    let listed = world.notices.iter().filter_map(|notice| match notice {
+        Notice::Listed(listings) => Some(listings),
+        _ => None,
+    });
+    let mut listed: Vec<(String, bool)> = listed
+        .flatten()
+        .map(|listing| (listing.item.conversation.clone(), listing.standing.last.is_some()))
+        .collect();
+    listed.sort();
+    let expected = names.map(|name| (name.to_owned(), name != "g:b"));
+    assert_eq!(listed, expected, "each once, with what is newest");
+}

@@ -358,6 +358,8 @@ impl Server {
                     return self.answer(id, refused(Code::Forbidden, 0, 0));
                 }
                 let mut standings = Vec::new();
+                // An answer is full with the newest messages of two.
+                let mut room = 2;
                 for item in peek.items {
                     if self.chance(self.faults.busy) {
                         let code = Code::Busy.into();
@@ -370,10 +372,14 @@ impl Server {
                     }
                     let log = self.log(&item.conversation);
                     let (head, delivered) = (log.head(), log.delivered);
+                    let last = log.entries.back().filter(|_| room > 0);
+                    let last = last.map(|entry| entry.deliver(&item.conversation));
+                    room -= usize::from(last.is_some());
                     standings.push(Standing {
                         conversation: item.conversation,
                         head: Some(head),
                         delivered,
+                        last,
                         news: item.cursor.or(delivered).unwrap_or_default().seq < head.seq,
                         ..Default::default()
                     });
