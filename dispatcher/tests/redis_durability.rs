@@ -121,6 +121,23 @@ fn sentinel_promotes_a_replica_and_nothing_answered_is_lost() {
 }
 
 #[test]
+fn a_primary_that_was_replaced_is_left_though_it_does_not_know() {
+    let redis = RedisSentinel::start();
+    let world = open(&redis, Durability::Async);
+    world.claim(3, "a", 1_000);
+    assert_eq!(redis.replica.cli(&["REPLICAOF", "NO", "ONE"]), "OK");
+    // The Sentinel names the other one; the first goes on as it was.
+    let port = redis.replica.port().to_string();
+    assert_eq!(redis.sentinel.cli(&["SENTINEL", "REMOVE", "main"]), "OK");
+    assert_eq!(redis.sentinel.cli(&["SENTINEL", "MONITOR", "main", "127.0.0.1", &port, "1"]), "OK");
+    until("what is written goes to the new one", Duration::from_secs(5), || {
+        let _ = world.try_claim(5, "a", 1_000);
+        redis.replica.cli(&["EXISTS", "{mr:c:p5}:fence"]) == "1"
+    });
+    assert_eq!(redis.primary.cli(&["ROLE"]).lines().next(), Some("master"));
+}
+
+#[test]
 fn a_cluster_keeps_the_promises() {
     let redis = RedisCluster::start();
     for (at, (name, case)) in KEPT.iter().chain(CASES).enumerate() {

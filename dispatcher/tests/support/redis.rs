@@ -280,7 +280,7 @@ impl Redis for RedisCluster {
 pub struct RedisSentinel {
     pub primary: RedisServer,
     pub replica: RedisServer,
-    sentinel: RedisServer,
+    pub sentinel: RedisServer,
 }
 
 impl RedisSentinel {

@@ -14,6 +14,7 @@ mod keys;
 mod replicas;
 mod reply;
 mod round;
+mod sentinels;
 mod session;
 mod sweep;
 mod topology;
@@ -195,7 +196,14 @@ impl RedisStore {
                     Ok((session, mark)) => {
                         drop(tell.send(Ok(())));
                         let client = session.client.clone();
-                        Rounds::new(own, session, keys, mark).run().await;
+                        let connect = |config| self::client(config).ok();
+                        tokio::select! {
+                            () = Rounds::new(own, session, keys, mark).run() => {}
+                            () = async {
+                                sentinels::watch(client.clone(), connect).await;
+                                std::future::pending().await
+                            } => {}
+                        }
                         let _ = tokio::time::timeout(REPLY_WAIT, client.quit()).await;
                     }
                 }
