@@ -63,12 +63,13 @@ impl Ledger {
         }
     }
 
-    /// Everything after `head` will be sent to this session.
+    /// Everything after `head` will be sent to this session. One that listens already goes on from where it is, unless
+    /// the log was lost above `head`.
     fn listens(&mut self, device: usize, conversation: &str, head: u64) {
         if conversation.starts_with("g:") {
             let at = self.listening[device].0.entry(conversation.into()).or_insert(head);
-            if self.forgiving {
-                *at = head;
+            if !self.lost.is_empty() {
+                *at = head.min(*at);
             }
         }
     }
@@ -86,8 +87,8 @@ impl Ledger {
         if page.more {
             self.listening[device].0.remove(&page.conversation);
         } else {
-            // One that listens already goes on from where it is: a page may run ahead of what is being fanned out.
-            self.listens(device, &page.conversation, page.head);
+            // A page may run ahead of what is being fanned out; also of the Head that comes with a loss.
+            self.listening[device].0.entry(page.conversation.clone()).or_insert(page.head);
         }
     }
 

@@ -78,8 +78,8 @@ impl Ledger {
     /// The session is in a room: everything after `head` is sent to it.
     pub fn in_room(&mut self, device: usize, room: &str, head: u64) {
         let at = self.shelves[device].rooms.entry(room.into()).or_insert(head);
-        if self.forgiving {
-            *at = head;
+        if !self.lost.is_empty() {
+            *at = head.min(*at);
         }
     }
 
@@ -102,7 +102,10 @@ impl Ledger {
             Event::Head { conversation, seq, .. } if conversation.starts_with("r:") => {
                 self.in_room(device, conversation, *seq);
             }
-            Event::Removed { conversation } => self.out_of_room(device, conversation),
+            Event::Removed { conversation } if conversation.starts_with("r:") => {
+                self.out_of_room(device, conversation);
+            }
+            Event::Removed { conversation } => self.left(device, conversation),
             Event::Gap { conversation, to, .. } => {
                 if let Some(at) = self.shelves[device].rooms.get_mut(conversation) {
                     *at = (*at).max(*to);
@@ -166,10 +169,6 @@ impl Ledger {
                 let (user, name) = &self.names[device];
                 let detail = format!("{user}/{name} is told that {conversation} has no {from} to {to}");
                 self.broken(Invariant::NothingLost, now_us, detail);
-            }
-            Event::Removed { conversation } => {
-                let place = self.shelves[device].place(&conversation);
-                (place.at, place.saved) = (None, None);
             }
             _ => {}
         }

@@ -497,6 +497,9 @@ impl World {
                 for node in &mut self.nodes {
                     node.fuse = Default::default();
                 }
+                for device in &mut self.devices {
+                    device.hurry(&mut self.out);
+                }
             }
             Phase::Busy => self.think(),
             Phase::Settling => match self.unfinished() {
