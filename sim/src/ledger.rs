@@ -278,7 +278,9 @@ impl Ledger {
                 let entry = there.zip(index).and_then(|(log, index)| log.entries.get(index as usize));
                 entry.is_some_and(|entry| entry.message_id.0 == id)
             };
-            for Kept { deliver, .. } in log.values().filter(|it| !stays(it.deliver.seq, it.deliver.message_id)) {
+            for Kept { deliver, .. } in
+                log.values().filter(|it| !stays(it.deliver.seq, it.deliver.message_id))
+            {
                 self.lost.insert(deliver.message_id);
                 let of = (&deliver.sender, &deliver.sender_device);
                 if let Some(device) = self.names.iter().position(|(user, name)| (user, name) == of) {

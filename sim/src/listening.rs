@@ -47,7 +47,7 @@ impl Ledger {
                 self.judge(now_us, device, deliver);
                 self.judge_order(now_us, device, deliver);
             }
-            Some(notify::Event::Head(head)) => self.listens(device, &head.conversation, head.seq),
+            Some(notify::Event::Head(head)) => self.begins(device, &head.conversation, head.seq),
             Some(notify::Event::Gap(gap)) => {
                 self.counts.gaps += 1;
                 if let Some(at) = self.listening[device].0.get_mut(&gap.conversation) {
@@ -71,6 +71,14 @@ impl Ledger {
             if !self.lost.is_empty() {
                 *at = head.min(*at);
             }
+        }
+    }
+
+    /// The same, told in its place among the messages: where the store lost something, the log may begin again there.
+    fn begins(&mut self, device: usize, conversation: &str, head: u64) {
+        self.listens(device, conversation, head);
+        if conversation.starts_with("g:") && !self.lost.is_empty() {
+            self.listening[device].0.insert(conversation.into(), head);
         }
     }
 
