@@ -298,7 +298,8 @@ impl Shard {
         let newer = epoch > it.epoch;
         // A new owner found less than was fanned out here, or an end from an epoch of which this shard has seen nothing.
         let cut = newer && it.last > body.base;
-        let doubtful = newer && body.base_epoch > it.epoch;
+        // Nobody has a cursor of a room that it could look from.
+        let doubtful = newer && body.base_epoch > it.epoch && !it.room;
         it.epoch = it.epoch.max(epoch);
         if !it.known {
             it.known = true;
