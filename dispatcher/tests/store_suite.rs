@@ -205,6 +205,7 @@ fn redis_restarts() {
     assert_eq!(world.trouble(), None);
     world.append(&mut claim, vec![message("g:tea", 2)]);
     assert_eq!(world.read("g:tea", 0, 9, 9_999).0.len(), 2, "with its data");
+    assert!(world.beat("a", 60_000).was_missing, "it may not have what came last");
     assert!(!world.beat("a", 60_000).was_missing);
 
     server.restart(false);
@@ -219,6 +220,27 @@ fn redis_restarts() {
     assert!(world.beat("a", 60_000).was_missing, "and so is the lease");
     let next = world.claim(3, "a", 2_000);
     assert!(next.fence.epoch > claim.fence.epoch && next.position == 1);
+}
+
+#[test]
+fn redis_is_another_copy_after_a_failover() {
+    let server = RedisServer::start();
+    let world = World::redis(&server, "c");
+    assert!(!world.beat("a", 60_000).was_missing);
+    let (granted, _, copy) = world.gateway_held(5, (1, 0), 0, 60_000);
+    assert!(granted);
+    // A replica that is promoted.
+    server.cli(&["REPLICAOF", "127.0.0.1", "1"]);
+    server.cli(&["REPLICAOF", "NO", "ONE"]);
+    assert!(world.beat("a", 60_000).was_missing);
+    assert!(!world.beat("a", 60_000).was_missing);
+    for _ in 0..2 {
+        let (granted, was_missing, other) = world.gateway_held(5, (1, 0), copy, 60_000);
+        assert!(!granted && was_missing && other != copy);
+    }
+    let (granted, _, other) = world.gateway_held(5, (2, 1), 0, 60_000);
+    assert!(granted);
+    assert_eq!(world.gateway_held(5, (2, 1), other, 60_000), (true, false, other));
 }
 
 #[test]

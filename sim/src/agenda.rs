@@ -44,8 +44,8 @@ pub enum Due {
     Syn(ConnId),
     /// The kernel gives up on a connection, on one side.
     Broken(ConnId, usize),
-    /// A job reaches the store.
-    Job(Seat, Box<Job>),
+    /// A job reaches the store, or this copy of it.
+    Job(Seat, u64, Box<Job>),
     /// An answer of the store reaches its asker.
     Done(Seat, Box<Done>),
     /// A process starts.

@@ -53,6 +53,14 @@ impl Application {
         }
     }
 
+    /// From now on it takes everything at once.
+    pub fn hurry(&mut self, now_us: u64) {
+        self.pause_us = 0;
+        for (at_us, ..) in &mut self.queue {
+            *at_us = (*at_us).min(self.busy_until_us.max(now_us));
+        }
+    }
+
     /// Nothing waits to be taken.
     pub fn is_idle(&self) -> bool {
         self.queue.is_empty()

@@ -168,6 +168,12 @@ impl Device {
         self.step(out, Event::Lost { conn: wire.conn, reason: Reason::Network("it changed".into()) });
     }
 
+    /// Its application is slow no more: however much it was told, it is through with it soon.
+    pub fn hurry(&mut self, out: &mut Outside) {
+        self.application.hurry(out.now_us);
+        self.wake(out);
+    }
+
     /// Its application takes nothing for a while.
     pub fn be_busy(&mut self, out: &mut Outside, for_us: u64) {
         self.application.be_busy(out.now_us + for_us);

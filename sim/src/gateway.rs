@@ -478,9 +478,9 @@ impl Gateway {
                 }
                 self.dial_later(out, thread, node);
             }
-            Action::LeaseAnswer { granted, was_missing, incarnation, sent_us, reason } => {
+            Action::LeaseAnswer { granted, was_missing, copy, incarnation, sent_us, reason } => {
                 let control = self.stations.len();
-                let answer = LeaseAnswer { granted, was_missing, incarnation, sent_us, reason };
+                let answer = LeaseAnswer { granted, was_missing, copy, incarnation, sent_us, reason };
                 self.push(out, control, Input::Answer(answer));
             }
         }

@@ -152,6 +152,8 @@ pub struct Ledger {
     writers: BTreeMap<(Partition, u64), (Who, u32)>,
     /// Ids of messages that the store lost though it had promised to keep them.
     pub(crate) lost: BTreeSet<u64>,
+    /// Where devices' own messages stood that the store lost: (device, conversation, seq).
+    lost_own: BTreeSet<(usize, String, u64)>,
     /// User and name of each device.
     pub(crate) names: Vec<(String, String)>,
     pub(crate) listening: Vec<Listening>,
@@ -276,8 +278,15 @@ impl Ledger {
                 let entry = there.zip(index).and_then(|(log, index)| log.entries.get(index as usize));
                 entry.is_some_and(|entry| entry.message_id.0 == id)
             };
-            let gone = log.values().map(|kept| &kept.deliver).filter(|it| !stays(it.seq, it.message_id));
-            self.lost.extend(gone.map(|deliver| deliver.message_id));
+            for Kept { deliver, .. } in
+                log.values().filter(|it| !stays(it.deliver.seq, it.deliver.message_id))
+            {
+                self.lost.insert(deliver.message_id);
+                let of = (&deliver.sender, &deliver.sender_device);
+                if let Some(device) = self.names.iter().position(|(user, name)| (user, name) == of) {
+                    self.lost_own.insert((device, conversation.clone(), deliver.seq));
+                }
+            }
             log.retain(|seq, kept| stays(*seq, kept.deliver.message_id));
         }
         let logs = &self.logs;
@@ -295,13 +304,19 @@ impl Ledger {
             .iter()
             .map(|(name, (members, _))| (name.clone(), Rc::new(members.clone())))
             .collect();
-        // Who is a member again became it at some time before.
+        // Who is a member again became it at some time before; who is none any more may have read what was there.
+        let before = std::mem::take(&mut self.joined_at);
         for (group, members) in self.members.clone() {
             let head = self.head(&group);
             for user in members.iter() {
-                let at = self.joined_at.entry((group.clone(), user.clone())).or_insert(head);
-                *at = head.min(*at);
+                let key = (group.clone(), user.clone());
+                let at = before.get(&key).map_or(head, |at| head.min(*at));
+                self.joined_at.insert(key, at);
             }
+        }
+        for key in before.into_keys().filter(|key| !self.joined_at.contains_key(key)).collect::<Vec<_>>() {
+            let head = self.head(&key.0);
+            self.left_at.insert(key, head);
         }
     }
 
@@ -385,10 +400,12 @@ impl Ledger {
         }
     }
 
-    /// Whether an entry was sent by this device, which has the acknowledgement; or is in no log any more.
+    /// Whether an entry was sent by this device, which has the acknowledgement; or is in no log any more. What is read
+    /// late may have been sent before the store lost its end: there it goes by what stood there then.
     pub(crate) fn is_own(&self, device: usize, conversation: &str, seq: u64) -> bool {
         let kept = self.logs.get(conversation).and_then(|log| log.get(&seq));
         kept.is_none_or(|kept| self.is_by(device, &kept.deliver))
+            || self.lost_own.contains(&(device, conversation.to_owned(), seq))
     }
 
     pub(crate) fn is_by(&self, device: usize, deliver: &Deliver) -> bool {

@@ -47,7 +47,7 @@ impl Ledger {
                 self.judge(now_us, device, deliver);
                 self.judge_order(now_us, device, deliver);
             }
-            Some(notify::Event::Head(head)) => self.listens(device, &head.conversation, head.seq),
+            Some(notify::Event::Head(head)) => self.begins(device, &head.conversation, head.seq),
             Some(notify::Event::Gap(gap)) => {
                 self.counts.gaps += 1;
                 if let Some(at) = self.listening[device].0.get_mut(&gap.conversation) {
@@ -63,13 +63,22 @@ impl Ledger {
         }
     }
 
-    /// Everything after `head` will be sent to this session.
+    /// Everything after `head` will be sent to this session. One that listens already goes on from where it is, unless
+    /// the log was lost above `head`.
     fn listens(&mut self, device: usize, conversation: &str, head: u64) {
         if conversation.starts_with("g:") {
             let at = self.listening[device].0.entry(conversation.into()).or_insert(head);
-            if self.forgiving {
-                *at = head;
+            if !self.lost.is_empty() {
+                *at = head.min(*at);
             }
+        }
+    }
+
+    /// The same, told in its place among the messages: where the store lost something, the log may begin again there.
+    fn begins(&mut self, device: usize, conversation: &str, head: u64) {
+        self.listens(device, conversation, head);
+        if conversation.starts_with("g:") && !self.lost.is_empty() {
+            self.listening[device].0.insert(conversation.into(), head);
         }
     }
 
@@ -86,8 +95,8 @@ impl Ledger {
         if page.more {
             self.listening[device].0.remove(&page.conversation);
         } else {
-            // One that listens already goes on from where it is: a page may run ahead of what is being fanned out.
-            self.listens(device, &page.conversation, page.head);
+            // A page may run ahead of what is being fanned out; also of the Head that comes with a loss.
+            self.listening[device].0.entry(page.conversation.clone()).or_insert(page.head);
         }
     }
 

@@ -31,7 +31,7 @@ struct Place {
     saved: Option<u64>,
     /// The highest one ever.
     saved_max: u64,
-    /// Messages that were told and not taken.
+    /// Messages, and cuts of the log, that were told and not taken.
     untaken: u64,
     /// Of them, those from before the user left: they come late, and count for nothing.
     stale: u64,
@@ -50,6 +50,15 @@ pub struct Shelf {
 impl Shelf {
     fn place(&mut self, conversation: &str) -> &mut Place {
         self.places.entry(conversation.into()).or_default()
+    }
+
+    /// What was told is taken. Returns whether it counts.
+    fn takes(&mut self, conversation: &str) -> bool {
+        let place = self.place(conversation);
+        place.untaken = place.untaken.saturating_sub(1);
+        let stale = place.stale > 0;
+        place.stale = place.stale.saturating_sub(1);
+        !stale
     }
 }
 
@@ -78,8 +87,8 @@ impl Ledger {
     /// The session is in a room: everything after `head` is sent to it.
     pub fn in_room(&mut self, device: usize, room: &str, head: u64) {
         let at = self.shelves[device].rooms.entry(room.into()).or_insert(head);
-        if self.forgiving {
-            *at = head;
+        if !self.lost.is_empty() {
+            *at = head.min(*at);
         }
     }
 
@@ -102,7 +111,10 @@ impl Ledger {
             Event::Head { conversation, seq, .. } if conversation.starts_with("r:") => {
                 self.in_room(device, conversation, *seq);
             }
-            Event::Removed { conversation } => self.out_of_room(device, conversation),
+            Event::Removed { conversation } if conversation.starts_with("r:") => {
+                self.out_of_room(device, conversation);
+            }
+            Event::Removed { conversation } => self.left(device, conversation),
             Event::Gap { conversation, to, .. } => {
                 if let Some(at) = self.shelves[device].rooms.get_mut(conversation) {
                     *at = (*at).max(*to);
@@ -112,7 +124,9 @@ impl Ledger {
                 self.judge(now_us, device, &deliver_of(message));
                 self.in_order(now_us, device, message);
             }
-            Event::Message(message) => self.shelves[device].place(&message.conversation).untaken += 1,
+            Event::Message(Message { conversation, .. }) | Event::Truncated { conversation, .. } => {
+                self.shelves[device].place(conversation).untaken += 1;
+            }
             _ => {}
         }
     }
@@ -154,6 +168,9 @@ impl Ledger {
                     let detail = format!("{user}/{name} is told that {conversation} was cut at {to:?}");
                     return self.broken(Invariant::NothingLost, now_us, detail);
                 }
+                if !self.shelves[device].takes(&conversation) {
+                    return;
+                }
                 let place = self.shelves[device].place(&conversation);
                 place.shown.split_off(&(to.seq + 1));
                 place.at = place.at.map(|at| at.min(to.seq));
@@ -167,10 +184,6 @@ impl Ledger {
                 let detail = format!("{user}/{name} is told that {conversation} has no {from} to {to}");
                 self.broken(Invariant::NothingLost, now_us, detail);
             }
-            Event::Removed { conversation } => {
-                let place = self.shelves[device].place(&conversation);
-                (place.at, place.saved) = (None, None);
-            }
             _ => {}
         }
     }
@@ -178,13 +191,10 @@ impl Ledger {
     fn message(&mut self, now_us: u64, device: usize, message: &Message) {
         let Message { conversation, seq, message_id, .. } = message;
         let (user, name) = self.names[device].clone();
-        let place = self.shelves[device].place(conversation);
-        place.untaken = place.untaken.saturating_sub(1);
-        if place.stale > 0 {
-            place.stale -= 1;
+        if !self.shelves[device].takes(conversation) {
             return;
         }
-        let at = place.at;
+        let at = self.shelves[device].place(conversation).at;
         self.judge(now_us, device, &deliver_of(message));
         if at.is_some_and(|at| *seq <= at) {
             let detail = format!("{user}/{name} is shown {seq} of {conversation} after {at:?}");

@@ -55,9 +55,11 @@ pub struct Store {
     pub model: ModelStore,
     partitions: u16,
     nodes: BTreeMap<String, NodeLease>,
-    /// The incarnations that ever held a lease here: one that comes again misses it.
-    held: BTreeMap<String, u64>,
+    /// The incarnations that ever held a lease here, and the copy that granted it: one that comes again misses it.
+    held: BTreeMap<String, (u64, u64)>,
     gateways: BTreeMap<u16, (u64, u64)>,
+    /// Which copy this is: a failover puts another in its place.
+    copy: u64,
     last: BTreeMap<(Seat, Partition), u64>,
     last_of_user: BTreeMap<(Seat, String), u64>,
     troubles: Vec<Trouble>,
@@ -79,6 +81,7 @@ impl Store {
             nodes: BTreeMap::new(),
             held: BTreeMap::new(),
             gateways: BTreeMap::new(),
+            copy: 1,
             last: BTreeMap::new(),
             last_of_user: BTreeMap::new(),
             troubles: Vec::new(),
@@ -125,15 +128,29 @@ impl Store {
             agenda.at(now_us + TIMEOUT_US, Due::Done(seat, Box::new(done)));
             // Done all the same, with nobody to tell.
             let job = Job { ticket: 0, work: job.work };
-            return agenda.at(at_us, Due::Job(seat, Box::new(job)));
+            return agenda.at(at_us, Due::Job(seat, self.copy, Box::new(job)));
         }
-        agenda.at(at_us, Due::Job(seat, Box::new(job)));
+        agenda.at(at_us, Due::Job(seat, self.copy, Box::new(job)));
     }
 
-    /// A job is done, and its answer sent.
-    pub fn carry_out(&mut self, agenda: &mut Agenda, ledger: &mut Ledger, now_us: u64, seat: Seat, job: Job) {
+    /// A job is done, and its answer sent. One that was on its way to a copy that is no more is lost with it.
+    pub fn carry_out(
+        &mut self,
+        agenda: &mut Agenda,
+        ledger: &mut Ledger,
+        now_us: u64,
+        seat: Seat,
+        (copy, job): (u64, Job),
+    ) {
+        if copy != self.copy {
+            if job.ticket != 0 {
+                let done = failed(job.ticket, "the connection was lost");
+                agenda.at(now_us + MS, Due::Done(seat, Box::new(done)));
+            }
+            return;
+        }
         if now_us < self.stalled_until_us {
-            return agenda.at(self.stalled_until_us, Due::Job(seat, Box::new(job)));
+            return agenda.at(self.stalled_until_us, Due::Job(seat, copy, Box::new(job)));
         }
         self.expire(now_us);
         self.copy(now_us);
@@ -174,14 +191,18 @@ impl Store {
                 }
                 Ok(Outcome::Left)
             }
-            Work::GatewayLease { gateway, incarnation, replaces, ttl_ms } => {
+            Work::GatewayLease { gateway, incarnation, replaces, copy: held, ttl_ms } => {
+                let (copy, until_us) = (self.copy, now_us + u64::from(ttl_ms) * MS);
                 let holder = self.gateways.get(&gateway).map(|(holder, _)| *holder);
-                if holder.is_some_and(|holder| holder != incarnation && holder != replaces) {
-                    return Ok(Outcome::GatewayLease { granted: false, was_missing: false });
+                if held != 0 && (holder != Some(incarnation) || held != copy) {
+                    return Ok(Outcome::GatewayLease { granted: false, was_missing: true, copy });
                 }
-                self.gateways.insert(gateway, (incarnation, now_us + u64::from(ttl_ms) * MS));
+                if holder.is_some_and(|holder| holder != incarnation && holder != replaces) {
+                    return Ok(Outcome::GatewayLease { granted: false, was_missing: false, copy });
+                }
+                self.gateways.insert(gateway, (incarnation, until_us));
                 self.show_leases();
-                Ok(Outcome::GatewayLease { granted: true, was_missing: holder != Some(incarnation) })
+                Ok(Outcome::GatewayLease { granted: true, was_missing: holder != Some(incarnation), copy })
             }
             Work::Append(batch) => {
                 let copy = batch.clone();
@@ -212,11 +233,13 @@ impl Store {
     fn heartbeat(&mut self, now_us: u64, node: Node, ttl_ms: u32) -> Outcome {
         let there =
             self.nodes.get(&node.name).is_some_and(|lease| lease.node.incarnation == node.incarnation);
-        let held = self.held.insert(node.name.clone(), node.incarnation) == Some(node.incarnation);
-        let until_us = now_us + u64::from(ttl_ms) * MS;
+        let held = self.held.insert(node.name.clone(), (node.incarnation, self.copy));
+        let (until_us, incarnation) = (now_us + u64::from(ttl_ms) * MS, node.incarnation);
         self.nodes.insert(node.name.clone(), NodeLease { node, until_us });
         self.show_leases();
-        Outcome::View(Arc::new(self.model.view(self.partitions, held && !there)))
+        let was_missing =
+            held.is_some_and(|(held, copy)| held == incarnation && (!there || copy != self.copy));
+        Outcome::View(Arc::new(self.model.view(self.partitions, was_missing)))
     }
 
     fn expire(&mut self, now_us: u64) {
@@ -257,13 +280,14 @@ impl Store {
         self.troubles.push(trouble);
     }
 
-    /// A failover: what was written since then is lost, leases and routes with it.
+    /// A failover: what was written since then is lost, routes with it. Leases go on, and who renews one is told.
     pub fn fall_back(&mut self, ledger: &mut Ledger, now_us: u64, by_us: u64) {
         let since_us = now_us.saturating_sub(by_us);
         let Some(at) = self.copies.iter().rposition(|(at_us, _)| *at_us <= since_us) else { return };
         let nonce = self.model.nonce;
         self.model = self.copies[at].1.clone();
         self.copies.truncate(at + 1);
+        self.copy += 1;
         // Nonces are drawn at random: none comes twice.
         self.model.nonce = nonce + 1_000;
         self.show_leases();

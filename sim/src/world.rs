@@ -196,9 +196,9 @@ impl World {
                     self.arrived(end, id, Item::Closed);
                 }
             }
-            Due::Job(seat, job) => {
+            Due::Job(seat, copy, job) => {
                 let Outside { store, agenda, ledger, now_us, .. } = &mut self.out;
-                store.carry_out(agenda, ledger, *now_us, seat, *job);
+                store.carry_out(agenda, ledger, *now_us, seat, (copy, *job));
             }
             Due::Done(seat, done) => {
                 if let Some((node, out)) = self.node(seat) {
@@ -496,6 +496,9 @@ impl World {
                 }
                 for node in &mut self.nodes {
                     node.fuse = Default::default();
+                }
+                for device in &mut self.devices {
+                    device.hurry(&mut self.out);
                 }
             }
             Phase::Busy => self.think(),

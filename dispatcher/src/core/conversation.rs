@@ -34,6 +34,8 @@ pub struct Conversation {
     pub durable: u64,
     /// Epoch of the entry there.
     pub durable_epoch: u64,
+    /// Where the log ended when it was loaded: seq and epoch.
+    pub base: (u64, u64),
     /// Messages up to `head` (not edits, reactions, …).
     pub messages: u64,
     /// Bytes of bodies up to `head`.
@@ -94,6 +96,7 @@ impl Conversation {
             head: loaded.head,
             durable: loaded.head,
             durable_epoch: loaded.head_epoch,
+            base: (loaded.head, loaded.head_epoch),
             messages: loaded.messages,
             bytes: loaded.bytes,
             first_seq: loaded.first_seq,

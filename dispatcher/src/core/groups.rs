@@ -336,7 +336,9 @@ pub fn appended(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation,
         let users = std::mem::take(&mut plan.add);
         cx.hub.delivery.ask(Ask { users, except: answered, from: owner.from, what });
     }
-    if plan.remove.is_empty() {
+    // Lists have no fence. Once the lease is over another owner may have let these users in again; a name too many in a
+    // list is found out by the next login.
+    if plan.remove.is_empty() || cx.now.mono_us >= cx.hub.cluster.lease_until_us {
         return start(cx, owner, conversation, name);
     }
     let work = listing(&plan.remove, name, false);
@@ -449,7 +451,7 @@ pub fn joined(cx: &mut Cx, owner: &Owner, conversation: &mut Conversation, name:
         conversation.members.as_ref().map_or((0, 0), |members| (members.count(), members.version));
     let joined = Joined {
         conversation: name.to_owned(),
-        epoch: owner.from.epoch,
+        epoch: conversation.durable_epoch,
         head: conversation.durable,
         members: members as u32,
     };

@@ -334,8 +334,8 @@ fn gateway_lease(cx: &mut Cx, link: LinkKey, lease: wire::Lease) {
         cx.hub.stats.malformed += 1;
         return;
     }
-    let wire::Lease { incarnation, replaces, ttl_ms, .. } = lease;
-    let work = Work::GatewayLease { gateway: link.gateway, incarnation, replaces, ttl_ms };
+    let wire::Lease { incarnation, replaces, copy, ttl_ms, .. } = lease;
+    let work = Work::GatewayLease { gateway: link.gateway, incarnation, replaces, copy, ttl_ms };
     cx.store(work, Pending::GatewayLease { link, lease });
 }
 
@@ -396,11 +396,15 @@ fn stored(cx: &mut Cx, partitions: &mut [Partition], done: Done) {
 
 /// A store out of reach voids nothing: the gateway hears nothing and asks again.
 fn lease_answer(cx: &mut Cx, link: LinkKey, lease: wire::Lease, outcome: Result<Outcome, StoreError>) {
-    let Ok(Outcome::GatewayLease { granted, was_missing }) = outcome else { return };
+    let Ok(Outcome::GatewayLease { granted, was_missing, copy }) = outcome else { return };
     if granted {
         cx.hub.cluster.gateways.insert(link.gateway, lease.incarnation);
     }
-    let reason = if granted { String::new() } else { "another process holds this gateway id".into() };
+    let reason = match (granted, was_missing) {
+        (true, _) => String::new(),
+        (false, true) => "the lease that was held is gone".into(),
+        (false, false) => "another process holds this gateway id".into(),
+    };
     let answer = wire::LeaseAnswer {
         gateway: lease.gateway,
         incarnation: lease.incarnation,
@@ -408,6 +412,7 @@ fn lease_answer(cx: &mut Cx, link: LinkKey, lease: wire::Lease, outcome: Result<
         granted,
         was_missing,
         reason,
+        copy,
     };
     cx.send(link, NODE.record(Kind::LeaseAnswer, SessionId::NONE, &answer));
 }

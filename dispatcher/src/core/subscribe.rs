@@ -29,6 +29,8 @@ pub fn subscribe(
         conversation: ask.conversation,
         version: ask.version,
         head: if planted::is(Fault::HeadBeforeDurable) { conversation.head } else { conversation.durable },
+        base: conversation.base.0,
+        base_epoch: conversation.base.1,
         ..Subscribed::default()
     };
     if matches!(Id::parse(&answer.conversation), Some(Id::Group(_))) {

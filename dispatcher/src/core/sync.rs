@@ -27,6 +27,8 @@ pub struct Paging {
     device: String,
     limit: usize,
     want: Want,
+    /// What was durable when the store was asked.
+    durable: u64,
 }
 
 #[derive(Debug)]
@@ -58,7 +60,8 @@ pub fn sync(
         Some(client::Cursor { epoch, seq }) => Want::After(Cursor { epoch, seq, messages: 0 }),
         None => Want::OwnCursor,
     };
-    start(cx, owner, conversation, name, Paging { asker, user, device, limit: limit(ask.limit), want });
+    let limit = limit(ask.limit);
+    start(cx, owner, conversation, name, Paging { asker, user, device, limit, want, durable: 0 });
 }
 
 /// A History.
@@ -78,7 +81,8 @@ pub fn history(
         _ => return cx.refuse(owner.from, asker, Code::BadRequest, "either before or after"),
     };
     let device = String::new();
-    start(cx, owner, conversation, name, Paging { asker, user, device, limit: limit(ask.limit), want });
+    let limit = limit(ask.limit);
+    start(cx, owner, conversation, name, Paging { asker, user, device, limit, want, durable: 0 });
 }
 
 fn limit(asked: u32) -> usize {
@@ -102,8 +106,9 @@ fn start(cx: &mut Cx, owner: &Owner, conversation: &mut Conversation, name: &str
 
 /// Hands the next job of a page to the store. Nothing above `durable` is read: what the store has there already may be
 /// short of its durability level, and membership may have changed with it.
-fn ask(cx: &mut Cx, owner: &Owner, name: &str, durable: u64, paging: Paging) {
+fn ask(cx: &mut Cx, owner: &Owner, name: &str, durable: u64, mut paging: Paging) {
     let durable = if planted::is(Fault::PageAboveDurable) { u64::MAX } else { durable };
+    paging.durable = durable;
     let (partition, fence, conversation) = (owner.from.partition, owner.fence, name.to_owned());
     let read = |after: u64, through: u64, entries_max: usize, newest_first: bool| Work::Read {
         partition,
@@ -151,6 +156,8 @@ pub fn answered(
             true
         }
         (Want::After(cursor), Outcome::Entries { entries, first_seq, head }) => {
+            // What the store has above is not read: a cursor there is not of this log.
+            let head = head.min(paging.durable);
             match after(*cursor, entries, first_seq, head) {
                 Some(Following { mut entries, gap }) => {
                     entries.truncate(paging.limit);

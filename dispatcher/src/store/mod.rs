@@ -188,7 +188,8 @@ pub enum Work {
         /// Compared.
         incarnation: u64,
     },
-    /// Renews a gateway's lease. Refused while another incarnation than these two holds it.
+    /// Renews a gateway's lease. Refused while another incarnation than these two holds it; and once it was held, when it
+    /// is gone or another copy of the store has taken over: whoever held it has to begin anew, and is told until it does.
     GatewayLease {
         /// Gateway id.
         gateway: u16,
@@ -196,6 +197,8 @@ pub enum Work {
         incarnation: u64,
         /// The same process's previous incarnation, which loses a lease that it still has; 0: there is none.
         replaces: u64,
+        /// The copy of the store that granted it to this incarnation last; 0: none did.
+        copy: u64,
         /// Length of the lease.
         ttl_ms: u32,
     },
@@ -494,7 +497,8 @@ pub struct View {
     pub gateways: Vec<Gateway>,
     /// Per partition: the node that claimed it last, and its epoch; an empty name when it was released or never claimed.
     pub owners: Vec<(String, u64)>,
-    /// This node's lease was not there although it held one: the store was emptied, or the lease lapsed.
+    /// This node's lease was not there although it held one (the store was emptied, or the lease lapsed), or another copy
+    /// of the store took over.
     pub was_missing: bool,
 }
 
@@ -574,10 +578,12 @@ pub enum Outcome {
     Left,
     /// The gateway's lease.
     GatewayLease {
-        /// Else another process holds this id.
+        /// Else another process holds this id, or what was held is gone.
         granted: bool,
-        /// This incarnation had none before.
+        /// This incarnation had none before; or it had, from another copy of the store.
         was_missing: bool,
+        /// The copy that answers: not 0, and another one after a failover, which may lack what was written last.
+        copy: u64,
     },
 }
 

@@ -226,7 +226,7 @@ impl ModelStore {
             }
             Work::GatewayLease { gateway, incarnation, .. } => {
                 let held = self.gateways.insert(gateway, incarnation);
-                Ok(Outcome::GatewayLease { granted: true, was_missing: held.is_none() })
+                Ok(Outcome::GatewayLease { granted: true, was_missing: held.is_none(), copy: 1 })
             }
             Work::Heartbeat { .. } | Work::Leave { .. } => panic!("a shard renews no node's lease"),
         }

@@ -375,6 +375,13 @@ fn gateway_replaces_itself(world: &World<'_>) {
     assert_eq!(world.gateway_again(5, (2, 1_005), 60_000), (true, true), "at once");
     assert_eq!(world.gateway_again(5, (2, 1_005), 60_000), (true, false), "renewed");
     assert_eq!(world.gateway(5, 1_005, 60_000), (false, false), "a late renewal of the earlier life");
+    let (granted, _, copy) = world.gateway_held(5, (2, 0), 0, 60_000);
+    assert!(granted && copy != 0);
+    assert_eq!(world.gateway_held(5, (2, 0), copy, 60_000), (true, false, copy), "held, and renewed");
+    for _ in 0..2 {
+        let lost = world.gateway_held(6, (3, 0), copy, 60_000);
+        assert_eq!(lost, (false, true, copy), "held once and gone: said as often as it is asked");
+    }
     assert_eq!(world.beat("a", 60_000).gateways, [Gateway { gateway: 5, incarnation: 2 }]);
     until("the routes of its earlier life are swept", Duration::from_secs(8), || {
         world.beat("a", 60_000);

@@ -271,8 +271,20 @@ impl<'a> World<'a> {
         (incarnation, replaces): (u64, u64),
         ttl_ms: u32,
     ) -> (bool, bool) {
-        match self.call(Work::GatewayLease { gateway, incarnation, replaces, ttl_ms }) {
-            Ok(Outcome::GatewayLease { granted, was_missing }) => (granted, was_missing),
+        let (granted, was_missing, _) = self.gateway_held(gateway, (incarnation, replaces), 0, ttl_ms);
+        (granted, was_missing)
+    }
+
+    /// The same, of one that holds a lease granted by this copy of the store. And which copy answered.
+    pub fn gateway_held(
+        &self,
+        gateway: u16,
+        (incarnation, replaces): (u64, u64),
+        copy: u64,
+        ttl_ms: u32,
+    ) -> (bool, bool, u64) {
+        match self.call(Work::GatewayLease { gateway, incarnation, replaces, copy, ttl_ms }) {
+            Ok(Outcome::GatewayLease { granted, was_missing, copy }) => (granted, was_missing, copy),
             other => panic!("{other:?}"),
         }
     }

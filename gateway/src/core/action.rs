@@ -86,8 +86,10 @@ pub enum Action {
     LeaseAnswer {
         /// Granted, refused, or granted but it had been missing.
         granted: bool,
-        /// It lapsed, or the store was emptied: take a new incarnation.
+        /// It lapsed, or the store was emptied or fell back: take a new incarnation.
         was_missing: bool,
+        /// Which copy of the store answered.
+        copy: u64,
         /// The incarnation that was renewed.
         incarnation: u64,
         /// CLOCK_BOOTTIME from before the renewal was sent.

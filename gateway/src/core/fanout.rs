@@ -55,7 +55,8 @@ impl Shard {
             self.stats.fan_outs_unwanted += 1;
             return self.unsubscribe(&body.conversation);
         };
-        if it.partition != partition || !it.known || epoch < it.epoch {
+        // Of an owner that has not answered the subscription yet, it is not known how it goes on from here.
+        if it.partition != partition || !it.known || epoch != it.epoch {
             self.stats.fan_outs_unwanted += 1;
             return;
         }
@@ -223,7 +224,7 @@ impl Shard {
             return;
         }
         let Some(topic) = self.conversations.find(&body.conversation) else { return };
-        let Some(it) = self.topics.get_mut(topic) else { return };
+        let Some(it) = self.topics.get_mut(topic).filter(|it| it.epoch == epoch) else { return };
         let Some(hole) = it.hole.as_mut().filter(|hole| hole.asked) else { return };
         hole.asked = false;
         hole.tries = 0;

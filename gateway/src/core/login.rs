@@ -458,6 +458,7 @@ impl Shard {
             sent_us: self.now.mono_us,
             ttl_ms: self.config.lease_ttl_ms,
             replaces: self.renewal.replaces,
+            copy: self.lease.copy,
         };
         if self.uplink.send_to(key, record(Kind::Lease, 0, SessionId::NONE, &body)).is_ok() {
             self.stats.lease_renewals += 1;
@@ -472,6 +473,7 @@ impl Shard {
         self.out.push(Action::LeaseAnswer {
             granted: body.granted,
             was_missing: body.was_missing,
+            copy: body.copy,
             incarnation: body.incarnation,
             sent_us: if planted::is(Fault::LeaseFromAnswer) { self.now.mono_us } else { body.sent_us },
             reason: body.reason,

@@ -132,7 +132,8 @@ impl Fan {
                 return None;
             }
             // What a session was told at joining matters only while older messages are on their way.
-            let oldest = self.waiting.front().map_or(last + 1, |item| item.seq);
+            let oldest =
+                self.waiting.iter().find(|item| item.seq != RESTART).map_or(last + 1, |item| item.seq);
             if let Some(joined) = &mut self.joined {
                 joined.retain(|_, head| *head >= oldest);
                 if joined.is_empty() {
@@ -243,6 +244,19 @@ mod tests {
         ];
         assert_eq!(sent, expected);
         assert!(fan.is_idle() && fan.joined.is_none() && fan.waiting_bytes == 0);
+    }
+
+    #[test]
+    fn what_is_for_everybody_makes_no_earlier_head_void() {
+        let mut members = Members::default();
+        members.insert(3, 1000);
+        let mut fan = Fan::default();
+        fan.joined(3, 9);
+        fan.push(item(RESTART, 0));
+        fan.push(item(8, 0));
+        fan.push(item(10, 0));
+        let sent = drain(&mut fan, &members, 10);
+        assert_eq!(sent, [(3, vec![RESTART as u8, 10])]);
     }
 
     #[test]

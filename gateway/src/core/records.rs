@@ -166,7 +166,7 @@ impl Shard {
             Kind::Subscribed => self.on_subscribed(partition, epoch, body::Subscribed::decode(bytes)?),
             Kind::Reply => self.on_reply(session, epoch, body::Reply::decode(bytes)?),
             Kind::FanOut => self.on_fan_out(partition, epoch, body::FanOut::decode(bytes)?),
-            Kind::Remove => self.on_remove(body::Remove::decode(bytes)?),
+            Kind::Remove => self.on_remove(partition, epoch, body::Remove::decode(bytes)?),
             Kind::Direct => self.on_direct(body::Direct::decode(bytes)?),
             Kind::DirectGap => self.on_direct_gap(body::DirectGap::decode(bytes)?),
             Kind::Relay => self.on_relay(body::Relay::decode(bytes)?),
@@ -279,6 +279,9 @@ impl Shard {
             }
             if token.is_some_and(|token| !self.pending.contains_key(&token)) {
                 // Answered BUSY meanwhile.
+                continue;
+            }
+            if record.kind == Kind::NoSession && self.is_here_now(&record) {
                 continue;
             }
             match self.uplink.send(record) {

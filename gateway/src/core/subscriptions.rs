@@ -7,7 +7,7 @@
 use millrace_protocol::conversation::{Conversation, is_name};
 use millrace_protocol::frame::SharedFrame;
 use millrace_protocol::ids::{Partition, SessionId, partition_of, user_partition};
-use millrace_protocol::link::Kind;
+use millrace_protocol::link::{Kind, Record};
 use millrace_protocol::messages::client::{Code, Gap, Head, Joined, Notify, notify};
 use millrace_protocol::messages::link::{
     Attach, NoSession, Remove, Reply, Subscribe, Subscribed, Target, Unsubscribe,
@@ -296,14 +296,23 @@ impl Shard {
         let again = it.stand != Stand::Subscribed;
         it.stand = Stand::Subscribed;
         let newer = epoch > it.epoch;
+        // A new owner found less than was fanned out here, or an end from an epoch of which this shard has seen nothing.
+        let cut = newer && it.last > body.base;
+        // Nobody has a cursor of a room that it could look from.
+        let doubtful = newer && body.base_epoch > it.epoch && !it.room;
         it.epoch = it.epoch.max(epoch);
         if !it.known {
             it.known = true;
             it.last = body.head;
-        } else if body.head < it.last && newer {
+        } else if cut {
             self.restart(topic, &body.conversation, epoch, body.head);
-        } else if body.head > it.last && (again || newer) {
-            self.missed(topic, body.head);
+        } else {
+            if doubtful {
+                self.tell_to_look(topic, &body.conversation, epoch);
+            }
+            if again || newer {
+                self.missed(topic, body.head);
+            }
         }
         if body.recheck {
             self.want(topic);
@@ -434,13 +443,22 @@ impl Shard {
         }
     }
 
-    pub(super) fn on_remove(&mut self, body: Remove) {
+    /// Users are no members any more. Those who wait to be attached are left to the answer to their Subscribe: they may be
+    /// members again since.
+    pub(super) fn on_remove(&mut self, partition: Partition, epoch: u64, body: Remove) {
         if planted::is(Fault::RemovedStays) {
             return;
         }
+        if !self.uplink.witness(partition, epoch) {
+            self.stats.stale_epochs += 1;
+            return;
+        }
         let Some(topic) = self.conversations.find(&body.conversation) else { return };
-        for user in &body.users {
-            self.expel(topic, &body.conversation, user);
+        for slot in body.users.iter().flat_map(|user| self.slots_of(user)).collect::<Vec<_>>() {
+            let listens = self.topics.get(topic).is_some_and(|it| it.members.contains(slot));
+            if listens && self.detach(topic, slot) {
+                self.notify_removed(slot, &body.conversation);
+            }
         }
         if let Some(it) = self.conversations.find(&body.conversation).and_then(|id| self.topics.get_mut(id)) {
             it.members_version = it.members_version.max(body.members_version);
@@ -493,6 +511,16 @@ impl Shard {
         let Target { session, user, device, login_number } = target;
         let body = NoSession { user, device, login_number, session };
         self.send_or_park(record(Kind::NoSession, partition, SessionId(session), &body));
+    }
+
+    /// Whether the session that a waiting NoSession denies has come since: a new process gives the same ids again, and a
+    /// session that resumed has the number that it had.
+    pub(super) fn is_here_now(&mut self, record: &Record) -> bool {
+        let Ok(NoSession { user, device, login_number, session }) = NoSession::decode(record.body.clone())
+        else {
+            return false;
+        };
+        self.target_here(&Target { session, user, device, login_number }).is_some()
     }
 
     /// A session that is no longer in `session.topics` leaves: as a member and as a waiter.
@@ -549,17 +577,24 @@ impl Shard {
         self.send_or_park(record(Kind::Unsubscribe, partition, SessionId::NONE, &body));
     }
 
-    /// The store was emptied: the conversation begins again below what was fanned out. Clients see the new epoch.
+    /// The store lost the end of the log, or everything: it begins again below what was fanned out, however far it has come
+    /// since. Clients see the new epoch.
     fn restart(&mut self, topic: u32, conversation: &str, epoch: u64, head: u64) {
         let Some(it) = self.topics.get_mut(topic) else { return };
         if let Some(hole) = it.hole.take() {
             self.held_bytes -= hole.held_bytes;
         }
         it.last = head;
-        let event = notify::Event::Head(Head { conversation: conversation.into(), epoch, seq: head });
-        let body = Notify { event: Some(event) }.encode_to_vec();
-        // For everybody: what was told at joining belongs to the former life.
+        // What was told at joining belongs to the former life.
         it.fan.forget_joined();
+        self.tell_to_look(topic, conversation, epoch);
+    }
+
+    /// The log may be another one up to where this shard is. Everybody is told, and finds out from its own cursor.
+    fn tell_to_look(&mut self, topic: u32, conversation: &str, epoch: u64) {
+        let Some(it) = self.topics.get_mut(topic) else { return };
+        let event = notify::Event::Head(Head { conversation: conversation.into(), epoch, seq: it.last });
+        let body = Notify { event: Some(event) }.encode_to_vec();
         it.fan.push(Item { seq: RESTART, gap_from: 0, except: 0, frame: SharedFrame::notify(&body) });
         self.enter_ring(topic);
     }

@@ -16,8 +16,10 @@ const MARGIN_SHARE: u32 = 10;
 pub struct LeaseAnswer {
     /// Else another process holds this gateway's id.
     pub granted: bool,
-    /// There was no lease when the renewal came.
+    /// There was no lease when the renewal came; or another copy of the store had granted it.
     pub was_missing: bool,
+    /// Which copy of the store answered.
+    pub copy: u64,
     /// What was renewed.
     pub incarnation: u64,
     /// CLOCK_BOOTTIME from before the renewal was sent.
@@ -41,8 +43,6 @@ pub enum Change {
 #[derive(Debug)]
 pub struct Keeper {
     lease: Lease,
-    /// It was granted at least once under this incarnation.
-    held: bool,
     length_us: u64,
 }
 
@@ -50,7 +50,7 @@ impl Keeper {
     /// No lease yet, under a random incarnation.
     pub fn new(incarnation: u64, ttl: Duration) -> Self {
         let length_us = (ttl - ttl / MARGIN_SHARE).as_micros() as u64;
-        Keeper { lease: Lease { incarnation, until_us: 0 }, held: false, length_us }
+        Keeper { lease: Lease { incarnation, until_us: 0, copy: 0 }, length_us }
     }
 
     /// The lease as it stands.
@@ -63,22 +63,21 @@ impl Keeper {
         if answer.incarnation != self.lease.incarnation {
             return Change::None;
         }
-        // Missing although it was held: it had lapsed, or the store was emptied. Refused although it was held: it
-        // had lapsed, and another process took the id.
-        if self.held && (answer.was_missing || !answer.granted) {
-            self.lease = Lease { incarnation: draw(), until_us: 0 };
-            self.held = false;
+        // Missing although it was held: it had lapsed, or the store was emptied or fell back, and routes with it. Refused
+        // although it was held: it had lapsed, and another process took the id.
+        let held = self.lease.copy != 0;
+        if held && (answer.was_missing || !answer.granted) {
+            self.lease = Lease { incarnation: draw(), until_us: 0, copy: 0 };
             return Change::Renewed(self.lease);
         }
         if !answer.granted {
             return Change::None;
         }
-        self.held = true;
         let until_us = answer.sent_us + self.length_us;
         if until_us <= self.lease.until_us {
             return Change::None;
         }
-        self.lease.until_us = until_us;
+        (self.lease.until_us, self.lease.copy) = (until_us, answer.copy.max(1));
         Change::Extended(self.lease)
     }
 }
@@ -91,7 +90,7 @@ mod tests {
     const LENGTH_US: u64 = 9_000_000;
 
     fn answer(incarnation: u64, granted: bool, was_missing: bool, sent_us: u64) -> LeaseAnswer {
-        LeaseAnswer { granted, was_missing, incarnation, sent_us, reason: String::new() }
+        LeaseAnswer { granted, was_missing, copy: 3, incarnation, sent_us, reason: String::new() }
     }
 
     fn draw_none() -> u64 {
@@ -101,11 +100,11 @@ mod tests {
     #[test]
     fn time_counts_from_before_the_sending_and_never_backwards() {
         let mut keeper = Keeper::new(7, TTL);
-        assert_eq!(keeper.lease(), Lease { incarnation: 7, until_us: 0 });
+        assert_eq!(keeper.lease(), Lease { incarnation: 7, until_us: 0, copy: 0 });
         let first = keeper.answer(&answer(7, true, true, 1_000), draw_none);
-        assert_eq!(first, Change::Extended(Lease { incarnation: 7, until_us: 1_000 + LENGTH_US }));
+        assert_eq!(first, Change::Extended(Lease { incarnation: 7, until_us: 1_000 + LENGTH_US, copy: 3 }));
         let second = keeper.answer(&answer(7, true, false, 5_000), draw_none);
-        assert_eq!(second, Change::Extended(Lease { incarnation: 7, until_us: 5_000 + LENGTH_US }));
+        assert_eq!(second, Change::Extended(Lease { incarnation: 7, until_us: 5_000 + LENGTH_US, copy: 3 }));
         assert_eq!(keeper.answer(&answer(7, true, false, 2_000), draw_none), Change::None, "a late answer");
     }
 
@@ -115,7 +114,7 @@ mod tests {
             let mut keeper = Keeper::new(7, TTL);
             keeper.answer(&answer(7, true, true, 1_000), draw_none);
             let change = keeper.answer(&answer(7, granted, was_missing, 2_000), || 8);
-            assert_eq!(change, Change::Renewed(Lease { incarnation: 8, until_us: 0 }));
+            assert_eq!(change, Change::Renewed(Lease { incarnation: 8, until_us: 0, copy: 0 }));
             assert_eq!(
                 keeper.answer(&answer(7, true, false, 3_000), draw_none),
                 Change::None,

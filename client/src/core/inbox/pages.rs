@@ -15,7 +15,7 @@ const USELESS_MAX: u32 = 8;
 impl Inbox {
     /// A page came.
     pub(in crate::core) fn page(&mut self, id: u64, page: SyncPage, told: &mut Told, now_ms: u64) {
-        let Some(conversation) = self.syncs.answered(id) else { return };
+        let Some(conversation) = self.syncs.answered(id) else { return self.unawaited(&page) };
         if let Some(to) = page.truncated {
             return match self.cut(&conversation, to, told) {
                 true => self.syncs.go_on(&conversation),
@@ -66,6 +66,14 @@ impl Inbox {
         self.settle(&conversation, now_ms);
     }
 
+    /// Nobody waits for this page any more. One that has more to come ended a group's live messages all the same.
+    fn unawaited(&mut self, page: &SyncPage) {
+        let conversation = &page.conversation;
+        if page.more && conversation.starts_with("g:") && self.places.contains_key(conversation) {
+            self.want(conversation);
+        }
+    }
+
     /// Tells the entries of a page. Returns whether nothing is left out between them.
     fn entries(
         &mut self,
@@ -104,10 +112,15 @@ impl Inbox {
         }
     }
 
-    /// The log was cut above `to`, which is below what is known. Returns whether it is so.
+    /// The log was cut above `to`, which is below what is known. Returns whether it is so. Without a cursor here, it was
+    /// the server's that the log does not have: the place begins where that is cut to.
     fn cut(&mut self, conversation: &str, to: Cursor, told: &mut Told) -> bool {
-        let Some(place) = self.places.get_mut(conversation).filter(|place| place.begun) else { return false };
+        let Some(place) = self.places.get_mut(conversation) else { return false };
         place.disown(to.seq);
+        if !place.begun {
+            place.begin(to);
+            return true;
+        }
         let known = place.told();
         let below = to.seq < known.seq || (to.seq == known.seq && to.epoch != known.epoch);
         if below {

@@ -483,3 +483,56 @@ fn newest_messages_that_an_answer_had_no_room_for_are_asked_for_again() {
     let expected = names.map(|name| (name.to_owned(), name != "g:b"));
     assert_eq!(listed, expected, "each once, with what is newest");
 }
+
+#[test]
+fn a_page_that_nobody_waits_for_any_more_still_ends_what_comes_live() {
+    let mut world = World::new(19, &["g:tea"]);
+    world.started.extend(["g:tea".to_owned()]);
+    fill(&mut world, "g:tea", 20);
+    let asks = |op: &Op| matches!(op, Op::Sync(_));
+    for _ in 0..1_000 {
+        world.tick(1);
+        if world.to_server.iter().any(|(_, _, op)| asks(op)) {
+            break;
+        }
+        world.deliver_request();
+        world.deliver_frame();
+    }
+    // It begins at the head by joining, while a page from further back is on its way.
+    let join = Op::GroupJoin(millrace_protocol::messages::client::GroupJoin { group: "tea".into() });
+    world.step(Event::Call { key: 1_000, op: join, deadline_ms: world.now_ms + 1_000 });
+    let joined = Joined { conversation: "g:tea".into(), epoch: 1, head: 20, members: 2 };
+    answer(&mut world, Outcome::Joined(joined), |op| matches!(op, Op::GroupJoin(_)));
+    world.settle(5_000);
+    world.server.append("g:tea", "bob", text(21));
+    world.settle(5_000);
+    assert_eq!(seqs(&world, "g:tea"), [21]);
+}
+
+#[test]
+fn a_servers_cursor_that_was_lost_is_no_place_to_begin() {
+    let mut world = World::new(20, &["g:tea"]);
+    fill(&mut world, "g:tea", 3);
+    let asks = |op: &Op| matches!(op, Op::Sync(sync) if sync.after.is_none());
+    for _ in 0..1_000 {
+        world.tick(1);
+        if world.to_server.iter().any(|(_, _, op)| asks(op)) {
+            break;
+        }
+        world.deliver_request();
+        world.deliver_frame();
+    }
+    let page = SyncPage {
+        conversation: "g:tea".into(),
+        truncated: Some(Cursor::default()),
+        more: true,
+        ..SyncPage::default()
+    };
+    answer(&mut world, Outcome::SyncPage(page), asks);
+    world.settle(1_000);
+    assert_eq!(seqs(&world, "g:tea"), [1, 2, 3]);
+    assert!(
+        !world.notices.iter().any(|notice| matches!(notice, Notice::Truncated { .. })),
+        "nothing was shown"
+    );
+}

@@ -396,3 +396,51 @@ fn pages_are_answered_when_the_partition_is_claimed_again_meanwhile() {
     let entries: Vec<&Entry> = world.store.logs["r:a"].entries.iter().collect();
     assert_eq!(entries.len(), 1);
 }
+
+#[test]
+fn a_cursor_above_what_is_durable_is_of_another_log() {
+    let mut world = World::serving(1, &[1]);
+    let name = direct("ann", "bob");
+    for n in 1..=2 {
+        world.send(session(1, 1), "ann", &name, n);
+        world.run();
+    }
+    let epoch = epoch(&world, &name);
+    // The store has the third already when it is asked, and this owner does not know it yet.
+    world.nodes[0].store_held = true;
+    world.send(session(1, 1), "ann", &name, 3);
+    world.run();
+    let token = sync(&mut world, "bob", &name, Some((epoch - 1, 3)), 0);
+    world.nodes[0].store_held = false;
+    world.run();
+    let (_, page) = page(&mut world, token);
+    assert!(page.truncated.is_some() && page.entries.is_empty(), "{page:?}");
+}
+
+#[test]
+fn who_joins_is_told_the_epoch_of_the_entry() {
+    let mut world = World::serving(1, &[1]);
+    group(&mut world, &[]);
+    let before = epoch(&world, "g:x");
+    let partition = conversation_partition("g:x");
+    world.release(0, partition);
+    world.run();
+    world.pass(1_000);
+    world.claim(0, partition);
+    world.run();
+    assert!(epoch(&world, "g:x") > before);
+    let join = request::Op::GroupJoin(client::GroupJoin { group: "x".into() });
+    let token = world.request(0, session(1, 1), "ann", join);
+    world.run();
+    let (_, outcome) = world.answer(token).unwrap();
+    let response::Outcome::Joined(joined) = outcome else { panic!("{outcome:?}") };
+    assert_eq!((joined.epoch, joined.head), (before, 1), "a cursor that the log has");
+    // Gateways learn where this owner began.
+    world.send(session(1, 1), "ann", "g:x", 1);
+    world.run();
+    world.clear();
+    world.subscribe(0, 1, "g:x", 1, &["ann"]);
+    world.run();
+    let answer: Vec<wire::Subscribed> = world.take(0, 1, Kind::Subscribed);
+    assert_eq!((answer[0].head, answer[0].base, answer[0].base_epoch), (2, 1, before));
+}

@@ -5,6 +5,7 @@ use millrace_protocol::link::Kind;
 use millrace_protocol::messages::client::{self, Code, request, response};
 use millrace_protocol::messages::link as wire;
 
+use crate::core::event::Event;
 use crate::store::List;
 
 use super::world::{PARTITIONS, World, conversation_partition, session};
@@ -228,4 +229,21 @@ fn a_leave_in_a_batch_is_followed_by_nothing_of_the_leaver() {
     let remove = kinds.iter().position(|kind| *kind == Kind::Remove).unwrap();
     assert!(fan_out < remove);
     assert!(world.nodes[0].claimed.len() == usize::from(PARTITIONS));
+}
+
+#[test]
+fn an_owner_whose_lease_is_over_takes_nobody_off_a_list() {
+    let mut world = World::serving(1, &[1]);
+    world.request(0, session(1, 1), "ann", create("x", &["bob"]));
+    world.run();
+    let listed = |world: &World| world.store.lists[&("bob".to_owned(), List::Groups)].contains_key("g:x");
+    // It pauses while the store writes that bob left. Meanwhile another owner may have let him in again.
+    world.nodes[0].store_held = true;
+    world.request(0, session(1, 2), "bob", leave("x"));
+    world.run();
+    let until_us = world.now.mono_us;
+    world.event(0, 0, Event::LeaseUntil { until_us });
+    world.nodes[0].store_held = false;
+    world.run();
+    assert!(listed(&world));
 }

@@ -176,7 +176,8 @@ fn wrong_routes_are_removed_and_void_ones_not_used() {
 fn a_gateways_lease_is_answered_with_what_it_sent() {
     let mut world = World::serving(2, &[1]);
     for was_missing in [true, false] {
-        let lease = wire::Lease { gateway: 1, incarnation: 5, sent_us: 77, ttl_ms: 3_000, replaces: 4 };
+        let lease =
+            wire::Lease { gateway: 1, incarnation: 5, sent_us: 77, ttl_ms: 3_000, replaces: 4, copy: 0 };
         world.say(0, 1, Kind::Lease, 0, SessionId::NONE, &lease);
         world.run();
         let answers: Vec<wire::LeaseAnswer> = world.take(0, 1, Kind::LeaseAnswer);

@@ -43,16 +43,21 @@ impl Leases {
         self.nodes.get(name).is_some_and(|(node, _)| node.incarnation == incarnation)
     }
 
-    /// Grants or renews a gateway's lease: (granted, this life had none). A lease of the life that it `replaces` ends.
+    /// Grants or renews a gateway's lease: (granted, this life had none). A lease of the life that it `replaces` ends. One
+    /// that was `held` is renewed or it is gone.
     pub(super) fn renew_gateway(
         &mut self,
         now: Instant,
         Gateway { gateway, incarnation }: Gateway,
         replaces: u64,
+        held: bool,
         ttl_ms: u32,
     ) -> (bool, bool) {
         self.expire(now);
         let holder = self.gateways.get(&gateway).map(|(holder, _)| *holder);
+        if held && holder != Some(incarnation) {
+            return (false, true);
+        }
         match holder {
             Some(holder) if holder == incarnation => {}
             Some(holder) if holder == replaces => self.dead.push(Gateway { gateway, incarnation: holder }),

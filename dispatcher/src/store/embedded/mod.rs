@@ -338,11 +338,11 @@ impl Shared {
                 self.leases().leave(&node, incarnation);
                 Outcome::Left
             }
-            Work::GatewayLease { gateway, incarnation, replaces, ttl_ms } => {
+            Work::GatewayLease { gateway, incarnation, replaces, copy, ttl_ms } => {
                 let life = Gateway { gateway, incarnation };
                 let (granted, was_missing) =
-                    self.leases().renew_gateway(Instant::now(), life, replaces, ttl_ms);
-                Outcome::GatewayLease { granted, was_missing }
+                    self.leases().renew_gateway(Instant::now(), life, replaces, copy != 0, ttl_ms);
+                Outcome::GatewayLease { granted, was_missing, copy: 1 }
             }
             queued => return Err(queued),
         }))

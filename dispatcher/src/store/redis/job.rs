@@ -216,10 +216,11 @@ pub(super) fn gateway_lease(
     gateway: u16,
     incarnation: u64,
     replaces: u64,
+    copy: u64,
     ttl_ms: u32,
 ) -> (Vec<Command>, Reading) {
     let ttl_ms = u64::from(ttl_ms.max(1));
-    let args = vec![number(u64::from(gateway)), number(incarnation), number(ttl_ms), number(replaces)];
+    let args = [u64::from(gateway), incarnation, ttl_ms, replaces, copy].map(number).to_vec();
     let names = vec![keys.gateway(&gateway.to_string()), keys.lives()];
     (vec![Command::script(ScriptId::Gateway, names, args)], Reading::GatewayLease)
 }
@@ -300,10 +301,11 @@ impl Reading {
             Reading::Routes => Outcome::Routes(replies.map(reply::routes).collect::<Result<_, _>>()?),
             Reading::Leave { .. } => Outcome::Left,
             Reading::GatewayLease => {
-                let [granted, was_missing] = fixed(one()?)?;
+                let [granted, was_missing, copy] = fixed(one()?)?;
                 Outcome::GatewayLease {
                     granted: to_number(granted)? == 1,
                     was_missing: to_number(was_missing)? == 1,
+                    copy: to_number(copy)?,
                 }
             }
         })

@@ -280,8 +280,8 @@ impl Rounds {
             }
             Work::Routes { users } => job::routes(keys, &users),
             Work::Leave { node, incarnation } => job::leave(keys, node, incarnation),
-            Work::GatewayLease { gateway, incarnation, replaces, ttl_ms } => {
-                job::gateway_lease(keys, gateway, incarnation, replaces, ttl_ms)
+            Work::GatewayLease { gateway, incarnation, replaces, copy, ttl_ms } => {
+                job::gateway_lease(keys, gateway, incarnation, replaces, copy, ttl_ms)
             }
         };
         let count = own.len();

@@ -18,8 +18,8 @@ use crate::store::{Gateway, Node, Outcome, StoreError, View};
 pub(super) struct Own {
     /// Partition -> epoch and name of the node, for claims that have not been lost.
     claims: HashMap<Partition, (u64, String)>,
-    /// Nodes whose lease this process has renewed, with the incarnation.
-    renewed: HashMap<String, u64>,
+    /// Nodes whose lease this process has renewed, with the incarnation and the copy of the store that said so.
+    renewed: HashMap<String, (u64, u64)>,
 }
 
 /// A heartbeat, read.
@@ -71,8 +71,9 @@ impl Own {
 
     /// Reads the reply of [`beat`].
     pub(super) fn view(&mut self, keys: &Keys, node: &Node, reply: Value) -> Result<Beat, StoreError> {
-        let [existed, nodes, live, dead, stored] = fixed(reply)?;
-        let had_one = self.renewed.insert(node.name.clone(), node.incarnation) == Some(node.incarnation);
+        let [existed, nodes, live, dead, stored, copy] = fixed(reply)?;
+        let copy = to_number(copy)?;
+        let had_one = self.renewed.insert(node.name.clone(), (node.incarnation, copy));
         let mut nodes = pairs(nodes)?
             .into_iter()
             .map(|(name, lease)| to_node(to_text(name)?, &to_text(lease)?))
@@ -95,7 +96,9 @@ impl Own {
                 hints.push((*partition, *epoch, name.clone()));
             }
         }
-        let was_missing = had_one && to_number(existed)? == 0;
+        let existed = to_number(existed)? == 1;
+        let was_missing =
+            had_one.is_some_and(|(held, before)| held == node.incarnation && (!existed || before != copy));
         let view = View { nodes, gateways, owners, was_missing };
         Ok(Beat { outcome: Outcome::View(Arc::new(view)), dead: lives(dead)?, hints })
     }

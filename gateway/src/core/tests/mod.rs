@@ -139,7 +139,7 @@ impl World {
     }
 
     fn lease(&mut self, incarnation: u64, until_us: u64) {
-        self.step(Event::Lease(Lease { incarnation, until_us }));
+        self.step(Event::Lease(Lease { incarnation, until_us, copy: 1 }));
         self.run();
     }
 
@@ -411,6 +411,7 @@ impl World {
                 conversation: body.conversation.clone(),
                 version: body.version,
                 head,
+                base: head,
                 members_version: 1,
                 ..Default::default()
             };

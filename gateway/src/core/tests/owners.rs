@@ -55,6 +55,7 @@ fn a_new_owner_is_subscribed_to_and_asked_for_the_hole() {
             conversation: body.conversation.clone(),
             version: body.version,
             head,
+            base: head,
             ..Default::default()
         };
         world.say(1, Kind::Subscribed, partition, 11, 0, &answer);
@@ -316,4 +317,113 @@ fn registrations_find_the_new_owner() {
     let (_, unregister) = world.take_one::<wire::Unregister>(1, Kind::Unregister);
     assert_eq!(unregister.login_number, 8);
     world.assert_empty();
+}
+
+#[test]
+fn a_log_that_lost_its_end_and_grew_again_is_told() {
+    let mut world = two_nodes();
+    let conn = world.accept(0, 1, ClientSession::tcp());
+    world.request(conn, 1, login("alice"));
+    world.registered(&["g1"], 1);
+    world.subscribed(0, 10, 4);
+    world.fan_out(0, 10, "g:g1", 5, 0);
+    world.run();
+    world.seen(conn);
+    let partition = partition_of("g:g1", PARTITIONS);
+    let answer = |world: &mut World, epoch: u64, head: u64, base: (u64, u64)| {
+        let (record, body) = world.take_one::<wire::Subscribe>(1, Kind::Subscribe);
+        let answer = wire::Subscribed {
+            conversation: body.conversation,
+            version: body.version,
+            head,
+            base: base.0,
+            base_epoch: base.1,
+            ..Default::default()
+        };
+        world.say(1, Kind::Subscribed, record.partition, epoch, 0, &answer);
+        world.run();
+    };
+    // The new owner found less than was fanned out here. Meanwhile the log is as long as it was, and longer.
+    world.announce(1, 0..PARTITIONS, 11);
+    world.fan_out(1, 11, "g:g1", 6, 0);
+    world.run();
+    assert_eq!(told(&world.seen(conn)), [], "it is not known yet how the new owner goes on from 5");
+    answer(&mut world, 11, 8, (3, 10));
+    assert_eq!(told(&world.seen(conn)), [Told::Head(11, 8)]);
+    world.fan_out(1, 11, "g:g1", 9, 0);
+    world.run();
+    assert_eq!(told(&world.seen(conn)), [Told::Seq(9)]);
+    // The next one found more, of an owner that this shard never heard: that may have begun anywhere.
+    world.announce(1, 0..PARTITIONS, 14);
+    answer(&mut world, 14, 11, (11, 13));
+    assert_eq!(told(&world.seen(conn)), [Told::Head(14, 9)]);
+    let (_, fetch) = world.take_one::<wire::Fetch>(1, Kind::Fetch);
+    assert_eq!((fetch.after_seq, fetch.through_seq), (9, 11));
+    let messages = || (10..=11).map(|seq| fan_out("g:g1", seq, 14, 0, 1)).collect();
+    let page = wire::Page { conversation: "g:g1".into(), messages: messages(), first_seq: 1, head: 11 };
+    world.say(1, Kind::Page, partition, 14, 0, &page);
+    world.run();
+    assert_eq!(told(&world.seen(conn)), [Told::Seq(10), Told::Seq(11)]);
+    world.closed(conn);
+    world.run();
+    world.assert_empty();
+}
+
+#[test]
+fn a_removal_of_long_ago_takes_nobody_out() {
+    let mut world = two_nodes();
+    let conn = world.accept(0, 1, ClientSession::tcp());
+    world.request(conn, 1, login("alice"));
+    world.registered(&["g1"], 1);
+    world.seen(conn);
+    let partition = partition_of("g:g1", PARTITIONS);
+    let remove =
+        wire::Remove { conversation: "g:g1".into(), users: vec!["alice".into()], ..Default::default() };
+    // Said before the owner saw the Subscribe that this session waits for.
+    world.say(0, Kind::Remove, partition, 10, 0, &remove);
+    world.run();
+    world.subscribed(0, 10, 4);
+    assert_eq!(told(&world.seen(conn)), [Told::Head(10, 4)], "the answer to it decides");
+    // Said by a former owner.
+    world.announce(1, 0..PARTITIONS, 11);
+    world.subscribed(1, 11, 4);
+    world.say(0, Kind::Remove, partition, 10, 0, &remove);
+    world.run();
+    assert_eq!(told(&world.seen(conn)), []);
+    world.say(1, Kind::Remove, partition, 11, 0, &remove);
+    world.run();
+    assert_eq!(told(&world.seen(conn)), [Told::Removed]);
+    world.closed(conn);
+    world.run();
+    world.assert_empty();
+}
+
+#[test]
+fn a_session_that_came_meanwhile_is_not_denied() {
+    let mut world = World::with(config());
+    world.connect(0);
+    world.lease(77, 1 << 40);
+    // A route of an earlier process: nobody is here, and no owner is known who could be told.
+    let session = SessionId::new(config().gateway, 0, 0, 1);
+    let target = |session: SessionId| wire::Target {
+        session: session.0,
+        user: "alice".into(),
+        device: "phone".into(),
+        login_number: 1,
+    };
+    let direct = wire::Direct {
+        targets: vec![target(session), target(SessionId(session.0 + 1))],
+        notify: fan_out("d:a:b", 1, 10, 0, 1).notify,
+    };
+    world.say(0, Kind::Direct, 0, 10, 0, &direct);
+    world.run();
+    assert_eq!(world.take(0, Kind::NoSession).len(), 0);
+    let conn = world.accept(0, 1, ClientSession::tcp());
+    world.request(conn, 1, login("alice"));
+    assert_eq!(world.id(conn), session.0);
+    world.announce(0, 0..PARTITIONS, 10);
+    world.registered(&[], 1);
+    world.later(SECOND);
+    let (_, denied) = world.take_one::<wire::NoSession>(0, Kind::NoSession);
+    assert_eq!(denied.session, session.0 + 1, "the other one");
 }

@@ -113,6 +113,8 @@ fn answer(world: &mut World, dice: &mut Dice, owner: &mut Owner, record: Record)
             let answer = wire::Subscribed {
                 version: body.version,
                 head: *owner.heads.get(&body.conversation).unwrap_or(&0),
+                base: *owner.heads.get(&body.conversation).unwrap_or(&0),
+                base_epoch: 0,
                 members_version: 1,
                 refused: if roll == 3 { body.users.first().cloned().into_iter().collect() } else { vec![] },
                 recheck: roll == 4 && body.members_version > 0,
