@@ -136,7 +136,7 @@ impl Shard {
         }
     }
 
-    pub(super) fn on_reply(&mut self, header: SessionId, epoch: u64, body: Reply) {
+    pub(super) fn on_reply(&mut self, header: SessionId, partition: Partition, epoch: u64, body: Reply) {
         let pending = self.take_pending(body.token);
         if let Some(part) = pending.as_ref().and_then(|pending| pending.part) {
             return self.on_part(part, Some(body.response));
@@ -151,7 +151,8 @@ impl Shard {
         if !body.joined.is_empty() {
             missed = self.joined(slot, &body, epoch, told.is_some());
         }
-        if !body.left.is_empty() {
+        // What a former owner says late may be undone since: the present one is asked about everybody.
+        if !body.left.is_empty() && self.uplink.witness(partition, epoch) {
             self.left(slot, &body.left, &body.user, told);
         }
         // A page that comes too late to be handed on changes nothing: the client asks for it again.

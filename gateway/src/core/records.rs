@@ -164,7 +164,7 @@ impl Shard {
         match record.kind {
             Kind::Registered => self.on_registered(session, body::Registered::decode(bytes)?),
             Kind::Subscribed => self.on_subscribed(partition, epoch, body::Subscribed::decode(bytes)?),
-            Kind::Reply => self.on_reply(session, epoch, body::Reply::decode(bytes)?),
+            Kind::Reply => self.on_reply(session, partition, epoch, body::Reply::decode(bytes)?),
             Kind::FanOut => self.on_fan_out(partition, epoch, body::FanOut::decode(bytes)?),
             Kind::Remove => self.on_remove(partition, epoch, body::Remove::decode(bytes)?),
             Kind::Direct => self.on_direct(body::Direct::decode(bytes)?),

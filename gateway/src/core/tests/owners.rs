@@ -388,6 +388,9 @@ fn a_removal_of_long_ago_takes_nobody_out() {
     world.announce(1, 0..PARTITIONS, 11);
     world.subscribed(1, 11, 4);
     world.say(0, Kind::Remove, partition, 10, 0, &remove);
+    let left =
+        wire::Reply { token: 999, left: "g:g1".into(), user: "alice".into(), ..wire::Reply::default() };
+    world.say(0, Kind::Reply, partition, 10, world.id(conn), &left);
     world.run();
     assert_eq!(told(&world.seen(conn)), []);
     world.say(1, Kind::Remove, partition, 11, 0, &remove);
