@@ -41,7 +41,6 @@ impl Watch {
 
     fn try_look(&mut self, fleet: &mut Fleet, told: &Mutex<Told>) -> Result<(), RunError> {
         for ended in fleet.tend() {
-            self.dead.push((ended.node, boot_us()));
             let mut told = told.lock().expect("not poisoned");
             // A Redis that can't write its file ends itself: that is what the full disk is for.
             let is_full = told.struck.iter().any(|s| s.kind == Kind::DiskFull && is_near(s));
@@ -51,10 +50,16 @@ impl Watch {
                 told.ended.push(ended.how);
             }
         }
+        let now_us = boot_us();
+        // Also those who ended as the schedule before was over.
+        for node in fleet.missing() {
+            if self.dead.iter().all(|(dead, _)| *dead != node) {
+                self.dead.push((node, now_us));
+            }
+        }
         if self.dead.is_empty() {
             return Ok(());
         }
-        let now_us = boot_us();
         let is_full = told.lock().expect("not poisoned").struck.iter().any(|struck| {
             struck.kind == Kind::DiskFull && struck.ended_us.is_none() && struck.failed.is_none()
         });
