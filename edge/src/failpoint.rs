@@ -18,6 +18,9 @@ pub enum Point {
     AfterRouteWrite,
     /// Dispatcher: what devices acknowledged goes to the store, in a batch of its partition.
     BeforeCursorWrite,
+    /// Embedded store: a round is written and not synced, or synced and not answered.
+    BeforeFsync,
+    AfterFsync,
     /// Dispatcher: answers and deliveries go to a gateway, or are with the kernel.
     BeforeLinkSend,
     AfterLinkSend,
@@ -36,12 +39,14 @@ pub enum Point {
 
 impl Point {
     /// All of them.
-    pub const ALL: [Point; 14] = [
+    pub const ALL: [Point; 16] = [
         Point::BeforeAppend,
         Point::AfterAppend,
         Point::BeforeRouteWrite,
         Point::AfterRouteWrite,
         Point::BeforeCursorWrite,
+        Point::BeforeFsync,
+        Point::AfterFsync,
         Point::BeforeLinkSend,
         Point::AfterLinkSend,
         Point::BeforeForward,
