@@ -14,6 +14,7 @@
 //! was written, so a consumer that dies is told some events again: tell them apart by partition and id.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::error::Error;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -80,7 +81,7 @@ async fn read(args: &ArgMatches) -> Result<(), Failure> {
         let mut idle = true;
         for partition in 0..partitions {
             let key = format!("{{mr:{}:p{partition}}}:ev", text(args, "cluster"));
-            if !streams.contains_key(&partition) {
+            if let Entry::Vacant(stream) = streams.entry(partition) {
                 if client.exists::<u64, _>(&key).await? == 0 {
                     continue;
                 }
@@ -91,7 +92,7 @@ async fn read(args: &ArgMatches) -> Result<(), Failure> {
                 {
                     return Err(error.into());
                 }
-                streams.insert(partition, "0");
+                stream.insert("0");
             }
             let from = streams[&partition];
             let found: Reply =
@@ -100,7 +101,7 @@ async fn read(args: &ArgMatches) -> Result<(), Failure> {
                 Reply::Null => XReadResponse::default(),
                 found => found.into_xread_response()?,
             };
-            let events = found.into_iter().flat_map(|(_, events)| events);
+            let events = found.into_values().flatten();
             let events: Vec<(String, _)> = events.collect();
             if events.is_empty() {
                 // Then what is new, or what others left.

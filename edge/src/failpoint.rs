@@ -18,6 +18,9 @@ pub enum Point {
     AfterRouteWrite,
     /// Dispatcher: what devices acknowledged goes to the store, in a batch of its partition.
     BeforeCursorWrite,
+    /// Embedded store: a round is written and not synced, or synced and not answered.
+    BeforeFsync,
+    AfterFsync,
     /// Dispatcher: answers and deliveries go to a gateway, or are with the kernel.
     BeforeLinkSend,
     AfterLinkSend,
@@ -36,12 +39,14 @@ pub enum Point {
 
 impl Point {
     /// All of them.
-    pub const ALL: [Point; 14] = [
+    pub const ALL: [Point; 16] = [
         Point::BeforeAppend,
         Point::AfterAppend,
         Point::BeforeRouteWrite,
         Point::AfterRouteWrite,
         Point::BeforeCursorWrite,
+        Point::BeforeFsync,
+        Point::AfterFsync,
         Point::BeforeLinkSend,
         Point::AfterLinkSend,
         Point::BeforeForward,
@@ -115,7 +120,7 @@ mod armed {
         let mut z = states.random.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        if (z ^ (z >> 31)) % one_in != 0 {
+        if !(z ^ (z >> 31)).is_multiple_of(one_in) {
             return;
         }
         state.fired.fetch_add(1, Ordering::Relaxed);

@@ -121,6 +121,8 @@ pub struct Child {
     listening: OnceCell<String>,
     hear: mpsc::Receiver<String>,
     scratch: Arc<Scratch>,
+    /// Where its own lines begin in the log, in bytes: those before are of one that ended.
+    log_begin: usize,
 }
 
 impl Child {
@@ -172,6 +174,7 @@ impl Child {
         // One that is started again goes on with its log.
         let log =
             OpenOptions::new().create(true).append(true).open(log_path(&scratch, what)).map_err(fail)?;
+        let log_begin = log.metadata().map_err(fail)?.len() as usize;
         let own = std::env::current_exe().map_err(fail)?;
         let mut line = around.before.iter().cloned().chain([own.into_os_string()]).chain(args);
         let mut command = Command::new(line.next().unwrap_or_default());
@@ -195,13 +198,14 @@ impl Child {
                 }
             }
         });
-        Ok(Child { what, process, stdin, listening: OnceCell::new(), hear, scratch })
+        Ok(Child { what, process, stdin, listening: OnceCell::new(), hear, scratch, log_begin })
     }
 
     /// The end of what it logged, each line indented.
     pub fn log_tail(&self) -> String {
         const LINES: usize = 12;
-        let text = fs::read_to_string(log_path(&self.scratch, self.what)).unwrap_or_default();
+        let bytes = fs::read(log_path(&self.scratch, self.what)).unwrap_or_default();
+        let text = String::from_utf8_lossy(bytes.get(self.log_begin..).unwrap_or_default());
         let lines: Vec<&str> = text.lines().collect();
         let from = lines.len().saturating_sub(LINES);
         lines[from..].iter().map(|line| format!("\n    {line}")).collect()

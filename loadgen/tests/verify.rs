@@ -38,6 +38,19 @@ fn every_promise_holds_on_loopback_while_processes_die_and_pause() {
 }
 
 #[test]
+fn a_standalone_gateway_keeps_every_promise_while_it_dies_and_pauses() {
+    let flags = ["--store=embedded", "--seconds=8", "--users=8", "--seed=3", "--no-namespaces"];
+    let report = verify(&flags);
+    assert_eq!((&report["schedules"], &report["failures"]), (&1.into(), &Value::Array(Vec::new())));
+    assert_eq!((&report["store"], &report["durability"]), (&"embedded".into(), &"fsync".into()));
+    assert!(report["acknowledged"].as_u64() > Some(50), "{report}");
+    assert!(report["faults"]["kill_gateway"].is_object(), "{report}");
+    // What one process can't have is told.
+    let why = report["left_out"]["kill_dispatcher"].as_str().unwrap_or_default();
+    assert!(why.contains("one process"), "{report}");
+}
+
+#[test]
 fn a_fault_that_does_not_exist_is_refused_in_words() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millrace-loadgen"));
     command.args(["verify", "--no-namespaces", "--faults=earthquake"]);

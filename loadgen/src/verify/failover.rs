@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::faults::{Fault, Kind, Strike};
 use super::round::{self, Spec};
-use super::{Durability, Run, keep, report};
+use super::{Durability, Run, Store, keep, report};
 use crate::args::bad;
 use crate::progress::Progress;
 use crate::report::Shown;
@@ -119,7 +119,7 @@ pub fn run(args: &FailoverArgs, progress: Progress, stop: Arc<AtomicBool>) -> Re
     let length_ms = CUT_AT_MS + args.cut_ms + DOWN_MS + AFTER_MS;
     let mut levels = Vec::new();
     for &durability in &args.durability {
-        let (mut fleet, mut crowd) = run.fleet(durability, None)?;
+        let (mut fleet, mut crowd) = run.fleet(Store::Redis, durability, None)?;
         if fleet.net.tool().is_none() {
             let text = "a replica can be cut off only in network namespaces (see the reason above)";
             return Err(RunError::Stuck(text.into()));

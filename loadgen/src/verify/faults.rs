@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::Store;
 use super::net::{Harm, Node};
 use crate::rng::Rng;
 
@@ -18,6 +19,9 @@ const PAUSE_MS: u64 = 1_500;
 
 /// One fault in so many begins before the one before it ends.
 const OVERLAP_EVERY: u64 = 5;
+
+/// A wall clock jumps by one of these, in s.
+const JUMPS_S: [i64; 6] = [-86_400, -90, -2, 2, 90, 86_400];
 
 /// The kinds that figures are given by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -67,6 +71,19 @@ impl Kind {
         Kind::Failover,
     ];
 
+    /// Whether a standalone gateway can have it.
+    pub fn is_of_one_process(self) -> bool {
+        matches!(
+            self,
+            Kind::KillGateway
+                | Kind::PauseGateway
+                | Kind::CutClients
+                | Kind::ResetConnections
+                | Kind::DiskFull
+                | Kind::ClockJump
+        )
+    }
+
     /// As flags and JSON name it.
     pub fn name(self) -> String {
         let mut name = String::new();
@@ -110,8 +127,11 @@ pub enum Fault {
         /// Until it gets through again.
         for_ms: u64,
     },
-    /// No byte more fits on the disk of a Redis. With `appendfsync always` it ends itself, and is started again after.
+    /// So much still fits on the store's disk. Where that is nothing, a Redis with `appendfsync always` ends itself and is
+    /// started again after, and so may a standalone gateway, which is started all the while.
     Full {
+        /// What is left, in MiB.
+        left_mib: u64,
         /// Until there is room again.
         for_ms: u64,
     },
@@ -141,7 +161,7 @@ impl Fault {
             Fault::Kill { down_ms, .. } => down_ms,
             Fault::Pause { for_ms, .. }
             | Fault::Net { for_ms, .. }
-            | Fault::Full { for_ms }
+            | Fault::Full { for_ms, .. }
             | Fault::Clock { for_ms, .. } => for_ms,
             Fault::Failover { cut_ms, down_ms } => cut_ms + down_ms,
         }
@@ -158,7 +178,10 @@ impl fmt::Display for Fault {
                 let arrow = if *both { "<->" } else { "->" };
                 write!(f, "{what} {from} {arrow} {to} for {for_ms} ms")
             }
-            Fault::Full { for_ms } => write!(f, "disk of the primary full for {for_ms} ms"),
+            Fault::Full { left_mib: 0, for_ms } => write!(f, "disk of the store full for {for_ms} ms"),
+            Fault::Full { left_mib, for_ms } => {
+                write!(f, "{left_mib} MiB left on the disk of the store for {for_ms} ms")
+            }
             Fault::Clock { node, by_s, for_ms } => {
                 write!(f, "wall clock of {node} off by {by_s} s for {for_ms} ms")
             }
@@ -180,8 +203,8 @@ pub struct Strike {
     pub fault: Fault,
 }
 
-/// A schedule of `length_ms`, of these kinds.
-pub fn schedule(rng: &mut Rng, length_ms: u64, kinds: &[Kind]) -> Vec<Strike> {
+/// A schedule of `length_ms`, of these kinds, for a fleet with this store.
+pub fn schedule(rng: &mut Rng, length_ms: u64, kinds: &[Kind], store: Store) -> Vec<Strike> {
     let mut strikes = Vec::new();
     if kinds.is_empty() {
         return strikes;
@@ -195,7 +218,10 @@ pub fn schedule(rng: &mut Rng, length_ms: u64, kinds: &[Kind]) -> Vec<Strike> {
             hat = kinds.to_vec();
         }
         let kind = hat.swap_remove(rng.below(hat.len() as u64) as usize);
-        let fault = draw(rng, kind);
+        let fault = match store {
+            Store::Redis => draw(rng, kind),
+            Store::Embedded => draw_alone(rng, kind),
+        };
         let end_ms = at_ms + fault.length_ms();
         if end_ms > length_ms {
             continue;
@@ -256,12 +282,29 @@ fn draw(rng: &mut Rng, kind: Kind) -> Fault {
             };
             Fault::Net { from, to, harm: Harm::Reset, both: false, for_ms }
         }
-        Kind::DiskFull => Fault::Full { for_ms: ms(300, 1_500) },
+        Kind::DiskFull => Fault::Full { left_mib: 0, for_ms: ms(300, 1_500) },
         Kind::ClockJump => {
-            let by_s = [-86_400, -90, -2, 2, 90, 86_400][ms(0, 6) as usize];
+            let by_s = JUMPS_S[ms(0, 6) as usize];
             Fault::Clock { node: Node::Dispatcher(3), by_s, for_ms: ms(1_000, 5_000) }
         }
         Kind::Failover => Fault::Failover { cut_ms: ms(1_000, 3_000), down_ms: ms(6_000, 9_000) },
+    }
+}
+
+/// A fault of a standalone gateway: there is nobody else that it could hit.
+fn draw_alone(rng: &mut Rng, kind: Kind) -> Fault {
+    let node = Node::Gateway(1);
+    let mut ms = |low: u64, high: u64| low + rng.below(high - low);
+    let cut = |harm, for_ms| Fault::Net { from: Node::Clients, to: node, harm, both: false, for_ms };
+    match kind {
+        Kind::KillGateway => Fault::Kill { node, down_ms: ms(100, 2_000) },
+        Kind::PauseGateway => Fault::Pause { node, for_ms: ms(500, 7_000) },
+        Kind::CutClients => cut(Harm::Drop, ms(300, 4_000)),
+        Kind::ResetConnections => cut(Harm::Reset, ms(50, 500)),
+        // Less than the store keeps back, which it answers; or nothing at all from one moment to the next.
+        Kind::DiskFull => Fault::Full { left_mib: ms(0, 2) * ms(16, 200), for_ms: ms(300, 3_000) },
+        Kind::ClockJump => Fault::Clock { node, by_s: JUMPS_S[ms(0, 6) as usize], for_ms: ms(1_000, 5_000) },
+        other => unreachable!("{} needs more than one process", other.name()),
     }
 }
 
@@ -272,24 +315,47 @@ mod tests {
     #[test]
     fn the_same_seed_does_the_same_and_all_ends_in_time() {
         for seed in 0..200 {
-            let strikes = schedule(&mut Rng::new(seed), 60_000, &Kind::ALL);
-            assert_eq!(strikes, schedule(&mut Rng::new(seed), 60_000, &Kind::ALL));
+            let strikes = schedule(&mut Rng::new(seed), 60_000, &Kind::ALL, Store::Redis);
+            assert_eq!(strikes, schedule(&mut Rng::new(seed), 60_000, &Kind::ALL, Store::Redis));
             assert!(strikes.len() >= 4, "seed {seed}: {strikes:?}");
             assert!(strikes.is_sorted_by_key(|strike| strike.at_ms), "seed {seed}");
             for strike in &strikes {
                 assert!(strike.at_ms + strike.fault.length_ms() <= 60_000, "seed {seed}: {}", strike.fault);
             }
         }
-        assert!(schedule(&mut Rng::new(1), 60_000, &[]).is_empty());
-        assert!(schedule(&mut Rng::new(1), 10, &Kind::ALL).is_empty());
+        assert!(schedule(&mut Rng::new(1), 60_000, &[], Store::Redis).is_empty());
+        assert!(schedule(&mut Rng::new(1), 10, &Kind::ALL, Store::Redis).is_empty());
     }
 
     #[test]
     fn all_kinds_come() {
-        let all = |seed| schedule(&mut Rng::new(seed), 120_000, &Kind::ALL);
-        let mut kinds: Vec<Kind> = (0..20).flat_map(all).map(|strike| strike.kind).collect();
-        kinds.sort_unstable();
-        kinds.dedup();
-        assert_eq!(kinds, Kind::ALL);
+        let of_one: Vec<Kind> = Kind::ALL.into_iter().filter(|kind| kind.is_of_one_process()).collect();
+        for (store, all) in [(Store::Redis, &Kind::ALL[..]), (Store::Embedded, &of_one)] {
+            let schedule = |seed| schedule(&mut Rng::new(seed), 120_000, all, store);
+            let mut kinds: Vec<Kind> = (0..20).flat_map(schedule).map(|strike| strike.kind).collect();
+            kinds.sort_unstable();
+            kinds.dedup();
+            assert_eq!(kinds, all);
+        }
+    }
+
+    #[test]
+    fn a_standalone_gateway_is_hit_and_nobody_else() {
+        let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|kind| kind.is_of_one_process()).collect();
+        let mut left = std::collections::BTreeSet::new();
+        for strike in (0..50).flat_map(|seed| schedule(&mut Rng::new(seed), 60_000, &kinds, Store::Embedded))
+        {
+            match strike.fault {
+                Fault::Kill { node, .. } | Fault::Pause { node, .. } | Fault::Clock { node, .. } => {
+                    assert_eq!(node, Node::Gateway(1));
+                }
+                Fault::Net { from, to, both, .. } => {
+                    assert_eq!((from, to, both), (Node::Clients, Node::Gateway(1), false));
+                }
+                Fault::Full { left_mib, .. } => drop(left.insert(left_mib.min(1))),
+                Fault::Failover { .. } => panic!("of what?"),
+            }
+        }
+        assert_eq!(left.len(), 2, "nearly full, and full");
     }
 }

@@ -1,5 +1,5 @@
-//! The processes: two gateways, three dispatchers, a Redis with a replica, and three Sentinels; their files, their
-//! starts and their ends.
+//! The processes: two gateways, three dispatchers, a Redis with a replica, and three Sentinels, or one standalone gateway
+//! on its embedded store; their files, their starts and their ends.
 //!
 //! Each runs in its node's surroundings and logs to a file of its own, which goes on when it is started again. The rule:
 //! whatever ends without having been told is noticed, named with the end of its log, and started again.
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::net::{Net, Node, shell};
-use super::{Durability, redis};
+use super::{Durability, Store, redis};
 use crate::child::{self, Child, Scratch, Surroundings, flag};
 use crate::rig::RunError;
 
@@ -38,11 +38,8 @@ const FAKETIME: [&str; 4] = [
     "/usr/lib64/faketime/libfaketimeMT.so.1",
 ];
 
-/// The dispatcher whose wall clock can be moved.
-pub(super) const CLOCKED: Node = Node::Dispatcher(3);
-
-/// All processes, in the order in which they are started.
-pub(super) const NODES: [Node; 10] = [
+/// All processes with Redis, in the order in which they are started.
+const NODES: [Node; 10] = [
     Node::Redis(1),
     Node::Redis(2),
     Node::Sentinel(1),
@@ -55,9 +52,24 @@ pub(super) const NODES: [Node; 10] = [
     Node::Gateway(2),
 ];
 
+/// All processes with the embedded store.
+const ALONE: [Node; 1] = [Node::Gateway(1)];
+
+/// The store's disk when it is not full, in MiB.
+const DISK_MIB: u64 = 1_024;
+
+fn nodes(store: Store) -> &'static [Node] {
+    match store {
+        Store::Redis => &NODES,
+        Store::Embedded => &ALONE,
+    }
+}
+
 /// What the fleet is run with.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
+    /// Where messages are.
+    pub(super) store: Store,
     /// When messages are acknowledged.
     pub(super) durability: Durability,
     /// `MILLRACE_FAILPOINTS` of dispatchers and gateways.
@@ -87,7 +99,7 @@ pub(super) struct Fleet {
     plan: Plan,
     scratch: Arc<Scratch>,
     slots: BTreeMap<Node, Slot>,
-    /// A tmpfs that can be made full, with the data of both Redis.
+    /// A tmpfs that can be made full, with the data of both Redis, or of the gateway.
     disk: Option<PathBuf>,
     faketime: Option<&'static str>,
     /// As a majority of the Sentinels last said.
@@ -96,12 +108,12 @@ pub(super) struct Fleet {
 
 impl Drop for Fleet {
     fn drop(&mut self) {
-        for node in NODES.into_iter().rev() {
-            self.signal(node, "CONT");
+        for node in self.nodes().iter().rev() {
+            self.signal(*node, "CONT");
         }
         // They have nothing to save, and ten of them in order take long.
-        for node in NODES.into_iter().rev() {
-            self.kill(node);
+        for node in self.nodes().iter().rev() {
+            self.kill(*node);
         }
         if let Some(disk) = &self.disk {
             let _ = shell(&format!("umount {}", disk.display()));
@@ -116,7 +128,8 @@ impl Fleet {
     /// A process that does not start, with the end of its log.
     pub(super) fn start(plan: Plan, is_stopped: &dyn Fn() -> bool) -> Result<Self, RunError> {
         let scratch = Scratch::new()?;
-        let mut net = Net::make(&NODES)?;
+        let nodes = nodes(plan.store);
+        let mut net = Net::make(nodes)?;
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).expect("randomness from the operating system");
         let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -128,9 +141,9 @@ impl Fleet {
         let disk = scratch.path().join("disk");
         std::fs::create_dir(&disk)?;
         let mounted = net.tool().is_some()
-            && shell(&format!("mount -t tmpfs -o size=1g millrace {}", disk.display())).is_ok();
+            && shell(&format!("mount -t tmpfs -o size={DISK_MIB}m millrace {}", disk.display())).is_ok();
         let mut slots = BTreeMap::new();
-        for node in NODES {
+        for &node in nodes {
             let usual = match node {
                 Node::Gateway(_) => [7400, 7401],
                 Node::Dispatcher(_) => [7500, 7501],
@@ -146,7 +159,7 @@ impl Fleet {
         let disk = mounted.then_some(disk);
         let last_primary = Cell::new(Node::Redis(1));
         let mut fleet = Fleet { net, plan, scratch, slots, disk, faketime, last_primary };
-        for node in NODES {
+        for &node in nodes {
             fleet.start_node(node)?;
             // A replica and a Sentinel look for the primary, and dispatchers for both.
             if let Node::Redis(_) | Node::Sentinel(_) = node {
@@ -164,7 +177,26 @@ impl Fleet {
 
     /// Where clients go.
     pub(super) fn gateways(&self) -> Vec<SocketAddr> {
-        vec![self.address(Node::Gateway(1)), self.address(Node::Gateway(2))]
+        let gateways = self.nodes().iter().filter(|node| matches!(node, Node::Gateway(_)));
+        gateways.map(|node| self.address(*node)).collect()
+    }
+
+    /// Where messages are.
+    pub(super) fn store(&self) -> Store {
+        self.plan.store
+    }
+
+    /// All processes, in the order in which they are started.
+    fn nodes(&self) -> &'static [Node] {
+        nodes(self.plan.store)
+    }
+
+    /// Whose wall clock can be moved.
+    pub(super) fn clocked(&self) -> Node {
+        match self.plan.store {
+            Store::Redis => Node::Dispatcher(3),
+            Store::Embedded => Node::Gateway(1),
+        }
     }
 
     /// Whether disks can be made full.
@@ -222,13 +254,12 @@ impl Fleet {
     fn gateway(&self, number: u8, around: &mut Surroundings) -> Vec<OsString> {
         let node = Node::Gateway(number);
         self.with_failpoints(node, around);
+        self.with_clock(node, around);
         let [listen, admin] = self.slots[&node].addresses;
-        let links: Vec<String> = (1..=3).map(|at| self.address(Node::Dispatcher(at)).to_string()).collect();
         let mut args = self.own("gateway");
         args.extend([
             flag("listen", listen.to_string()),
             flag("admin", admin.to_string()),
-            flag("dispatchers", links.join(",")),
             flag("gateway-id", number.to_string()),
             flag("partitions", PARTITIONS.to_string()),
             flag("shards", "2"),
@@ -237,21 +268,36 @@ impl Fleet {
             flag("auth-jwks-file", self.scratch.path().join("jwks.json")),
             flag("auth-ticket-secret-file", self.scratch.path().join("tickets")),
         ]);
+        args.push(match self.plan.store {
+            Store::Redis => {
+                let links = (1..=3).map(|at| self.address(Node::Dispatcher(at)).to_string());
+                flag("dispatchers", links.collect::<Vec<_>>().join(","))
+            }
+            Store::Embedded => flag("data-dir", self.data(node)),
+        });
         args
+    }
+
+    /// Where a process keeps its data.
+    fn data(&self, node: Node) -> PathBuf {
+        self.disk.clone().unwrap_or_else(|| self.scratch.path().join("disk")).join(node.name())
+    }
+
+    fn with_clock(&self, node: Node, around: &mut Surroundings) {
+        let Some(library) = self.faketime.filter(|_| node == self.clocked()) else { return };
+        let clock = self.scratch.path().join("clock");
+        around.env.extend([
+            ("LD_PRELOAD".into(), library.into()),
+            ("FAKETIME_TIMESTAMP_FILE".into(), clock.into()),
+            ("FAKETIME_NO_CACHE".into(), "1".into()),
+            ("FAKETIME_DONT_FAKE_MONOTONIC".into(), "1".into()),
+            ("DONT_FAKE_MONOTONIC".into(), "1".into()),
+        ]);
     }
 
     fn dispatcher(&self, node: Node, around: &mut Surroundings) -> Vec<OsString> {
         self.with_failpoints(node, around);
-        if let Some(library) = self.faketime.filter(|_| node == CLOCKED) {
-            let clock = self.scratch.path().join("clock");
-            around.env.extend([
-                ("LD_PRELOAD".into(), library.into()),
-                ("FAKETIME_TIMESTAMP_FILE".into(), clock.into()),
-                ("FAKETIME_NO_CACHE".into(), "1".into()),
-                ("FAKETIME_DONT_FAKE_MONOTONIC".into(), "1".into()),
-                ("DONT_FAKE_MONOTONIC".into(), "1".into()),
-            ]);
-        }
+        self.with_clock(node, around);
         let [listen, admin] = self.slots[&node].addresses;
         let mut args = self.own("dispatcher");
         args.extend([
@@ -276,7 +322,7 @@ impl Fleet {
         let program = redis::server()
             .ok_or_else(|| RunError::Stuck("redis-server is missing (Debian package redis-server)".into()))?;
         let address = self.address(node);
-        let dir = self.disk.clone().unwrap_or_else(|| self.scratch.path().join("disk")).join(node.name());
+        let dir = self.data(node);
         std::fs::create_dir_all(&dir)?;
         let mut args = vec![
             OsString::from("warden"),
@@ -303,6 +349,9 @@ impl Fleet {
 
     /// Who is the primary, as a majority of the Sentinels say; `None` when none does.
     pub(super) fn primary(&self) -> Option<Node> {
+        if self.plan.store == Store::Embedded {
+            return None;
+        }
         let said: Vec<SocketAddr> = (1..=3)
             .filter(|at| self.slots[&Node::Sentinel(*at)].child.is_some())
             .filter_map(|at| redis::primary(self.address(Node::Sentinel(at))))
@@ -430,23 +479,27 @@ impl Fleet {
                 Node::Sentinel(_) | Node::Clients => redis::primary(slot.addresses[0]).is_some(),
             }
         };
-        NODES.into_iter().filter(|node| !is_ready(node)).collect()
+        self.nodes().iter().copied().filter(|node| !is_ready(node)).collect()
     }
 
-    /// Makes the disk of both Redis full, or gives room again.
-    pub(super) fn fill_disk(&self, is_full: bool) -> Result<(), RunError> {
+    /// Leaves so many MiB on the store's disk, or gives room again.
+    pub(super) fn fill_disk(&self, left_mib: Option<u64>) -> Result<(), RunError> {
         let Some(disk) = &self.disk else { return Ok(()) };
         let disk = disk.display();
-        match is_full {
-            // As large as what is on it.
-            true => shell(&format!(
-                "mount -o remount,size=$(du -sk {disk} | cut -f1)k {disk} || mount -o remount,size=$(( $(du -sk {disk} | cut -f1) + 64 ))k {disk}"
-            )),
-            false => shell(&format!("mount -o remount,size=1g {disk}")),
+        match left_mib {
+            // As large as what is on it, and a little more if it grows meanwhile.
+            Some(left_mib) => {
+                let left_kib = left_mib * 1_024;
+                let to = |more_kib: u64| {
+                    format!("mount -o remount,size=$(( $(du -sk {disk} | cut -f1) + {more_kib} ))k {disk}")
+                };
+                shell(&format!("{} || {}", to(left_kib), to(left_kib + 64)))
+            }
+            None => shell(&format!("mount -o remount,size={DISK_MIB}m {disk}")),
         }
     }
 
-    /// Moves the wall clock of [`CLOCKED`].
+    /// Moves the wall clock of [`Self::clocked`].
     pub(super) fn set_clock(&self, by_s: i64) -> Result<(), RunError> {
         // The library reads the file at each look: it is replaced, never half written.
         let (file, new) = (self.scratch.path().join("clock"), self.scratch.path().join("clock.new"));

@@ -1,6 +1,7 @@
 //! `verify`: a real fleet, real clients on TCP and WebSocket, a seeded schedule of faults, and a judge.
 //!
-//! The fleet ([`fleet`]) runs in namespaces of its own ([`inside`], [`net`]) where the machine allows it. While [`strike`]
+//! The fleet ([`fleet`]), or a gateway alone, runs in namespaces of its own ([`inside`], [`net`]) where the machine allows
+//! it. While [`strike`]
 //! does to it what [`faults`] planned, the clients ([`clients`]) talk and write down what people saw ([`history`]); at the
 //! end everything is read back, and [`check`] says which promises were broken. The rule: the same seed plans the same
 //! faults, conversations and messages, so that a schedule that found something can be run again.
@@ -84,6 +85,25 @@ impl std::str::FromStr for Durability {
     }
 }
 
+/// Where messages are, which makes the fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Store {
+    /// Two gateways, three dispatchers, Redis with a replica and Sentinels.
+    Redis,
+    /// One standalone gateway on the embedded store.
+    Embedded,
+}
+
+impl fmt::Display for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Store::Redis => "redis",
+            Store::Embedded => "embedded",
+        })
+    }
+}
+
 impl Durability {
     /// Whether acknowledged messages may be lost when another Redis becomes the primary.
     pub fn may_lose(self) -> bool {
@@ -109,7 +129,11 @@ pub struct VerifyArgs {
     /// The first schedule's seed; the next ones follow [default: random]
     #[arg(long)]
     pub seed: Option<u64>,
-    /// When messages are acknowledged: async, fsync or replicated(1)
+    /// The fleet: gateways, dispatchers and Redis, or one standalone gateway on its embedded store, which keeps what it
+    /// acknowledged on its disk (fsync), and to which only faults of a single process happen
+    #[arg(long, value_enum, default_value_t = Store::Redis)]
+    pub store: Store,
+    /// When messages are acknowledged: async, fsync or replicated(1); with --store embedded fsync
     #[arg(long, value_name = "LEVEL", default_value = "fsync")]
     pub durability: Durability,
     /// Kinds of faults [default: all that this machine allows]
@@ -152,6 +176,9 @@ impl VerifyArgs {
         if each > 1_000_000 {
             return bad("messages", self.messages.unwrap_or(0), "at most 1000000 in each schedule");
         }
+        if self.store == Store::Embedded && self.durability != Durability::Fsync {
+            return bad("durability", self.durability, "fsync: a standalone gateway has no other");
+        }
         if self.failpoints.is_some() && !cfg!(feature = "failpoints") {
             return bad("failpoints", self.failpoints.clone().unwrap_or_default(), BUILD_WITH_FAILPOINTS);
         }
@@ -187,32 +214,45 @@ const BUILD_WITH_FAILPOINTS: &str =
 fn possible(fleet: &Fleet) -> (Vec<Kind>, Vec<(Kind, String)>) {
     let (mut kinds, mut left_out) = (Vec::new(), Vec::new());
     for kind in Kind::ALL {
-        let why = match kind {
-            Kind::CutGatewayDispatcher
-            | Kind::CutGatewayDispatcherOneWay
-            | Kind::CutDispatcherRedis
-            | Kind::CutDispatcherRedisOneWay
-            | Kind::CutPrimaryReplica
-            | Kind::CutClients
-            | Kind::ResetConnections
-            | Kind::Failover
-                if fleet.net.tool().is_none() =>
-            {
-                Some("needs network namespaces")
-            }
-            Kind::ResetConnections | Kind::CutClients if fleet.net.tool() == Some(net::Tool::Routes) => {
-                Some("needs nft or iptables (Debian package nftables)")
-            }
-            Kind::DiskFull if !fleet.has_disk() => Some("needs a mount namespace"),
-            Kind::ClockJump if !fleet.has_clock() => Some("needs libfaketime (Debian package libfaketime)"),
-            _ => None,
-        };
-        match why {
+        match why_not(kind, fleet.store(), fleet.net.tool(), fleet.has_disk(), fleet.has_clock()) {
             None => kinds.push(kind),
             Some(why) => left_out.push((kind, why.to_owned())),
         }
     }
     (kinds, left_out)
+}
+
+/// Why a fault can't be: of the store, what drops packets, and whether there are a disk and a clock of the fleet's own.
+fn why_not(
+    kind: Kind,
+    store: Store,
+    tool: Option<net::Tool>,
+    has_disk: bool,
+    has_clock: bool,
+) -> Option<&'static str> {
+    match kind {
+        _ if store == Store::Embedded && !kind.is_of_one_process() => {
+            Some("a standalone gateway is one process (--store redis has more)")
+        }
+        Kind::CutGatewayDispatcher
+        | Kind::CutGatewayDispatcherOneWay
+        | Kind::CutDispatcherRedis
+        | Kind::CutDispatcherRedisOneWay
+        | Kind::CutPrimaryReplica
+        | Kind::CutClients
+        | Kind::ResetConnections
+        | Kind::Failover
+            if tool.is_none() =>
+        {
+            Some("needs network namespaces")
+        }
+        Kind::ResetConnections | Kind::CutClients if tool == Some(net::Tool::Routes) => {
+            Some("needs nft or iptables (Debian package nftables)")
+        }
+        Kind::DiskFull if !has_disk => Some("needs a mount namespace"),
+        Kind::ClockJump if !has_clock => Some("needs libfaketime (Debian package libfaketime)"),
+        _ => None,
+    }
 }
 
 /// What all rounds of a run share.
@@ -242,11 +282,12 @@ impl Run {
 
     fn fleet(
         &mut self,
+        store: Store,
         durability: Durability,
         failpoints: Option<String>,
     ) -> Result<(Fleet, Crowd), RunError> {
         self.progress.phase("starting the fleet", 1);
-        let plan = Plan { durability, failpoints, jwks: self.jwks.clone() };
+        let plan = Plan { store, durability, failpoints, jwks: self.jwks.clone() };
         let stop = Arc::clone(&self.stop);
         let fleet = Fleet::start(plan, &move || stop.load(Ordering::Relaxed))?;
         let crowd = Crowd::open(self.io, fleet.gateways())?;
@@ -284,7 +325,8 @@ pub fn run(args: &VerifyArgs, progress: Progress, stop: Arc<AtomicBool>) -> Resu
         let (fleet, crowd) = match &mut up {
             Some((fleet, crowd)) => (fleet, crowd),
             None => {
-                let (fleet, crowd) = up.insert(run.fleet(args.durability, args.failpoints.clone())?);
+                let (fleet, crowd) =
+                    up.insert(run.fleet(args.store, args.durability, args.failpoints.clone())?);
                 (fleet, crowd)
             }
         };
@@ -300,7 +342,7 @@ pub fn run(args: &VerifyArgs, progress: Progress, stop: Arc<AtomicBool>) -> Resu
             number,
             seed,
             users: args.users,
-            strikes: faults::schedule(&mut rng, length_ms, &kinds),
+            strikes: faults::schedule(&mut rng, length_ms, &kinds, args.store),
             length_ms,
             messages: each,
             may_lose: args.durability.may_lose(),
@@ -337,4 +379,28 @@ fn keep(run: &Run, fleet: &Fleet, spec: &Spec, round: &Round) -> Result<(), RunE
         std::fs::write(dir.join("history.txt"), round.history.text())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_fleet_can_have_follows_from_its_store_and_the_machine() {
+        let count = |store, tool, own: bool| {
+            let can = |kind: &Kind| why_not(*kind, store, tool, own, own).is_none();
+            Kind::ALL.iter().filter(|kind| can(kind)).count()
+        };
+        for (store, tool, own, expected) in [
+            (Store::Redis, Some(net::Tool::Nft), true, Kind::ALL.len()),
+            (Store::Redis, None, false, 8),
+            (Store::Embedded, Some(net::Tool::Nft), true, 6),
+            (Store::Embedded, Some(net::Tool::Routes), true, 4),
+            (Store::Embedded, None, false, 2),
+        ] {
+            assert_eq!(count(store, tool, own), expected, "{store}, {tool:?}, {own}");
+        }
+        let why = why_not(Kind::KillRedis, Store::Embedded, Some(net::Tool::Nft), true, true);
+        assert!(why.is_some_and(|why| why.contains("--store redis")), "{why:?}");
+    }
 }

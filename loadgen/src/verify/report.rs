@@ -14,7 +14,7 @@ use super::faults::Kind;
 use super::net::Tool;
 use super::round::{Round, Spec};
 use super::strike::Struck;
-use super::{Durability, VerifyArgs};
+use super::{Durability, Store, VerifyArgs};
 use crate::report::Shown;
 use crate::report::html::{Page, document_with_notes};
 
@@ -73,6 +73,7 @@ pub struct Failure {
 pub struct Report {
     pub scenario: &'static str,
     pub seed: u64,
+    pub store: Store,
     pub durability: Durability,
     pub users: u16,
     pub schedules: u64,
@@ -92,9 +93,11 @@ pub struct Report {
     /// Processes that ended by themselves, though nothing was done to them.
     pub ended_by_themselves: u64,
     pub failpoint_crashes: u64,
+    /// Ends of processes that found their disk full: starts that failed while it was, too.
+    pub full_ends: u64,
     pub promotions: u64,
     pub faults: BTreeMap<Kind, OfKind>,
-    /// Kinds that this machine does not allow, and why.
+    /// Kinds that this machine does not allow, or this fleet can't have, and why.
     pub left_out: BTreeMap<Kind, String>,
     /// What drops packets.
     pub cut_by: Option<String>,
@@ -118,6 +121,7 @@ impl Report {
         Report {
             scenario: "verify",
             seed,
+            store: args.store,
             durability: args.durability,
             users: args.users,
             schedules: 0,
@@ -133,6 +137,7 @@ impl Report {
             failures: Vec::new(),
             ended_by_themselves: 0,
             failpoint_crashes: 0,
+            full_ends: 0,
             promotions: 0,
             faults: BTreeMap::new(),
             left_out: BTreeMap::new(),
@@ -173,6 +178,7 @@ impl Report {
         self.entries_missed += verdict.missed;
         self.ended_by_themselves += round.ended.len() as u64;
         self.failpoint_crashes += round.crashes;
+        self.full_ends += round.full_ends;
         self.promotions += round.promotions;
         self.wire.add(&round.counts);
         self.lines.logins += round.lines.logins;
@@ -221,6 +227,7 @@ impl Report {
         let mut rows = Vec::new();
         let mut row = |what: &str, figure: String| rows.push([what.to_owned(), figure]);
         row("schedules", format!("{} in {:.0} s, seed {} on", self.schedules, self.seconds, self.seed));
+        row("store", self.store.to_string());
         row("durability", self.durability.to_string());
         row("messages", format!("{} sent, {} acknowledged", self.messages_sent, self.acknowledged));
         row("shown to devices", format!("{} (of {} entries in all logs)", self.shown, self.logged));
@@ -251,7 +258,9 @@ impl Report {
             "quiet after the last fault",
             format!("p50 {} ms, max {} ms", self.quiet_ms.p50, self.quiet_ms.max),
         );
-        row("another Redis became the primary", format!("{} times", self.promotions));
+        if self.store == Store::Redis {
+            row("another Redis became the primary", format!("{} times", self.promotions));
+        }
         row("cuts are made by", self.cut_by.clone().unwrap_or_else(|| "nothing".to_owned()));
         for (kind, of_kind) in &self.faults {
             let mut figure = format!(
@@ -272,6 +281,9 @@ impl Report {
         }
         for (kind, why) in &self.left_out {
             row(&format!("  {}", kind.name()), format!("left out: {why}"));
+        }
+        if self.faults.contains_key(&Kind::DiskFull) {
+            row("processes that a full disk ended", self.full_ends.to_string());
         }
         if !self.failpoints.is_empty() {
             row("crashes at fail points", self.failpoint_crashes.to_string());

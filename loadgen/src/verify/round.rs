@@ -60,6 +60,7 @@ pub(super) struct Round {
     pub(super) struck: Vec<Struck>,
     pub(super) ended: Vec<String>,
     pub(super) crashes: u64,
+    pub(super) full_ends: u64,
     pub(super) promotions: u64,
     /// From the last fault's end until everything was answered and delivered, in s; `None`: not in time.
     pub(super) quiet_s: Option<f64>,
@@ -153,7 +154,7 @@ pub(super) fn run(
         return Err(RunError::Interrupted);
     }
     let (history, counts, lines) = crowd.finish();
-    let Told { struck, ended, crashes, promotions } = told.into_inner().expect("not poisoned");
+    let Told { struck, ended, crashes, full_ends, promotions } = told.into_inner().expect("not poisoned");
     let verdict = check(&history, spec.may_lose && promotions > 0);
     let seconds = (boot_us() - start_us) as f64 / 1e6;
     Ok(Round {
@@ -164,6 +165,7 @@ pub(super) fn run(
         struck,
         ended,
         crashes,
+        full_ends,
         promotions,
         quiet_s,
         complaint,

@@ -11,7 +11,7 @@ use millrace_edge::clock::boot_us;
 use serde::Serialize;
 
 use super::faults::{Fault, Kind, Strike};
-use super::fleet::{CLOCKED, Fleet};
+use super::fleet::Fleet;
 use super::net::Node;
 use super::watch::Watch;
 use crate::rig::RunError;
@@ -46,6 +46,8 @@ pub(super) struct Told {
     pub(super) ended: Vec<String>,
     /// Processes that a fail point ended.
     pub(super) crashes: u64,
+    /// Ends of processes that found the disk full.
+    pub(super) full_ends: u64,
     /// Times that another Redis was the primary than before.
     pub(super) promotions: u64,
 }
@@ -191,9 +193,9 @@ fn act(fleet: &mut Fleet, fault: &Fault, step: Step) -> Result<(), RunError> {
                 fleet.net.harm(to, from, harm, is_begin)?;
             }
         }
-        Fault::Full { .. } => fleet.fill_disk(is_begin)?,
-        Fault::Clock { by_s, .. } => {
-            debug_assert_eq!(CLOCKED, Node::Dispatcher(3), "the one that the schedule names");
+        Fault::Full { left_mib, .. } => fleet.fill_disk(is_begin.then_some(left_mib))?,
+        Fault::Clock { node, by_s, .. } => {
+            debug_assert_eq!(fleet.clocked(), node, "the one that the schedule names");
             fleet.set_clock(if is_begin { by_s } else { 0 })?;
         }
         Fault::Failover { .. } => return failover(fleet, step),

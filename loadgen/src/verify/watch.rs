@@ -14,6 +14,9 @@ use crate::rig::RunError;
 /// A process that ended by itself is started again after this time, in us.
 const RESTART_US: u64 = 300_000;
 
+/// What a gateway whose store found the disk full must have said.
+const NO_SPACE: &str = "No space left on device";
+
 /// Who ended by itself and is not back, and since when.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
@@ -42,11 +45,14 @@ impl Watch {
     fn try_look(&mut self, fleet: &mut Fleet, told: &Mutex<Told>) -> Result<(), RunError> {
         for ended in fleet.tend() {
             let mut told = told.lock().expect("not poisoned");
-            // A Redis that can't write its file ends itself: that is what the full disk is for.
+            // A store that can't write its files ends itself: that is what the full disk is for.
             let is_full = told.struck.iter().any(|s| s.kind == Kind::DiskFull && is_near(s));
+            let said_full = matches!(ended.node, Node::Redis(_)) || ended.how.contains(NO_SPACE);
             if ended.how.contains("failpoint ") {
                 told.crashes += 1;
-            } else if !(is_full && matches!(ended.node, Node::Redis(_))) {
+            } else if is_full && said_full {
+                told.full_ends += 1;
+            } else {
                 told.ended.push(ended.how);
             }
         }
@@ -64,6 +70,7 @@ impl Watch {
             struck.kind == Kind::DiskFull && struck.ended_us.is_none() && struck.failed.is_none()
         });
         for (node, at_us) in std::mem::take(&mut self.dead) {
+            // A gateway is started all the same, again and again, as a machine's supervisor would.
             let must_wait = is_full && matches!(node, Node::Redis(_));
             if now_us < at_us + RESTART_US || must_wait {
                 self.dead.push((node, at_us));

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fjall::{OwnedWriteBatch, PersistMode};
+use millrace_edge::failpoint::{self, Point};
 use millrace_protocol::ids::{MessageId, Partition};
 
 use super::append::Memory;
@@ -154,7 +155,9 @@ impl Engine {
             if self.sync_fails.load(std::sync::atomic::Ordering::Relaxed) {
                 return Err(fjall::Error::Io(std::io::Error::other("injected")));
             }
+            failpoint::hit(Point::BeforeFsync);
             self.disk.db.persist(PersistMode::SyncData)?;
+            failpoint::hit(Point::AfterFsync);
         }
         Ok(())
     }
