@@ -82,13 +82,11 @@ pub(super) fn carry_out(
     // In the order of time; of one fault in the order above.
     steps.sort_by_key(|(at_ms, ..)| *at_ms);
     let mut hand = Hand { targets: vec![None; strikes.len()], numbers: vec![0; strikes.len()], told };
-    let mut primary = fleet.primary();
     for (at_ms, at, step) in steps {
         while boot_us() < start_us + at_ms * 1_000 && !stop.load(Ordering::Relaxed) {
             std::thread::sleep(LOOK);
             watch.look(fleet, told);
             watch.outcome()?;
-            watch_primary(fleet, &mut primary, told);
         }
         if step == Step::Begin && stop.load(Ordering::Relaxed) {
             continue;
@@ -100,18 +98,7 @@ pub(super) fn carry_out(
         watch.outcome()?;
         std::thread::sleep(LOOK);
     }
-    // A failover may still be under way.
-    watch_primary(fleet, &mut primary, told);
     Ok(())
-}
-
-fn watch_primary(fleet: &Fleet, primary: &mut Option<Node>, told: &Mutex<Told>) {
-    if let Some(now) = fleet.primary() {
-        if primary.is_some_and(|before| before != now) {
-            told.lock().expect("not poisoned").promotions += 1;
-        }
-        *primary = Some(now);
-    }
 }
 
 struct Hand<'a> {

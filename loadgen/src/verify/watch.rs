@@ -14,6 +14,9 @@ use crate::rig::RunError;
 /// A process that ended by itself is started again after this time, in us.
 const RESTART_US: u64 = 300_000;
 
+/// The Sentinels are asked so often who the primary is, in us.
+const ASK_US: u64 = 300_000;
+
 /// What a gateway whose store found the disk full must have said.
 const NO_SPACE: &str = "No space left on device";
 
@@ -22,6 +25,9 @@ const NO_SPACE: &str = "No space left on device";
 pub(super) struct Watch {
     dead: Vec<(Node, u64)>,
     failed: Option<RunError>,
+    /// As the Sentinels last said, and when they were asked.
+    primary: Option<Node>,
+    asked_us: u64,
 }
 
 impl Watch {
@@ -42,7 +48,23 @@ impl Watch {
         self.failed.take().map_or(Ok(()), Err)
     }
 
+    /// Counts failovers: one may come at any time, also after the last fault.
+    fn look_for_primary(&mut self, fleet: &Fleet, told: &Mutex<Told>) {
+        let now_us = boot_us();
+        if now_us < self.asked_us + ASK_US {
+            return;
+        }
+        self.asked_us = now_us;
+        if let Some(now) = fleet.primary() {
+            if self.primary.is_some_and(|before| before != now) {
+                told.lock().expect("not poisoned").promotions += 1;
+            }
+            self.primary = Some(now);
+        }
+    }
+
     fn try_look(&mut self, fleet: &mut Fleet, told: &Mutex<Told>) -> Result<(), RunError> {
+        self.look_for_primary(fleet, told);
         for ended in fleet.tend() {
             let mut told = told.lock().expect("not poisoned");
             // A store that can't write its files ends itself: that is what the full disk is for.

@@ -381,7 +381,12 @@ impl Seat {
             self.submitted = self.submitted.saturating_sub(1);
         }
         if place.seq > self.cursor.1 {
-            self.own.insert(place.seq, (place, tag, desk.now_us));
+            if let Some((_, before, _)) = self.own.insert(place.seq, (place, tag, desk.now_us))
+                && before != tag
+            {
+                // Another one has its number: the log was cut below it.
+                desk.history.note(desk.now_us, Note::Rescinded { tag: before });
+            }
             self.absorb(desk);
         } else if place.epoch > self.cursor.0 {
             // The log was written anew below the cursor.
