@@ -302,7 +302,7 @@ fn draw_alone(rng: &mut Rng, kind: Kind) -> Fault {
         Kind::CutClients => cut(Harm::Drop, ms(300, 4_000)),
         Kind::ResetConnections => cut(Harm::Reset, ms(50, 500)),
         // Less than the store keeps back, which it answers; or nothing at all from one moment to the next.
-        Kind::DiskFull => Fault::Full { left_mib: ms(0, 2) * ms(16, 200), for_ms: ms(300, 3_000) },
+        Kind::DiskFull => Fault::Full { left_mib: ms(0, 2) * ms(16, 200), for_ms: ms(300, 5_000) },
         Kind::ClockJump => Fault::Clock { node, by_s: JUMPS_S[ms(0, 6) as usize], for_ms: ms(1_000, 5_000) },
         other => unreachable!("{} needs more than one process", other.name()),
     }

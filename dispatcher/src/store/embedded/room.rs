@@ -2,7 +2,8 @@
 //!
 //! An engine that finds the disk full in the middle of a write is not to be believed any more; refusing early costs nothing
 //! but the message that is sent again. The rule that keeps it right: what makes room (trims, removals) and what changes
-//! owners is never refused for lack of it.
+//! owners may use what is kept back, but for its last bytes: a start on a disk that others have filled waits for room
+//! instead of ending, again and again, in the middle of its claims.
 
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -13,6 +14,8 @@ use crate::store::{Batch, Change, StoreError, UserItem, Write};
 
 /// How long a look at the file system holds good: a store takes in some ten megabytes in that time.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// With less than this nothing at all is written, bytes: what trims and claims take between two looks.
+const LAST_BYTES: u64 = 8 << 20;
 
 /// See above.
 #[derive(Debug)]
@@ -51,9 +54,17 @@ impl Room {
         self.check(items.iter().any(|item| item.change != Change::Remove))
     }
 
+    /// The same of claims and releases.
+    pub(super) fn admit_owner(&self) -> Result<(), StoreError> {
+        self.check(false)
+    }
+
     fn check(&self, grows: bool) -> Result<(), StoreError> {
+        let needs_bytes = needs_bytes(self.reserve_bytes, grows);
         match self.shortage() {
-            Some(shortage) if grows => Err(StoreError::Unavailable(shortage)),
+            Some(shortage) if self.free_bytes().is_some_and(|free_bytes| free_bytes < needs_bytes) => {
+                Err(StoreError::Unavailable(shortage))
+            }
             _ => Ok(()),
         }
     }
@@ -70,5 +81,38 @@ impl Room {
         let free_bytes = found.f_bavail.saturating_mul(found.f_frsize);
         *last = Some((Instant::now(), free_bytes));
         Some(free_bytes)
+    }
+}
+
+/// What must be left for a write.
+fn needs_bytes(reserve_bytes: u64, grows: bool) -> u64 {
+    if grows { reserve_bytes } else { reserve_bytes.min(LAST_BYTES) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_back_is_for_what_makes_room_but_for_its_last_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = 256 << 20;
+        for (free_bytes, may_grow, may_change_owner) in [
+            (kept, true, true),
+            (kept - 1, false, true),
+            (LAST_BYTES, false, true),
+            (LAST_BYTES - 1, false, false),
+        ] {
+            let room = Room::new(dir.path().to_owned(), kept);
+            // Looked at in a minute at the earliest, as far as this test goes.
+            *room.last.lock().unwrap() = Some((Instant::now() + Duration::from_secs(60), free_bytes));
+            assert_eq!(room.check(true).is_ok(), may_grow, "{free_bytes}");
+            assert_eq!(room.admit_owner().is_ok(), may_change_owner, "{free_bytes}");
+        }
+        assert_eq!(
+            (needs_bytes(0, true), needs_bytes(0, false)),
+            (0, 0),
+            "nothing is kept back, nothing refused"
+        );
     }
 }

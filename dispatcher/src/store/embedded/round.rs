@@ -109,9 +109,13 @@ impl Engine {
     pub(super) fn execute(&mut self, work: Work) -> Result<Outcome, Failure> {
         match work {
             Work::Claim { partition, node, incarnation, wall_ms } => {
+                self.room.admit_owner()?;
                 self.claim(partition, node, incarnation, wall_ms)
             }
-            Work::Release { partition, fence } => self.release(partition, fence),
+            Work::Release { partition, fence } => {
+                self.room.admit_owner()?;
+                self.release(partition, fence)
+            }
             Work::Append(batch) => {
                 self.room.admit(&batch)?;
                 self.append(batch)
