@@ -38,7 +38,7 @@ impl Posted {
     /// Waits until it is stored.
     ///
     /// # Errors
-    /// See [`SendError`]. After [`SendError::Deadline`] it may have been stored or not.
+    /// See [`SendError`]. After [`SendError::Deadline`] and [`SendError::Unknown`] it may have been stored or not.
     pub async fn stored(self) -> Result<SendAck, SendError> {
         self.stored.await.unwrap_or(Err(SendError::Ended))
     }

@@ -29,7 +29,7 @@ impl Client {
     /// calls (of their first poll); several may be under way at a time.
     ///
     /// # Errors
-    /// See [`SendError`]. After [`SendError::Deadline`] it may have been stored or not.
+    /// See [`SendError`]. After [`SendError::Deadline`] and [`SendError::Unknown`] it may have been stored or not.
     pub async fn send(&self, conversation: &str, payload: impl Into<Bytes>) -> Result<SendAck, SendError> {
         self.send_with(conversation, payload, SendOptions::default()).await
     }

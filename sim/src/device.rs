@@ -275,6 +275,10 @@ impl Device {
         let Some(machine) = &mut self.machine else { return };
         for action in machine.step(out.now_us / MS, event) {
             self.carry_out(out, action);
+            // It ended: what it would tell besides, by its own numbers, is not for the process that comes after it.
+            if self.machine.is_none() {
+                break;
+            }
         }
     }
 

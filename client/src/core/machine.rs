@@ -313,11 +313,11 @@ impl Machine {
                 if let Some(conversation) = self.outbox.conversation_of(id).map(str::to_owned) {
                     self.own_stored(&conversation, &ack);
                 }
-                self.outbox.acknowledged(id, ack)
+                self.outbox.acknowledged(id, ack).into_iter().collect()
             }
             Outcome::Refused(refused) => self.outbox.refused(id, &refused, now_ms, random),
             // No answer to a message: its deadline settles it.
-            _ => None,
+            _ => Vec::new(),
         };
         settled.into_iter().for_each(|settled| self.settle_message(settled));
     }

@@ -8,7 +8,9 @@
 //! 2. After BUSY or OUT_OF_ORDER everything from there is sent again, in order; refusals of the older copies are not
 //!    listened to any more.
 //! 3. When the server's and our numbers can't be brought together, the lane takes a new stream; but only when everything
-//!    that is under way on the old one was answered, as a message that was taken there must not be sent again.
+//!    that is under way on the old one was answered, as a message that was taken there must not be sent again. A copy that
+//!    went down with its connection is never answered, and a server that hung may take it yet: its message stays on its
+//!    stream, or its outcome is unknown.
 //! 4. Lanes take turns.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -46,8 +48,18 @@ struct Pending<T> {
     request: Option<u64>,
     /// It was sent on this stream before, and what became of that is not known.
     doubtful: bool,
+    /// A copy was sent on an earlier connection, and never answered: it may be taken at any time.
+    astray: bool,
     streams: u32,
     done: T,
+}
+
+impl<T> Pending<T> {
+    /// The outcome of a message that was refused, and is not sent again.
+    fn given_up(self, refused: &Refused) -> Settled<T> {
+        let error = if self.astray { SendError::Unknown } else { SendError::from(refused) };
+        (self.done, Err(error))
+    }
 }
 
 #[derive(Debug)]
@@ -93,8 +105,17 @@ impl<T> Lane<T> {
             pending.client_seq = index as u64 + 1;
             (pending.request, pending.doubtful) = (None, false);
             pending.streams += 1;
+            debug_assert!(!pending.astray, "it may be taken on the old stream");
         }
         self.next_client_seq = self.pending.len() as u64 + 1;
+    }
+
+    /// Takes out what must not be sent on another stream than its own.
+    fn take_astray(&mut self) -> Vec<Settled<T>> {
+        let pending = std::mem::take(&mut self.pending);
+        let (astray, rest): (VecDeque<_>, _) = pending.into_iter().partition(|pending| pending.astray);
+        self.pending = rest;
+        astray.into_iter().map(|pending| (pending.done, Err(SendError::Unknown))).collect()
     }
 
     /// Takes out a message whose number the server did not use: those behind it move up.
@@ -188,6 +209,7 @@ impl<T> Outbox<T> {
             deadline_ms,
             request: None,
             doubtful: false,
+            astray: false,
             streams: 0,
             done,
         });
@@ -262,59 +284,65 @@ impl<T> Outbox<T> {
         Some(sent)
     }
 
-    /// A message was refused: it is sent again later, or settled. `random` is used if a new stream is needed.
-    pub fn refused(&mut self, id: u64, refused: &Refused, now_ms: u64, random: u64) -> Option<Settled<T>> {
-        let sent = self.answer(id)?;
-        let lane = self.lanes.get_mut(&sent.conversation)?;
+    /// A message was refused: it is sent again later, or settled; with it those that can't go on to a new stream. `random` is
+    /// used if one is needed.
+    pub fn refused(&mut self, id: u64, refused: &Refused, now_ms: u64, random: u64) -> Vec<Settled<T>> {
+        let Some(sent) = self.answer(id) else { return Vec::new() };
+        let Some(lane) = self.lanes.get_mut(&sent.conversation) else { return Vec::new() };
         // Rule 2: the older copy of a message that was rewound since.
-        let index = lane.pending.iter().position(|pending| pending.request == Some(id))?;
+        let index = lane.pending.iter().position(|pending| pending.request == Some(id));
+        let Some(index) = index else { return Vec::new() };
+        let mut settled = Vec::new();
+        let mut restart = false;
         match refused.code() {
             // Taken long ago, and the answer is not kept any more: sending it again would double it.
             Code::OutOfOrder if refused.expected > lane.pending[index].client_seq => {
-                let gone = lane.pending.remove(index)?;
-                Some((gone.done, Err(SendError::from(refused))))
+                settled.extend(lane.pending.remove(index).map(|gone| gone.given_up(refused)));
             }
             Code::OutOfOrder => {
                 let known = lane.pending.iter().position(|pending| pending.client_seq == refused.expected);
                 match known {
                     Some(expected) => lane.rewind(expected),
-                    None if lane.pending[index].streams >= STREAMS_PER_MESSAGE_MAX => {
-                        let gone = lane.pending.remove(index)?;
-                        lane.restart(random);
-                        return Some((gone.done, Err(SendError::from(refused))));
+                    None => {
+                        if lane.pending[index].streams >= STREAMS_PER_MESSAGE_MAX {
+                            settled.extend(lane.pending.remove(index).map(|gone| gone.given_up(refused)));
+                        }
+                        restart = true;
                     }
-                    None => lane.restart(random),
                 }
-                None
             }
             // The number was used for something else: of a message that was given up, or by our own mistake.
-            Code::Conflict if lane.pending[index].streams < STREAMS_PER_MESSAGE_MAX => {
-                lane.restart(random);
-                None
-            }
+            Code::Conflict if lane.pending[index].streams < STREAMS_PER_MESSAGE_MAX => restart = true,
             Code::Busy | Code::Unavailable => {
                 lane.rewind(index);
                 lane.not_before_ms = now_ms + u64::from(refused.retry_after_ms).max(RETRY_MS);
-                None
             }
             // An earlier copy may have been taken under this number: it stays used. If it was not, the server's
             // OUT_OF_ORDER says so.
             _ if lane.pending[index].doubtful => {
-                let gone = lane.pending.remove(index)?;
-                Some((gone.done, Err(SendError::from(refused))))
+                settled.extend(lane.pending.remove(index).map(|gone| gone.given_up(refused)));
             }
-            _ => {
-                let gone = lane.withdraw(index)?;
-                Some((gone.done, Err(SendError::from(refused))))
-            }
+            _ => settled.extend(lane.withdraw(index).map(|gone| gone.given_up(refused))),
         }
+        if restart {
+            settled.extend(lane.take_astray());
+            lane.restart(random);
+        }
+        if lane.pending.is_empty() {
+            self.active.remove(&sent.conversation);
+        }
+        settled
     }
 
     /// The connection is gone: everything unanswered is sent again on the next.
     pub fn disconnected(&mut self) {
-        self.requests.clear();
+        let lost: BTreeSet<u64> =
+            std::mem::take(&mut self.requests).into_values().map(|sent| sent.name).collect();
         for lane in self.lanes.values_mut() {
             lane.rewind(0);
+            for pending in lane.pending.iter_mut().filter(|pending| lost.contains(&pending.name)) {
+                (pending.doubtful, pending.astray) = (true, true);
+            }
             // Without its answers the old stream is asked again.
             (lane.not_before_ms, lane.unanswered, lane.renewal) = (0, 0, None);
         }

@@ -107,13 +107,13 @@ fn a_refusal_that_changed_nothing_frees_its_number() {
     }
     let first: Vec<Op> = (1..=3).map(|id| send(&mut outbox, 0, id).unwrap()).collect();
     let too_large = refusal(Code::PayloadTooLarge, 0, 0);
-    let (done, outcome) = outbox.refused(1, &too_large, 0, 0).unwrap();
+    let (done, outcome) = outbox.refused(1, &too_large, 0, 0).remove(0);
     assert_eq!(done, 0);
     assert!(matches!(outcome, Err(SendError::Refused { code: Code::PayloadTooLarge, .. })));
     for (id, op) in (2..).zip(first.into_iter().skip(1)) {
         let refused = server.take(op).unwrap_err();
         assert_eq!(refused.expected, 1);
-        assert!(outbox.refused(id, &refused, 0, 0).is_none());
+        assert!(outbox.refused(id, &refused, 0, 0).is_empty());
     }
     for (id, index) in (4..).zip([1, 2]) {
         let ack = server.take(send(&mut outbox, 0, id).unwrap()).unwrap();
@@ -132,7 +132,7 @@ fn when_numbers_cannot_be_brought_together_the_lane_takes_a_new_stream() {
     assert!(matches!(outbox.acknowledged(1, ack), Some((0, Ok(_)))));
     let mut server = Server::default();
     let refused = server.take(send(&mut outbox, 0, 2).unwrap()).unwrap_err();
-    assert!(outbox.refused(2, &refused, 0, 4_711).is_none());
+    assert!(outbox.refused(2, &refused, 0, 4_711).is_empty());
     for id in 3..=4 {
         let ack = server.take(send(&mut outbox, 0, id).unwrap()).unwrap();
         assert!(outbox.acknowledged(id, ack).is_some());
@@ -154,7 +154,7 @@ fn when_numbers_cannot_be_brought_together_the_lane_takes_a_new_stream() {
     outbox.expire(100);
     push(&mut outbox, 1);
     let refused = server.take(send(&mut outbox, 0, 1).unwrap()).unwrap_err();
-    assert!(outbox.refused(1, &refused, 0, 2).is_none());
+    assert!(outbox.refused(1, &refused, 0, 2).is_empty());
     assert!(server.take(send(&mut outbox, 0, 2).unwrap()).is_ok());
     assert_eq!(server.log, [text(1)]);
 }
@@ -164,7 +164,7 @@ fn a_message_taken_long_ago_is_not_sent_again() {
     let mut outbox = Outbox::default();
     push(&mut outbox, 0);
     send(&mut outbox, 0, 1).unwrap();
-    let (_, outcome) = outbox.refused(1, &refusal(Code::OutOfOrder, 70, 0), 0, 0).unwrap();
+    let (_, outcome) = outbox.refused(1, &refusal(Code::OutOfOrder, 70, 0), 0, 0).remove(0);
     assert!(matches!(outcome, Err(SendError::Refused { code: Code::OutOfOrder, .. })));
     assert!(send(&mut outbox, 0, 2).is_none());
 }
@@ -230,10 +230,10 @@ fn what_was_taken_on_the_old_stream_is_not_sent_on_the_new_one() {
         send(&mut outbox, 0, id).unwrap();
     }
     // The first number was used up; the second message was taken all the same.
-    assert!(outbox.refused(1, &refusal(Code::Conflict, 0, 0), 0, 4_711).is_none());
+    assert!(outbox.refused(1, &refusal(Code::Conflict, 0, 0), 0, 4_711).is_empty());
     assert!(send(&mut outbox, 0, 4).is_none(), "what is under way is answered first");
     assert_eq!(outbox.acknowledged(2, SendAck::default()).map(|(done, _)| done), Some(1));
-    assert!(outbox.refused(3, &refusal(Code::OutOfOrder, 3, 0), 0, 5).is_none());
+    assert!(outbox.refused(3, &refusal(Code::OutOfOrder, 3, 0), 0, 5).is_empty());
     let again: Vec<(u64, Bytes)> = (4..)
         .map_while(|id| match send(&mut outbox, 0, id) {
             Some(Op::Send(send)) => Some((send.client_seq, send.payload)),
@@ -256,10 +256,42 @@ fn a_number_that_may_have_been_used_is_given_to_no_other_message() {
         send(&mut outbox, 0, id).unwrap();
     }
     let refused = refusal(Code::NotMember, 0, 0);
-    assert!(matches!(outbox.refused(2, &refused, 0, 5), Some((0, Err(_)))));
-    assert!(matches!(outbox.refused(3, &refused, 0, 5), Some((1, Err(_)))), "sent once: its number is free");
-    assert!(outbox.refused(4, &refused, 0, 5).is_none());
+    assert!(matches!(outbox.refused(2, &refused, 0, 5)[..], [(0, Err(_))]));
+    assert!(matches!(outbox.refused(3, &refused, 0, 5)[..], [(1, Err(_))]), "sent once: its number is free");
+    assert!(outbox.refused(4, &refused, 0, 5).is_empty());
     let ack = server.take(send(&mut outbox, 0, 5).unwrap()).unwrap();
     assert!(outbox.acknowledged(5, ack).is_some());
     assert_eq!(server.log, [text(0), text(2)]);
+}
+
+#[test]
+fn what_went_astray_is_sent_on_no_other_stream_and_its_outcome_is_unknown() {
+    let (mut outbox, mut server) = (Outbox::default(), Server::default());
+    for index in 0..3 {
+        push(&mut outbox, index);
+    }
+    // A gateway that hangs holds two of them; the third is sent on the next connection alone.
+    let held: Vec<Op> = (1..=2).map(|id| send(&mut outbox, 0, id).unwrap()).collect();
+    outbox.disconnected();
+    for id in 3..=5 {
+        send(&mut outbox, 0, id).unwrap();
+    }
+    let refused = refusal(Code::NotJoined, 0, 0);
+    assert_eq!(outbox.refused(3, &refused, 0, 5), [(0, Err(SendError::Unknown))], "it may be taken yet");
+    let refused = server.take(send_of(2, 1)).unwrap_err();
+    assert_eq!(outbox.refused(4, &refused, 0, 5), [(1, Err(SendError::Unknown))]);
+    assert!(outbox.refused(5, &refused, 0, 6).is_empty());
+    let op = send(&mut outbox, 0, 6).unwrap();
+    assert!(matches!(&op, Op::Send(send) if (send.client_seq, send.stream) == (1, 5)));
+    server.take(op).unwrap();
+    for op in held {
+        server.take(op).unwrap();
+    }
+    assert_eq!(server.log, [text(2), text(0), text(1)], "each once");
+}
+
+/// The message of this index under a number.
+fn send_of(client_seq: u64, index: u32) -> Op {
+    let (conversation, stream) = ("g:a".to_owned(), 77);
+    Op::Send(Send { conversation, client_seq, stream, payload: text(index), ..Send::default() })
 }
