@@ -14,8 +14,8 @@ use crate::store::{Batch, Change, StoreError, UserItem, Write};
 
 /// How long a look at the file system holds good: a store takes in some ten megabytes in that time.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// With less than this nothing at all is written, bytes: what trims and claims take between two looks.
-const LAST_BYTES: u64 = 8 << 20;
+/// With less than this nothing at all is written, bytes: what claims of all partitions take, or the sweep of a trim.
+const LAST_BYTES: u64 = 1 << 20;
 
 /// See above.
 #[derive(Debug)]
