@@ -73,6 +73,7 @@ async fn all_devices_hear_and_a_platform_may_keep_only_its_newest_session() {
     let (tablet, mut tablet_events) = world.connect("alice", "tablet", "ios").await;
     // It is new: it catches up with what nobody has read.
     assert_eq!(message(&mut tablet_events).await, said("bob", "phone", "to all of you"));
+    assert_eq!(message(&mut tablet_events).await, said("alice", "phone", "from my phone"));
     let ended = loop {
         let event = timeout(PATIENCE, phone_events.next()).await.expect("an end in time");
         if let Some(Event::Ended { reason }) = event {
