@@ -113,6 +113,7 @@ impl World {
             gateways: vec![Gateway { gateway: LINK.gateway, incarnation: INCARNATION }],
             owners: vec![(String::new(), 0)],
             was_missing: false,
+            held_by: 0,
         };
         world.link.connected();
         world.step(Event::LeaseUntil { until_us: u64::MAX });

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use millrace_dispatcher::core::action::Action;
 use millrace_dispatcher::core::event::{Event, LinkKey};
+use millrace_dispatcher::core::lease::{NameLease, Renewal};
 use millrace_dispatcher::core::limits::Limits;
 use millrace_dispatcher::core::ownership::{Command, MOVES_MAX, Ownership};
 use millrace_dispatcher::core::shard::{Config, Shard};
@@ -66,6 +67,7 @@ struct Station {
 #[derive(Debug)]
 struct Control {
     thread: Thread<Input, ()>,
+    lease: NameLease,
     ownership: Ownership,
     poked_us: Option<u64>,
     /// The renewal at the store: its ticket, and when it was sent on the own clock.
@@ -430,9 +432,15 @@ impl Node {
         if hung || self.control.in_flight.is_some() || self.control.left {
             return;
         }
+        self.beat(out);
+    }
+
+    fn beat(&mut self, out: &mut Outside) {
+        let now_us = self.clock.now(out.now_us).mono_us;
         let node =
             Member { name: self.name.clone(), address: address(self.index), incarnation: self.incarnation };
-        let ticket = self.submit(out, Work::Heartbeat { node, ttl_ms: self.plan.node_lease_ms });
+        let (replaces, ttl_ms) = (self.control.lease.replaces(), self.plan.node_lease_ms);
+        let ticket = self.submit(out, Work::Heartbeat { node, replaces, ttl_ms });
         self.control.in_flight = Some((ticket, now_us));
     }
 
@@ -443,6 +451,11 @@ impl Node {
         }
         self.control.in_flight = None;
         let Ok(Outcome::View(view)) = done.outcome else { return };
+        match self.control.lease.answered(&view) {
+            Renewal::Granted => {}
+            Renewal::Replace => return self.beat(out),
+            Renewal::Refused => return,
+        }
         let lease_us = u64::from(self.plan.node_lease_ms) * MS;
         let until_us = sent_us + lease_us - lease_us / u64::from(LEASE_MARGIN_SHARE);
         for shard in 0..self.stations.len() {
@@ -482,6 +495,7 @@ impl Control {
     fn new(partitions: u16) -> Self {
         Control {
             thread: Thread::default(),
+            lease: NameLease::default(),
             ownership: Ownership::new(partitions, MOVES_MAX),
             poked_us: None,
             in_flight: None,

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use millrace_dispatcher::store::model::ModelStore;
-use millrace_dispatcher::store::{Done, Gateway, Job, Node, Outcome, StoreError, Work};
+use millrace_dispatcher::store::{Done, Gateway, Job, Node, Outcome, StoreError, View, Work};
 use millrace_protocol::ids::Partition;
 
 use crate::agenda::{Agenda, Due, Seat, Who};
@@ -183,7 +183,7 @@ impl Store {
         work: Work,
     ) -> Result<Outcome, StoreError> {
         match work {
-            Work::Heartbeat { node, ttl_ms } => Ok(self.heartbeat(now_us, node, ttl_ms)),
+            Work::Heartbeat { node, replaces, ttl_ms } => Ok(self.heartbeat(now_us, node, replaces, ttl_ms)),
             Work::Leave { node, incarnation } => {
                 if self.nodes.get(&node).is_some_and(|lease| lease.node.incarnation == incarnation) {
                     self.nodes.remove(&node);
@@ -230,9 +230,13 @@ impl Store {
         }
     }
 
-    fn heartbeat(&mut self, now_us: u64, node: Node, ttl_ms: u32) -> Outcome {
-        let there =
-            self.nodes.get(&node.name).is_some_and(|lease| lease.node.incarnation == node.incarnation);
+    fn heartbeat(&mut self, now_us: u64, node: Node, replaces: u64, ttl_ms: u32) -> Outcome {
+        let holder = self.nodes.get(&node.name).map_or(0, |lease| lease.node.incarnation);
+        if ![0, node.incarnation, replaces].contains(&holder) {
+            let view = self.model.view(self.partitions, false);
+            return Outcome::View(Arc::new(View { held_by: holder, ..view }));
+        }
+        let there = holder == node.incarnation;
         let held = self.held.insert(node.name.clone(), (node.incarnation, self.copy));
         let (until_us, incarnation) = (now_us + u64::from(ttl_ms) * MS, node.incarnation);
         self.nodes.insert(node.name.clone(), NodeLease { node, until_us });

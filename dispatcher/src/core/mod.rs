@@ -15,6 +15,7 @@
 //! | [`admin`], [`groups`], [`notes`] | who may change a group; carrying it out; entries about it |
 //! | [`group_info`], [`group_members`] | what is known of a group; reading it |
 //! | [`pair`], [`lists`] | friends and blocks; users' lists |
+//! | [`lease`] | which life of a node holds its name |
 //! | [`typing`] | who is typing |
 //! | [`presence`], [`watches`], [`visible`] | who is online, who watches, who is shown what |
 //! | [`register`], [`delivery`] | users' sessions; messages for single sessions |
@@ -37,6 +38,7 @@ pub mod group_members;
 pub mod groups;
 pub mod holds;
 pub mod hub;
+pub mod lease;
 pub mod limits;
 pub mod links;
 pub mod lists;

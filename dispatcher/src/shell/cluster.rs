@@ -27,6 +27,7 @@ use super::log;
 use super::node::{NodeConfig, Shards};
 use super::shard::{Command, Reported, now};
 use crate::core::event::{Event, is_live};
+use crate::core::lease::{NameLease, Renewal};
 use crate::core::ownership::{Command as Order, MOVES_MAX, Ownership};
 use crate::store::{Done, Job, Outcome, Replies, Route, Store, StoreError, View, Work};
 
@@ -104,6 +105,7 @@ pub(crate) struct Cluster {
     /// When every shard was last poked.
     poked_us: Option<u64>,
     heartbeat_in_flight: bool,
+    lease: NameLease,
     ownership: Ownership,
     /// Partitions whose shard owes a report.
     ordered: BTreeSet<Partition>,
@@ -148,6 +150,7 @@ impl Cluster {
             waiting: FxHashMap::default(),
             poked_us: None,
             heartbeat_in_flight: false,
+            lease: NameLease::default(),
             ownership,
             ordered: BTreeSet::new(),
             unsent: VecDeque::new(),
@@ -224,8 +227,13 @@ impl Cluster {
         if self.heartbeat_in_flight || self.stopping.as_ref().is_some_and(|stopping| stopping.leaving) {
             return;
         }
+        self.beat(now_us);
+    }
+
+    fn beat(&mut self, now_us: u64) {
         self.heartbeat_in_flight = true;
-        let work = Work::Heartbeat { node: self.config.member.clone(), ttl_ms: self.config.lease_ttl_ms };
+        let (node, ttl_ms) = (self.config.member.clone(), self.config.lease_ttl_ms);
+        let work = Work::Heartbeat { node, replaces: self.lease.replaces(), ttl_ms };
         self.submit(work, Waiting::Heartbeat { sent_us: now_us });
     }
 
@@ -287,7 +295,18 @@ impl Cluster {
                 return;
             }
         };
-        self.status.renewals += 1;
+        match self.lease.answered(&view) {
+            Renewal::Granted => self.status.renewals += 1,
+            // Nobody counts on this process yet; the next answer decides.
+            Renewal::Replace => return self.beat(clock::boot_us()),
+            Renewal::Refused => {
+                self.status.renewals_failed += 1;
+                return log::warn(format_args!(
+                    "the lease was not renewed: another process bears the name {}",
+                    self.config.member.name
+                ));
+            }
+        }
         if view.was_missing {
             // Shards go on: an append under a fence that is gone is refused, and its partition is claimed again.
             self.status.lease_missing += 1;
@@ -504,5 +523,13 @@ mod tests {
         store.answer(Err(StoreError::Unavailable("away".into())));
         cluster.take_answers();
         assert_eq!(cluster.status.lease_until_us, until_us, "a renewal that failed prolongs nothing");
+        cluster.renew();
+        store.answer(Ok(Outcome::View(Arc::new(View { held_by: 2, ..View::default() }))));
+        cluster.take_answers();
+        assert_eq!(
+            (cluster.status.lease_until_us, store.waiting()),
+            (until_us, 0),
+            "nor one that was refused"
+        );
     }
 }

@@ -174,10 +174,13 @@ pub enum Work {
         /// Whose.
         users: Vec<String>,
     },
-    /// Renews this node's lease and reads the whole view.
+    /// Renews this node's lease and reads the whole view. Not renewed ([`View::held_by`]) while another life of that name
+    /// holds it than these two: what a process that has ended sent may come late.
     Heartbeat {
         /// This node.
         node: Node,
+        /// The incarnation whose place it takes, which loses a lease that it still has; 0: there is none.
+        replaces: u64,
         /// Length of the lease.
         ttl_ms: u32,
     },
@@ -500,6 +503,8 @@ pub struct View {
     /// This node's lease was not there although it held one (the store was emptied, or the lease lapsed), or another copy
     /// of the store took over.
     pub was_missing: bool,
+    /// The lease was not renewed: this incarnation holds the node's name. 0: it was.
+    pub held_by: u64,
 }
 
 /// An answer.

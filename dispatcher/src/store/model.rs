@@ -79,6 +79,7 @@ impl ModelStore {
                 .collect(),
             owners: (0..partitions).map(owner).collect(),
             was_missing,
+            held_by: 0,
         }
     }
 

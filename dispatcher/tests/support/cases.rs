@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millrace_dispatcher::store::{
-    Change, Fence, Gateway, List, Loaded, Outcome, StoreError, UserItem, Work, Write,
+    Change, Fence, Gateway, List, Loaded, Node, Outcome, StoreError, UserItem, Work, Write,
 };
 use millrace_protocol::ids::MessageId;
 
@@ -34,6 +34,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("lease: gateways", gateway_leases),
     ("lease: a gateway replaces its own earlier life", gateway_replaces_itself),
     ("lease: nodes and the view", views),
+    ("lease: a late heartbeat replaces nobody", lives_of_a_node),
     ("sweep: a dead gateway leaves nothing", dead_gateways_leave_nothing),
 ];
 
@@ -403,6 +404,24 @@ fn views(world: &World<'_>) {
     until("the lease of a ends", Duration::from_secs(5), || world.beat("b", 60_000).nodes == [node("b")]);
     assert!(world.beat("a", 60_000).was_missing, "it lapsed");
     assert!(!world.beat("a", 60_000).was_missing);
+}
+
+fn lives_of_a_node(world: &World<'_>) {
+    let life = |incarnation| Node { incarnation, ..node("a") };
+    let held_by = |incarnation, replaces, ttl_ms| {
+        let view = world.beat_of(life(incarnation), replaces, ttl_ms);
+        assert_eq!(view.nodes, [life(if view.held_by == 0 { incarnation } else { view.held_by })]);
+        view.held_by
+    };
+    assert_eq!(held_by(9, 0, 60_000), 0);
+    assert_eq!(held_by(3, 0, 60_000), 9, "it lives, for all that anybody knows");
+    assert_eq!(held_by(3, 9, 60_000), 0, "at once");
+    assert_eq!(held_by(9, 0, 60_000), 3, "a late one of the earlier life, whatever its number");
+    assert_eq!(held_by(9, 8, 60_000), 3, "and one that took another's place");
+    assert_eq!(held_by(3, 9, 60_000), 0, "renewed");
+    assert_eq!(held_by(3, 9, 300), 0);
+    until("the lease ends", Duration::from_secs(5), || held_by(4, 0, 60_000) == 0);
+    assert_eq!(held_by(3, 9, 60_000), 4, "it lapsed, and is another's");
 }
 
 fn dead_gateways_leave_nothing(world: &World<'_>) {

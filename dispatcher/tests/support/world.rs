@@ -253,7 +253,12 @@ impl<'a> World<'a> {
     }
 
     pub fn beat(&self, name: &str, ttl_ms: u32) -> Arc<View> {
-        match self.call(Work::Heartbeat { node: node(name), ttl_ms }) {
+        self.beat_of(node(name), 0, ttl_ms)
+    }
+
+    /// The same of any life of a node, which takes the place of another one.
+    pub fn beat_of(&self, node: Node, replaces: u64, ttl_ms: u32) -> Arc<View> {
+        match self.call(Work::Heartbeat { node, replaces, ttl_ms }) {
             Ok(Outcome::View(view)) => view,
             other => panic!("{other:?}"),
         }

@@ -105,6 +105,10 @@ pub const FETCH_TRIES_MAX: u8 = 3;
 /// FanOut is answered Unsubscribe again, an unwanted Direct NoSession), and client requests are answered BUSY.
 pub const PARKED_BYTES_MAX: usize = 8 << 20;
 
+/// Sessions that were refused in a group of their user's list, and for whom the next owner is asked again. Above: the oldest
+/// is forgotten, and attached when it logs in again.
+pub const REFUSED_MAX: usize = 4_096;
+
 /// Fan-out sends of one turn: about half a millisecond of system calls, so that direct traffic waits no longer.
 pub const FAN_OUT_SENDS_PER_TURN: usize = 64;
 

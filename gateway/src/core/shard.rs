@@ -33,7 +33,7 @@ use super::rooms::PendingJoin;
 use super::session::{Session, SessionInfo, State, UNAUTHENTICATED, WEBSOCKET};
 use super::slab::Slab;
 use super::stats::Stats;
-use super::subscriptions::Topic;
+use super::subscriptions::{Listed, Topic};
 use super::uplink::Uplink;
 use super::users::{NONE, Names};
 use super::wheel::{self, TICK_US, Wheel};
@@ -106,6 +106,8 @@ pub struct Shard {
     pub(super) turns: u64,
     /// Topics with a Subscribe to be sent.
     pub(super) wanting: VecDeque<u32>,
+    /// Refused by an owner though their lists say otherwise, oldest first.
+    pub(super) refused: Vec<Listed>,
     /// Holes asked for: (deadline, topic, serial).
     pub(super) fetches: VecDeque<(u64, u32, u32)>,
     pub(super) held_bytes: usize,
@@ -184,6 +186,7 @@ impl Shard {
             ring: VecDeque::new(),
             turns: 0,
             wanting: VecDeque::new(),
+            refused: Vec::new(),
             fetches: VecDeque::new(),
             held_bytes: 0,
             next_version: 1,

@@ -142,6 +142,8 @@ stats! {
     syncing: counter,
     /// Room joins and attachments above the limit per session.
     topic_limit: counter,
+    /// Sessions refused in a group whose next owner will not be asked for them.
+    refused_forgotten: counter,
     /// Replies whose request was no longer waiting.
     replies_late: counter,
     /// Messages taken in for fan-out.

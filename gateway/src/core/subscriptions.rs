@@ -36,6 +36,15 @@ pub(super) struct Waiter {
     pub catches_up: bool,
 }
 
+/// A session whose user's list names a group, and who was refused there.
+pub(super) struct Listed {
+    conn: Conn,
+    conversation: String,
+    partition: Partition,
+    /// Of the owner that refused.
+    epoch: u64,
+}
+
 /// Where a subscription stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stand {
@@ -165,6 +174,33 @@ impl Shard {
                 self.subscribe_again(topic);
             }
         }
+        self.ask_again(partitions);
+    }
+
+    /// Sessions that a former owner refused, though their users' lists name the group, are attached if the new one knows
+    /// better: the former one may not have heard yet that the store fell back to before the user left.
+    fn ask_again(&mut self, partitions: &dyn Fn(Partition) -> bool) {
+        let newer = |it: &mut Listed| partitions(it.partition) && self.uplink.epoch(it.partition) > it.epoch;
+        let again: Vec<Listed> = self.refused.extract_if(.., newer).collect();
+        for Listed { conn, conversation, .. } in again {
+            if self.session(conn).is_some_and(|session| session.is_open()) {
+                self.attach_group(conn.slot, &conversation);
+            }
+        }
+    }
+
+    /// Remembers who waits for a group (nobody who asked for it) and is refused.
+    fn note_refused(&mut self, topic: u32, conversation: &str, of: impl Fn(&Self, u32) -> bool) {
+        let Some(it) = self.topics.get(topic) else { return };
+        let (partition, epoch) = (it.partition, self.uplink.epoch(it.partition));
+        let listed = it.waiters.iter().filter(|waiter| waiter.id == 0 && of(self, waiter.conn.slot));
+        for conn in listed.map(|waiter| waiter.conn).collect::<Vec<_>>() {
+            if self.refused.len() == REFUSED_MAX {
+                self.stats.refused_forgotten += 1;
+                self.refused.remove(0);
+            }
+            self.refused.push(Listed { conn, conversation: conversation.into(), partition, epoch });
+        }
     }
 
     /// The same for one conversation.
@@ -281,9 +317,13 @@ impl Shard {
             return;
         }
         if body.gone {
+            self.note_refused(topic, &body.conversation, |_, _| true);
             return self.end_topic(topic, &body.conversation);
         }
         for user in &body.refused {
+            self.note_refused(topic, &body.conversation, |shard, slot| {
+                shard.sessions.get(slot).is_some_and(|session| shard.users.text(session.user) == user)
+            });
             self.expel(topic, &body.conversation, user);
         }
         // The last listener may have been refused: the topic is gone then.

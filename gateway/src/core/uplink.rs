@@ -124,7 +124,6 @@ impl Uplink {
     }
 
     /// The highest epoch seen for a partition.
-    #[cfg(test)]
     pub fn epoch(&self, partition: Partition) -> u64 {
         self.owners.get(usize::from(partition)).map_or(0, |owner| owner.epoch)
     }

@@ -19,13 +19,18 @@ pub(super) struct Leases {
 }
 
 impl Leases {
-    /// Renews a node's lease and returns whether it was missing.
-    pub(super) fn renew_node(&mut self, now: Instant, node: Node, ttl_ms: u32) -> bool {
+    /// Renews a node's lease: (it was missing, the life that holds it instead or 0). A lease of the life that it `replaces`
+    /// ends.
+    pub(super) fn renew_node(&mut self, now: Instant, node: Node, replaces: u64, ttl_ms: u32) -> (bool, u64) {
         self.expire(now);
-        let was_there = self.nodes.contains_key(&node.name);
-        let had_one = self.renewed.insert(node.name.clone(), node.incarnation) == Some(node.incarnation);
+        let incarnation = node.incarnation;
+        let holder = self.nodes.get(&node.name).map_or(0, |(node, _)| node.incarnation);
+        if ![0, incarnation, replaces].contains(&holder) {
+            return (false, holder);
+        }
+        let had_one = self.renewed.insert(node.name.clone(), incarnation) == Some(incarnation);
         self.nodes.insert(node.name.clone(), (node, now + Duration::from_millis(u64::from(ttl_ms))));
-        had_one && !was_there
+        (had_one && holder != incarnation, 0)
     }
 
     pub(super) fn leave(&mut self, name: &str, incarnation: u64) {
@@ -82,7 +87,7 @@ impl Leases {
             .is_some_and(|(incarnation, until)| *incarnation == gateway.incarnation && *until > now)
     }
 
-    pub(super) fn view(&mut self, now: Instant, owners: Vec<(String, u64)>, was_missing: bool) -> View {
+    pub(super) fn view(&mut self, now: Instant, owners: Vec<(String, u64)>) -> View {
         self.expire(now);
         let mut gateways: Vec<Gateway> = self
             .gateways
@@ -94,7 +99,7 @@ impl Leases {
             nodes: self.nodes.values().map(|(node, _)| node.clone()).collect(),
             gateways,
             owners,
-            was_missing,
+            ..View::default()
         }
     }
 

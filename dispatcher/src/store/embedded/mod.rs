@@ -37,7 +37,7 @@ use self::room::Room;
 use self::round::{Engine, Failure};
 use self::routes::Routes;
 use super::intake::{Intake, LATE_RETRY, Submission};
-use super::{ASYNC_SYNC_MS, Done, Durability, Gateway, Job, Outcome, Replies, Store, StoreError, Work};
+use super::{ASYNC_SYNC_MS, Done, Durability, Gateway, Job, Outcome, Replies, Store, StoreError, View, Work};
 
 /// Jobs of one round at about most: enough to fill an fsync, few enough to bound how long the first one waits.
 const ROUND_JOBS_MAX: usize = 4_096;
@@ -327,12 +327,13 @@ impl Shared {
             Work::Routes { users } => {
                 Outcome::Routes(users.iter().map(|user| self.routes.of(user)).collect())
             }
-            Work::Heartbeat { node, ttl_ms } => {
+            Work::Heartbeat { node, replaces, ttl_ms } => {
                 let now = Instant::now();
                 let owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 let mut leases = self.leases();
-                let was_missing = leases.renew_node(now, node, ttl_ms);
-                Outcome::View(Arc::new(leases.view(now, owners, was_missing)))
+                let (was_missing, held_by) = leases.renew_node(now, node, replaces, ttl_ms);
+                let view = leases.view(now, owners);
+                Outcome::View(Arc::new(View { was_missing, held_by, ..view }))
             }
             Work::Leave { node, incarnation } => {
                 self.leases().leave(&node, incarnation);

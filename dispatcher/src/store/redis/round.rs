@@ -69,7 +69,7 @@ impl Holders {
 enum Step {
     Sent { commands: usize, reading: Reading },
     Refused(StoreError),
-    Beat { node: Node },
+    Beat { node: Node, replaces: u64 },
     Claim { at: usize },
 }
 
@@ -159,9 +159,9 @@ impl Rounds {
                         self.settle(&reading, own.into_iter().map(|(_, reply)| reply).collect(), &mut hints)
                     }
                     Step::Refused(error) => Err(error),
-                    Step::Beat { node } => {
+                    Step::Beat { node, replaces } => {
                         let (_, reply) = results.next().unwrap_or((0, Ok(Value::Null)));
-                        self.beat(&node, reply, &mut hints)
+                        self.beat((&node, replaces), reply, &mut hints)
                     }
                     Step::Claim { at } => {
                         servers.push(holders.claimers[at].clone());
@@ -245,9 +245,9 @@ impl Rounds {
                 claimers.push(Claimer { partition, node, incarnation, wall_ms });
                 return Step::Claim { at: claimers.len() - 1 };
             }
-            Work::Heartbeat { node, ttl_ms } => {
-                commands.push(view::beat(keys, &node, ttl_ms));
-                return Step::Beat { node };
+            Work::Heartbeat { node, replaces, ttl_ms } => {
+                commands.push(view::beat(keys, &node, replaces, ttl_ms));
+                return Step::Beat { node, replaces };
             }
             Work::Append(batch) => {
                 self.shared.appends.fetch_add(1, Ordering::Relaxed);
@@ -317,7 +317,7 @@ impl Rounds {
 
     fn beat(
         &mut self,
-        node: &Node,
+        node: (&Node, u64),
         reply: Result<Value, StoreError>,
         hints: &mut Vec<(Partition, u64, String)>,
     ) -> Result<Outcome, StoreError> {

@@ -32,14 +32,16 @@ pub(super) struct Beat {
 }
 
 /// The command of a heartbeat.
-pub(super) fn beat(keys: &Keys, node: &Node, ttl_ms: u32) -> Command {
+pub(super) fn beat(keys: &Keys, node: &Node, replaces: u64, ttl_ms: u32) -> Command {
     let names = vec![keys.node(&node.name), keys.names(), keys.lives(), keys.owners()];
     let args = vec![
-        text(&format!("{}:{}", node.incarnation, node.address)),
+        text(&node.address),
         number(u64::from(ttl_ms.max(1))),
         text(&node.name),
         text(&keys.node("")),
         text(&keys.gateway("")),
+        number(node.incarnation),
+        number(replaces),
     ];
     Command::script(ScriptId::Beat, names, args)
 }
@@ -70,10 +72,19 @@ impl Own {
     }
 
     /// Reads the reply of [`beat`].
-    pub(super) fn view(&mut self, keys: &Keys, node: &Node, reply: Value) -> Result<Beat, StoreError> {
-        let [existed, nodes, live, dead, stored, copy] = fixed(reply)?;
-        let copy = to_number(copy)?;
-        let had_one = self.renewed.insert(node.name.clone(), (node.incarnation, copy));
+    pub(super) fn view(
+        &mut self,
+        keys: &Keys,
+        (node, replaces): (&Node, u64),
+        reply: Value,
+    ) -> Result<Beat, StoreError> {
+        let [holder, nodes, live, dead, stored, copy] = fixed(reply)?;
+        let (holder, copy) = (to_number(holder)?, to_number(copy)?);
+        let renewed = [0, node.incarnation, replaces].contains(&holder);
+        let had_one = match renewed {
+            true => self.renewed.insert(node.name.clone(), (node.incarnation, copy)),
+            false => None,
+        };
         let mut nodes = pairs(nodes)?
             .into_iter()
             .map(|(name, lease)| to_node(to_text(name)?, &to_text(lease)?))
@@ -96,10 +107,11 @@ impl Own {
                 hints.push((*partition, *epoch, name.clone()));
             }
         }
-        let existed = to_number(existed)? == 1;
-        let was_missing =
-            had_one.is_some_and(|(held, before)| held == node.incarnation && (!existed || before != copy));
-        let view = View { nodes, gateways, owners, was_missing };
+        let was_missing = had_one.is_some_and(|(held, before)| {
+            held == node.incarnation && (holder != node.incarnation || before != copy)
+        });
+        let held_by = if renewed { 0 } else { holder };
+        let view = View { nodes, gateways, owners, was_missing, held_by };
         Ok(Beat { outcome: Outcome::View(Arc::new(view)), dead: lives(dead)?, hints })
     }
 }

@@ -430,3 +430,35 @@ fn a_session_that_came_meanwhile_is_not_denied() {
     let (_, denied) = world.take_one::<wire::NoSession>(0, Kind::NoSession);
     assert_eq!(denied.session, session.0 + 1, "the other one");
 }
+
+#[test]
+fn who_is_refused_though_listed_is_asked_for_again_at_the_next_owner() {
+    let mut world = two_nodes();
+    let conn = world.accept(0, 1, ClientSession::tcp());
+    world.request(conn, 1, login("alice"));
+    world.registered(&["g:g1"], 1);
+    let answer = |version, head, refused: &[&str]| wire::Subscribed {
+        conversation: "g:g1".into(),
+        version,
+        head,
+        base: head,
+        refused: refused.iter().map(|user| (*user).into()).collect(),
+        ..Default::default()
+    };
+    let (record, asked) = world.take_one::<wire::Subscribe>(0, Kind::Subscribe);
+    world.say(0, Kind::Subscribed, record.partition, 10, 0, &answer(asked.version, 4, &["alice"]));
+    world.run();
+    assert_eq!(told(&world.seen(conn)), [Told::Removed]);
+    world.announce(0, 0..PARTITIONS, 10);
+    assert!(world.take(0, Kind::Subscribe).is_empty(), "the same owner knows nothing else");
+    // The store fell back to before alice left: the next owner finds her.
+    world.announce(1, 0..PARTITIONS, 11);
+    let (record, asked) = world.take_one::<wire::Subscribe>(1, Kind::Subscribe);
+    assert_eq!(asked.users, ["alice"]);
+    world.say(1, Kind::Subscribed, record.partition, 11, 0, &answer(asked.version, 2, &[]));
+    world.run();
+    assert_eq!(told(&world.seen(conn)), [Told::Head(11, 2)]);
+    world.announce(0, 0..PARTITIONS, 12);
+    let (_, asked) = world.take_one::<wire::Subscribe>(0, Kind::Subscribe);
+    assert_eq!(asked.users, ["alice"], "once");
+}

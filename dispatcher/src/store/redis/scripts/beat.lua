@@ -1,9 +1,13 @@
--- Renews a node's lease and reads who is there. The leases read here share KEYS' hash tag.
+-- Renews a node's lease, unless another life of that name holds it that this one does not replace, and reads who is there.
+-- The leases read here share KEYS' hash tag.
 -- KEYS: 1 this node's lease, 2 names of nodes, 3 lives of gateways, 4 owners
--- ARGV: lease value, ttl ms, name, prefix of node leases, prefix of gateway leases
-local existed = redis.call('EXISTS', KEYS[1])
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-redis.call('SADD', KEYS[2], ARGV[3])
+-- ARGV: address, ttl ms, name, prefix of node leases, prefix of gateway leases, incarnation, incarnation replaced or 0
+local lease = redis.call('GET', KEYS[1])
+local holder = lease and string.match(lease, '^(%d+):') or '0'
+if holder == '0' or holder == ARGV[6] or holder == ARGV[7] then
+  redis.call('SET', KEYS[1], ARGV[6] .. ':' .. ARGV[1], 'PX', ARGV[2])
+  redis.call('SADD', KEYS[2], ARGV[3])
+end
 local nodes, live, dead = {}, {}, {}
 for _, name in ipairs(redis.call('SMEMBERS', KEYS[2])) do
   local lease = redis.call('GET', ARGV[4] .. name)
@@ -26,4 +30,4 @@ end
 local info = redis.pcall('INFO', 'replication')
 local id = type(info) == 'string' and string.match(info, 'master_replid:(%x+)')
 local copy = id and tonumber(string.sub(id, 1, 12), 16) + 1 or 1
-return {existed, nodes, live, dead, redis.call('HGETALL', KEYS[4]), copy}
+return {holder, nodes, live, dead, redis.call('HGETALL', KEYS[4]), copy}
