@@ -1,6 +1,7 @@
 //! Dispatchers: owners that change, links that break, credit that runs out.
 
 use super::*;
+use crate::core::limits::REFUSED_MAX;
 
 fn two_nodes() -> World {
     let config = Config { seeds: vec![("".into(), "a:1".into()), ("".into(), "b:1".into())], ..config() };
@@ -461,4 +462,36 @@ fn who_is_refused_though_listed_is_asked_for_again_at_the_next_owner() {
     world.announce(0, 0..PARTITIONS, 12);
     let (_, asked) = world.take_one::<wire::Subscribe>(0, Kind::Subscribe);
     assert_eq!(asked.users, ["alice"], "once");
+}
+
+#[test]
+fn of_too_many_refusals_the_oldest_is_forgotten_and_counted() {
+    const GROUPS_EACH: usize = 500;
+    let mut world = two_nodes();
+    let mut groups = (0..REFUSED_MAX + 1).map(|n| format!("g{n}"));
+    for slot in 0..=REFUSED_MAX / GROUPS_EACH {
+        let conn = world.accept(slot as u32, 1, ClientSession::tcp());
+        world.request(conn, 1, login(&format!("user{slot}")));
+        let listed: Vec<String> = groups.by_ref().take(GROUPS_EACH).collect();
+        world.registered(&listed.iter().map(String::as_str).collect::<Vec<_>>(), 1);
+        loop {
+            let asked = world.take(0, Kind::Subscribe);
+            if asked.is_empty() {
+                break;
+            }
+            for record in asked {
+                let body = wire::Subscribe::decode(record.body).unwrap();
+                let refusal = wire::Subscribed {
+                    conversation: body.conversation,
+                    version: body.version,
+                    refused: body.users,
+                    ..Default::default()
+                };
+                world.say(0, Kind::Subscribed, record.partition, 10, 0, &refusal);
+            }
+            world.run();
+        }
+    }
+    assert!(groups.next().is_none(), "all were listed");
+    assert_eq!(world.shard.stats().refused_forgotten, 1);
 }

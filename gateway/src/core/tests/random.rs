@@ -431,7 +431,7 @@ fn check(seed: u64) -> BTreeSet<&'static str> {
 }
 
 /// Counters that these events don't move: most are about what is full, too many or too large.
-const ELSEWHERE: [&str; 23] = [
+const ELSEWHERE: [&str; 24] = [
     "displaced",
     "resyncs_swept",
     "accept_refused",
@@ -449,6 +449,7 @@ const ELSEWHERE: [&str; 23] = [
     "peeks_trimmed",
     "acks_dropped",
     "owed_overflowed",
+    "refused_forgotten",
     "topic_limit",
     "duplicates",
     "fan_outs_overflowed",
