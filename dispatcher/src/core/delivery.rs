@@ -10,7 +10,6 @@ use bytes::Bytes;
 use millrace_protocol::ids::SessionId;
 use millrace_protocol::link::Kind;
 use millrace_protocol::messages::link::{Attach, Direct, Relay, Target};
-use millrace_protocol::planted::{self, Fault};
 use rustc_hash::FxHashMap;
 
 use super::event::LinkKey;
@@ -74,6 +73,7 @@ pub struct Delivery {
     /// What was answered before the first of them.
     frozen: u64,
     /// Routes as they were first read: see `planted`.
+    #[cfg(feature = "planted")]
     remembered: FxHashMap<String, Vec<Route>>,
 }
 
@@ -97,6 +97,18 @@ impl Delivery {
     /// No room for more messages: sends must be refused.
     pub fn is_full(&self) -> bool {
         self.count >= ROUTE_ASKS_MAX
+    }
+
+    /// Routes as they were first read, with that fault: see `planted`.
+    #[cfg(feature = "planted")]
+    fn from_memory(&mut self, mut routes: FxHashMap<String, Vec<Route>>) -> FxHashMap<String, Vec<Route>> {
+        use millrace_protocol::planted::{self, Fault};
+        if planted::is(Fault::RoutesFromMemory) {
+            for (user, routes) in &mut routes {
+                routes.clone_from(self.remembered.entry(user.clone()).or_insert_with(|| routes.clone()));
+            }
+        }
+        routes
     }
 
     /// Queues something soft, unless messages wait in numbers: those come first. Returns whether it was queued.
@@ -219,13 +231,9 @@ fn again(cx: &mut Cx, asks: Vec<(Ask, bool)>, through: u64) {
 }
 
 fn deliver(cx: &mut Cx, asks: Vec<(Ask, bool)>, users: Vec<String>, routes: Vec<Vec<Route>>) {
-    let mut routes: FxHashMap<String, Vec<Route>> = users.into_iter().zip(routes).collect();
-    if planted::is(Fault::RoutesFromMemory) {
-        let remembered = &mut cx.hub.delivery.remembered;
-        routes.iter_mut().for_each(|(user, routes)| {
-            routes.clone_from(remembered.entry(user.clone()).or_insert_with(|| routes.clone()));
-        });
-    }
+    let routes: FxHashMap<String, Vec<Route>> = users.into_iter().zip(routes).collect();
+    #[cfg(feature = "planted")]
+    let routes = cx.hub.delivery.from_memory(routes);
     for (ask, _) in asks {
         for (link, targets) in targets(cx, &ask, &routes) {
             for targets in targets.chunks(TARGETS_MAX) {

@@ -97,7 +97,9 @@ impl Links {
         if !self.map.contains_key(&key) && self.map.len() >= LINKS_MAX {
             return false;
         }
-        self.make(key, 0);
+        if !self.map.contains_key(&key) {
+            self.make(key, 0);
+        }
         if let Some(link) = self.map.get_mut(&key) {
             link.end.connected();
             link.connected = true;
@@ -106,10 +108,10 @@ impl Links {
         true
     }
 
-    /// Makes a link's state if there is none.
+    /// Makes the state of a link that has none.
     fn make(&mut self, key: LinkKey, lost_at_us: u64) {
         self.born += 1;
-        self.map.entry(key).or_insert_with(|| Link {
+        let link = Link {
             end: LinkEnd::new(self.identity.clone(), self.limits),
             waiting: Waiting::default(),
             connected: false,
@@ -121,7 +123,8 @@ impl Links {
             ack_due_us: 0,
             born: self.born,
             accepted: 0,
-        });
+        };
+        self.map.insert(key, link);
     }
 
     /// Bytes of a link: what came of them, in order, or why the transport must be dropped.
@@ -181,14 +184,19 @@ impl Links {
             stats.oversize += 1;
             return;
         }
-        let waits = matches!(record.kind, Kind::Direct | Kind::Attach);
-        if waits && !self.map.contains_key(&key) && self.map.len() < LINKS_MAX {
+        let Some(link) = self.map.get_mut(&key) else {
+            let waits = matches!(record.kind, Kind::Direct | Kind::Attach);
+            if !waits || self.map.len() >= LINKS_MAX {
+                stats.no_link += 1;
+                return;
+            }
             self.make(key, now.mono_us);
-        }
-        let Some(link) = self.map.get_mut(&key).filter(|link| !link.overflowed) else {
+            return self.send(key, record, now, stats);
+        };
+        if link.overflowed {
             stats.no_link += 1;
             return;
-        };
+        }
         let kind = record.kind;
         link.accepted += 1;
         let refused = match link.waiting.is_empty() {
