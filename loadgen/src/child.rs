@@ -78,6 +78,28 @@ impl Scratch {
     pub fn path(&self) -> &Path {
         &self.0
     }
+
+    /// Writes a new file that only its owner reads.
+    ///
+    /// # Errors
+    /// What the file system says; there is one of this name already.
+    pub fn write(&self, name: &str, text: &str) -> io::Result<()> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let path = self.0.join(name);
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
+    }
+
+    /// Writes what gateways check logins by: the keys of tokens as `jwks.json`, a new secret of tickets as `tickets`.
+    ///
+    /// # Errors
+    /// As for [`Self::write`].
+    pub fn write_keys(&self, jwks: &str) -> io::Result<()> {
+        let mut secret = [0; 32];
+        getrandom::fill(&mut secret).expect("randomness from the operating system");
+        let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.write("jwks.json", jwks)?;
+        self.write("tickets", &hex)
+    }
 }
 
 impl Drop for Scratch {

@@ -6,7 +6,6 @@
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process;
 use std::sync::Arc;
@@ -58,13 +57,7 @@ impl Fleet {
     /// A process that does not start, with the end of its log.
     pub(super) fn start(store: Store, jwks: &str, stop: &Arc<AtomicBool>) -> Result<Self, RunError> {
         let scratch = Scratch::new()?;
-        std::fs::write(scratch.path().join("jwks.json"), jwks)?;
-        let mut secret = [0; 32];
-        getrandom::fill(&mut secret).expect("randomness from the operating system");
-        let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
-        let path = scratch.path().join("tickets");
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        file.write_all(hex.as_bytes())?;
+        scratch.write_keys(jwks)?;
         let mut redis = Vec::new();
         let mut primary = None;
         for name in ["the Redis", "the replica"].into_iter().take(store.redis_servers()) {

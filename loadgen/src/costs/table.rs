@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 
 use super::report::{CatchUp, CostsReport, Flow, LogIn, OfStore, PerThousand};
-use crate::report::Shown;
 use crate::report::html::{Page, document_with_notes};
 use crate::report::table::time;
+use crate::report::{self, Shown, columns};
 
 /// Heads of the columns; the first word of a part is above its columns in the text.
 const HEADS: [(&str, &str); 16] = [
@@ -135,8 +135,7 @@ impl Shown for CostsReport {
         let heads = |of: fn(&(&str, &str)) -> String| HEADS.iter().map(of).collect::<Vec<_>>();
         let mut rows = vec![heads(|(_, head)| (*head).to_owned())];
         rows.extend(self.rows());
-        let width = |at: usize| rows.iter().map(|row| row[at].len()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..HEADS.len()).map(width).collect();
+        let widths = columns::widths(&rows);
         let mut text = format!("\nmillrace: what messages cost\n  {}\n  {}\n\n", self.command, self.machine);
         // A part's name begins above its first column and may reach over the next ones.
         let mut parts = String::new();
@@ -149,9 +148,7 @@ impl Shown for CostsReport {
         }
         let _ = writeln!(text, "  {parts}");
         for row in &rows {
-            let cells: Vec<String> =
-                (row.iter().zip(&widths)).map(|(cell, width)| format!("{cell:width$}")).collect();
-            let _ = writeln!(text, "  {}", cells.join("  ").trim_end());
+            let _ = writeln!(text, "  {}", columns::line(row, &widths));
         }
         text.push('\n');
         for (about, words) in self.notes() {
@@ -162,9 +159,7 @@ impl Shown for CostsReport {
     }
 
     fn json(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect("a report is plain data");
-        text.push('\n');
-        text
+        report::text(self)
     }
 
     fn page(&self) -> String {

@@ -4,9 +4,7 @@
 //! it show what the rest of the fleet notices. The rule: they share one directory, which goes with the last of them.
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process;
 use std::sync::Arc;
@@ -48,14 +46,7 @@ impl Fleet {
     /// Starts all of them; the gateways take logins when this returns.
     pub(super) fn start(settings: &Settings, jwks: &str) -> Result<Self, RunError> {
         let scratch = Scratch::new()?;
-        std::fs::write(scratch.path().join("jwks.json"), jwks)?;
-        let mut secret = [0; 32];
-        getrandom::fill(&mut secret).expect("randomness from the operating system");
-        let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
-        let secret_file = scratch.path().join("tickets");
-        let mut file =
-            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&secret_file)?;
-        file.write_all(hex.as_bytes())?;
+        scratch.write_keys(jwks)?;
         let dispatcher = start_dispatcher(&scratch)?;
         let links = dispatcher.address("links").ok_or(RunError::NoAddress("the dispatcher"))?;
         let first_port = free_port()?;

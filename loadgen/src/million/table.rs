@@ -2,9 +2,9 @@
 
 use super::report::{MillionReport, Rate};
 use crate::measure::Percentiles;
-use crate::report::Shown;
 use crate::report::html::{self, Page};
 use crate::report::table::{bytes, micros, time};
+use crate::report::{self, Shown};
 
 impl Rate {
     fn told(&self) -> String {
@@ -222,9 +222,7 @@ impl Shown for MillionReport {
     }
 
     fn json(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect("a report is plain data");
-        text.push('\n');
-        text
+        report::text(self)
     }
 
     fn page(&self) -> String {

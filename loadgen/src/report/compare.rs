@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::html::{Curve, Page, document_with_notes};
 use super::table::{bytes, micros, time};
-use super::{Shown, curve};
+use super::{Shown, columns, curve, text};
 use crate::compare::{Found, Missing, Plan, Sample, Server};
 use crate::measure::Machine;
 
@@ -388,14 +388,10 @@ impl Shown for Comparison {
                 lines.push(spreads);
             }
         }
-        let widths: Vec<usize> = (0..HEADS.len())
-            .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))
-            .collect();
+        let widths = columns::widths(&lines);
         let mut text = format!("\n{}\n{}\n\n", self.title(), self.conditions());
         for line in &lines {
-            let cells: Vec<String> =
-                line.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-            text.push_str(&format!("  {}\n", cells.join("  ").trim_end()));
+            text.push_str(&format!("  {}\n", columns::line(line, &widths)));
         }
         text.push('\n');
         for row in &self.rows {
@@ -406,9 +402,7 @@ impl Shown for Comparison {
     }
 
     fn json(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect("a report is plain data");
-        text.push('\n');
-        text
+        text(self)
     }
 
     fn page(&self) -> String {

@@ -1,9 +1,9 @@
-//! The report as JSON: an object with the fields of [`Report`], indented.
+//! A report as JSON: an object with its fields, indented.
 
-use super::Report;
+use serde::Serialize;
 
 /// The text of the file.
-pub fn text(report: &Report) -> String {
+pub fn text(report: &impl Serialize) -> String {
     let mut text = serde_json::to_string_pretty(report).expect("a report is plain data");
     text.push('\n');
     text

@@ -2,6 +2,7 @@
 //!
 //! The first fields are those that other tools read and never change their meaning; the rest may grow.
 
+pub(crate) mod columns;
 pub mod compare;
 pub(crate) mod html;
 mod json;

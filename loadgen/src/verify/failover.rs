@@ -17,8 +17,8 @@ use super::round::{self, Spec};
 use super::{Durability, Run, Store, keep, report};
 use crate::args::bad;
 use crate::progress::Progress;
-use crate::report::Shown;
 use crate::report::html::{Page, document_with_notes};
+use crate::report::{self as reports, Shown, columns};
 use crate::rig::RunError;
 use crate::rng::Rng;
 
@@ -194,10 +194,11 @@ impl Shown for Failovers {
             "Redis failovers: the replica cut off for {} ms, then the primary killed; {} messages a second\n",
             self.cut_ms, self.rate
         );
-        let heads: Vec<String> = HEADS.iter().map(|head| (*head).to_owned()).collect();
-        for row in std::iter::once(&heads).chain(&self.rows()) {
-            let cells: Vec<String> = row.iter().map(|cell| format!("{cell:<16}")).collect();
-            let _ = writeln!(text, "{}", cells.join(" ").trim_end());
+        let mut rows = vec![HEADS.map(str::to_owned).to_vec()];
+        rows.extend(self.rows());
+        let widths = columns::widths(&rows);
+        for row in &rows {
+            let _ = writeln!(text, "{}", columns::line(row, &widths));
         }
         for fault in self.faults() {
             let _ = writeln!(text, "{fault}");
@@ -206,9 +207,7 @@ impl Shown for Failovers {
     }
 
     fn json(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect("a report is plain data");
-        text.push('\n');
-        text
+        reports::text(self)
     }
 
     fn page(&self) -> String {

@@ -7,9 +7,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Arc;
@@ -130,14 +128,8 @@ impl Fleet {
         let scratch = Scratch::new()?;
         let nodes = nodes(plan.store);
         let mut net = Net::make(nodes)?;
-        let mut secret = [0; 32];
-        getrandom::fill(&mut secret).expect("randomness from the operating system");
-        let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
-        for (name, text) in [("jwks.json", plan.jwks.as_str()), ("tickets", hex.as_str()), ("clock", "+0s")] {
-            let path = scratch.path().join(name);
-            let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-            file.write_all(text.as_bytes())?;
-        }
+        scratch.write_keys(&plan.jwks)?;
+        scratch.write("clock", "+0s")?;
         let disk = scratch.path().join("disk");
         std::fs::create_dir(&disk)?;
         let mounted = net.tool().is_some()

@@ -15,8 +15,8 @@ use super::net::Tool;
 use super::round::{Round, Spec};
 use super::strike::Struck;
 use super::{Durability, Store, VerifyArgs};
-use crate::report::Shown;
 use crate::report::html::{Page, document_with_notes};
+use crate::report::{self, Shown};
 
 /// Examples of broken promises that are told.
 const EXAMPLES_MAX: usize = 100;
@@ -323,9 +323,7 @@ impl Shown for Report {
     }
 
     fn json(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect("a report is plain data");
-        text.push('\n');
-        text
+        report::text(self)
     }
 
     fn page(&self) -> String {
