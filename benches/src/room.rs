@@ -158,7 +158,7 @@ impl Room {
         }
         self.link.connected();
         self.step(Event::LinkConnected { node: self.node });
-        let owned = (0..PARTITIONS).map(|p| Owned { partition: p.into(), epoch: EPOCH }).collect();
+        let owned = (0..PARTITIONS).map(|p| Owned { partition: p.into(), epoch: EPOCH, copy: 1 }).collect();
         self.say(Kind::Announce, ROOM, SessionId::NONE, &Announce { owned });
         self.run();
         self.step(Event::Lease(Lease { incarnation: 77, until_us: u64::MAX, copy: 1 }));

@@ -228,7 +228,7 @@ fn redis_is_another_copy_after_a_failover() {
     let world = World::redis(&server, "c");
     assert!(!world.beat("a", 60_000).was_missing);
     let (granted, _, copy) = world.gateway_held(5, (1, 0), 0, 60_000);
-    assert!(granted);
+    assert!(granted && world.claim(3, "a", 1_000).copy == copy);
     // A replica that is promoted.
     server.cli(&["REPLICAOF", "127.0.0.1", "1"]);
     server.cli(&["REPLICAOF", "NO", "ONE"]);
@@ -239,7 +239,7 @@ fn redis_is_another_copy_after_a_failover() {
         assert!(!granted && was_missing && other != copy);
     }
     let (granted, _, other) = world.gateway_held(5, (2, 1), 0, 60_000);
-    assert!(granted);
+    assert!(granted && world.claim(3, "a", 1_000).copy == other);
     assert_eq!(world.gateway_held(5, (2, 1), other, 60_000), (true, false, other));
 }
 

@@ -217,8 +217,9 @@ impl Store {
                 let holder = self.model.fences.get(&partition).map(|(holder, _)| holder.clone());
                 let holder = holder.filter(|holder| *holder != node && self.nodes.contains_key(holder));
                 let work = Work::Claim { partition, node: node.clone(), incarnation, wall_ms };
-                let outcome = self.model.carry_out(work);
-                if let Ok(Outcome::Claimed { fence, .. }) = &outcome {
+                let mut outcome = self.model.carry_out(work);
+                if let Ok(Outcome::Claimed { fence, copy, .. }) = &mut outcome {
+                    *copy = self.copy;
                     ledger.claimed(now_us, seat, partition, fence.epoch);
                     if let Some(holder) = holder {
                         witness::preempted(ledger, now_us, partition, &holder, &node);

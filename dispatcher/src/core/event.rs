@@ -107,13 +107,22 @@ pub enum Sibling {
         /// The asker's number.
         id: u64,
     },
-    /// The sender serves a partition under this epoch, or no more: what this node announces on every link.
+    /// The sender serves a partition by this claim, or no more: what this node announces on every link.
     Serving {
         /// Which.
         partition: Partition,
         /// `None`: not served any more.
-        epoch: Option<u64>,
+        claim: Option<Claim>,
     },
+}
+
+/// What gateways are told of a claim that holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Of its fence.
+    pub epoch: u64,
+    /// The copy of the store that granted it.
+    pub copy: u64,
 }
 
 /// A route that can be used now: its gateway's lease is live under the same incarnation.

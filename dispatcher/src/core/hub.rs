@@ -19,7 +19,7 @@ use super::action::Action;
 use super::batch::Owner;
 use super::cursors::Marking;
 use super::delivery::{Ask, Delivery};
-use super::event::{LinkKey, Sibling};
+use super::event::{Claim, LinkKey, Sibling};
 use super::events;
 use super::fanned::Fanned;
 use super::holds::Need;
@@ -63,7 +63,7 @@ pub struct Hub {
     /// Partitions that may have a batch to start, each at most a few times.
     pub ready: Vec<Partition>,
     /// Partitions claimed since the last turn, with their epochs.
-    pub announce: Vec<(Partition, u64)>,
+    pub announce: Vec<(Partition, Claim)>,
     /// Gateways that were answered NotOwner for a partition that is served here, and so must be told of it again.
     pub denied: BTreeSet<(LinkKey, Partition)>,
     /// When they are told.
@@ -177,7 +177,7 @@ pub struct Cluster {
     /// Incarnations of the gateways that said hello, whichever shard the link is at home on.
     pub links: FxHashMap<LinkKey, u64>,
     /// What this node serves, all shards together.
-    pub served: BTreeMap<Partition, u64>,
+    pub served: BTreeMap<Partition, Claim>,
     /// Until when this node may act as owner (CLOCK_BOOTTIME, us).
     pub lease_until_us: u64,
 }

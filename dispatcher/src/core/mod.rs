@@ -44,6 +44,7 @@ pub mod links;
 pub mod lists;
 pub mod members;
 pub mod notes;
+mod outcomes;
 pub mod ownership;
 pub mod pair;
 pub mod partition;

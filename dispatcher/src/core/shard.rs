@@ -17,7 +17,7 @@ use millrace_protocol::prost::Message;
 
 use super::action::Action;
 use super::delivery::{self, Delivery};
-use super::event::{Event, LinkKey, Sibling};
+use super::event::{Claim, Event, LinkKey, Sibling};
 use super::events;
 use super::fanned::{self, Fanned};
 use super::hub::{Cluster, Cx, From, Hub, Jobs, Pending};
@@ -267,7 +267,7 @@ fn link_up(cx: &mut Cx, partitions: &mut [Partition], link: LinkKey, peer: wire:
     let map = cluster_map(&cx.hub.cluster.view);
     cx.send(link, NODE.record(Kind::ClusterMap, SessionId::NONE, &map));
     let served: Vec<_> =
-        cx.hub.cluster.served.iter().map(|(partition, epoch)| (*partition, *epoch)).collect();
+        cx.hub.cluster.served.iter().map(|(partition, claim)| (*partition, *claim)).collect();
     cx.send(link, announcement(&served));
 }
 
@@ -357,11 +357,11 @@ fn sibling(cx: &mut Cx, partitions: &mut [Partition], message: Sibling) {
         Sibling::LinkUp { link, incarnation } => {
             cx.hub.cluster.links.insert(link, incarnation);
         }
-        Sibling::Serving { partition, epoch: Some(epoch) } => {
-            cx.hub.cluster.served.insert(partition, epoch);
-            cx.hub.announce.push((partition, epoch));
+        Sibling::Serving { partition, claim: Some(claim) } => {
+            cx.hub.cluster.served.insert(partition, claim);
+            cx.hub.announce.push((partition, claim));
         }
-        Sibling::Serving { partition, epoch: None } => {
+        Sibling::Serving { partition, claim: None } => {
             cx.hub.cluster.served.remove(&partition);
         }
     }
@@ -451,10 +451,10 @@ fn announce_again(cx: &mut Cx) {
         cx.hub.denied_due_us = cx.now.mono_us + REANNOUNCE_US;
         return;
     }
-    let mut by_link: BTreeMap<LinkKey, Vec<(PartitionId, u64)>> = BTreeMap::new();
+    let mut by_link: BTreeMap<LinkKey, Vec<(PartitionId, Claim)>> = BTreeMap::new();
     for (link, partition) in std::mem::take(&mut cx.hub.denied) {
-        if let Some(epoch) = cx.hub.cluster.served.get(&partition) {
-            by_link.entry(link).or_default().push((partition, *epoch));
+        if let Some(claim) = cx.hub.cluster.served.get(&partition) {
+            by_link.entry(link).or_default().push((partition, *claim));
         }
     }
     for (link, served) in by_link {
@@ -466,7 +466,7 @@ fn announce_again(cx: &mut Cx) {
 fn announce(cx: &mut Cx) {
     let claimed = std::mem::take(&mut cx.hub.announce);
     let now_served =
-        |(partition, epoch): &(PartitionId, u64)| cx.hub.cluster.served.get(partition) == Some(epoch);
+        |(partition, claim): &(PartitionId, Claim)| cx.hub.cluster.served.get(partition) == Some(claim);
     let news: Vec<_> = claimed.into_iter().filter(now_served).collect();
     if news.is_empty() {
         return;
@@ -480,10 +480,12 @@ fn announce(cx: &mut Cx) {
 /// Records of the node as a whole.
 const NODE: From = From { partition: 0, epoch: 0 };
 
-fn announcement(served: &[(PartitionId, u64)]) -> Record {
-    let owned = served
-        .iter()
-        .map(|(partition, epoch)| wire::Owned { partition: u32::from(*partition), epoch: *epoch });
+fn announcement(served: &[(PartitionId, Claim)]) -> Record {
+    let owned = served.iter().map(|(partition, Claim { epoch, copy })| wire::Owned {
+        partition: u32::from(*partition),
+        epoch: *epoch,
+        copy: *copy,
+    });
     NODE.record(Kind::Announce, SessionId::NONE, &wire::Announce { owned: owned.collect() })
 }
 

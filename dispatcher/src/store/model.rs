@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use millrace_protocol::ids::{MessageId, Partition};
 use millrace_protocol::planted;
 
@@ -264,6 +265,7 @@ impl ModelStore {
             position: self.positions.get(&partition).copied().unwrap_or(FIRST_POSITION),
             last_message_id: self.last_ids.get(&partition).copied().unwrap_or_default(),
             outstanding: outstanding.flat_map(|(_, messages)| messages.clone()).collect(),
+            copy: 1,
         })
     }
 

@@ -3,6 +3,7 @@
 //! The rule: a route that leads to no session, or to somebody else's, is answered NoSession, so that it is corrected.
 
 use millrace_protocol::frame::SharedFrame;
+use millrace_protocol::ids::Partition;
 use millrace_protocol::messages::client::{Code, Notify, Resync, notify};
 use millrace_protocol::messages::link::{Direct, DirectGap};
 use millrace_protocol::peek::peek_deliver;
@@ -14,7 +15,16 @@ use super::session::*;
 use super::shard::Shard;
 
 impl Shard {
-    pub(super) fn on_direct(&mut self, body: Direct) {
+    pub(super) fn on_direct(&mut self, partition: Partition, epoch: u64, body: Direct) {
+        // Of a former owner: only the present one knows whether the log has it.
+        if !self.uplink.witness(partition, epoch)
+            && let Some(deliver) = peek_deliver(&body.notify)
+        {
+            self.stats.stale_epochs += 1;
+            let (conversation, head) = (deliver.conversation.into(), deliver.seq);
+            let gap = DirectGap { conversation, head, targets: body.targets };
+            return self.on_direct_gap(gap);
+        }
         let frame = SharedFrame::notify(&body.notify);
         // Read only when somebody here acknowledges.
         let mut deliver = None;

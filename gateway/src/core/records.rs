@@ -15,7 +15,7 @@ use super::event::{Conn, NodeKey};
 use super::limits::*;
 use super::session::*;
 use super::shard::Shard;
-use super::uplink::Unsent;
+use super::uplink::{Announced, Unsent};
 
 /// Records that wait for an owner or for credit, looked at in one turn.
 const PARKED_PER_TURN: usize = 1024;
@@ -91,7 +91,7 @@ impl Shard {
         let now_us = self.now.mono_us;
         if fresh {
             if self.uplink.node(key).is_some_and(|node| node.may_have_lost(peer.incarnation, now_us)) {
-                self.resync.begin();
+                self.resync.begin(self.sessions.end());
             }
             // It forgot this shard, or this shard it: nothing holds until it announces.
             self.uplink.disown(key);
@@ -167,7 +167,7 @@ impl Shard {
             Kind::Reply => self.on_reply(session, partition, epoch, body::Reply::decode(bytes)?),
             Kind::FanOut => self.on_fan_out(partition, epoch, body::FanOut::decode(bytes)?),
             Kind::Remove => self.on_remove(partition, epoch, body::Remove::decode(bytes)?),
-            Kind::Direct => self.on_direct(body::Direct::decode(bytes)?),
+            Kind::Direct => self.on_direct(partition, epoch, body::Direct::decode(bytes)?),
             Kind::DirectGap => self.on_direct_gap(body::DirectGap::decode(bytes)?),
             Kind::Relay => self.on_relay(body::Relay::decode(bytes)?),
             Kind::Attach => self.on_attach(body::Attach::decode(bytes)?),
@@ -187,11 +187,16 @@ impl Shard {
         let mut changed: Partitions = [0; PARTITIONS_MAX as usize / 64];
         let mut any = false;
         for owned in body.owned {
-            if self.uplink.announce(owned.partition, owned.epoch, key).is_some() {
-                let at = owned.partition as usize;
-                changed[at / 64] |= 1 << (at % 64);
-                any = true;
+            let announced = self.uplink.announce(key, &owned);
+            if announced == Announced::Nothing {
+                continue;
             }
+            if announced == Announced::OwnerOfAnotherCopy {
+                self.resync.begin(self.sessions.end());
+            }
+            let at = owned.partition as usize;
+            changed[at / 64] |= 1 << (at % 64);
+            any = true;
         }
         if !any {
             return;

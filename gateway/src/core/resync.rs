@@ -4,7 +4,9 @@
 //! conversation: its owner sends each message to the sessions that it knows of. When the state of a link was dropped (it
 //! stayed away too long, or too much waited for it) such messages may be gone, though both processes live on. The rule
 //! that keeps it right: whenever a link begins anew and its records were not all taken over by its peer's successor, every
-//! session that acknowledges is told, at a bounded rate, to look at its direct conversations.
+//! session that acknowledges is told, at a bounded rate, to look at its direct conversations. So it is when an owner has its
+//! claim from another copy of the store than the one before: what that one acknowledged or said last may be lost, and a
+//! session that looked earlier, when it registered again, may have been answered by it.
 
 use millrace_protocol::messages::client::{Resync, notify};
 
@@ -13,26 +15,28 @@ use super::session::*;
 use super::shard::Shard;
 use super::uplink::Node;
 
-/// The sweep over a shard's sessions.
+/// The sweep over a shard's sessions: round and round, until all were told since it was last asked for.
 #[derive(Debug)]
 pub(super) struct Sweep {
-    /// The next slot; `None`: nothing is to be told.
-    at: Option<u32>,
+    /// The next slot.
+    next: u32,
+    /// So many slots, from there on, are still to be looked at.
+    left: u32,
     rate: super::admission::Rate,
 }
 
 impl Sweep {
     pub(super) fn new() -> Self {
-        Sweep { at: None, rate: super::admission::Rate::new(RESYNC_PER_S) }
+        Sweep { next: 0, left: 0, rate: super::admission::Rate::new(RESYNC_PER_S) }
     }
 
-    /// From the first session on, again if it is under way.
-    pub(super) fn begin(&mut self) {
-        self.at = Some(0);
+    /// All sessions are to be told from now on, those again that were a moment ago.
+    pub(super) fn begin(&mut self, slots: u32) {
+        self.left = slots;
     }
 
     pub(super) fn is_under_way(&self) -> bool {
-        self.at.is_some()
+        self.left > 0
     }
 }
 
@@ -41,29 +45,29 @@ impl Sweep {
 pub struct Last {
     /// The node's process; 0: it was never up.
     incarnation: u64,
-    /// When it was lost, or first heard of.
-    lost_us: u64,
+    /// Since when it is away: it was lost, or first heard of.
+    away_since_us: u64,
 }
 
 impl Node {
     /// The transport is gone.
     pub(super) fn note_lost(&mut self, now_us: u64) {
         if self.link.is_up() {
-            self.last.lost_us = now_us;
+            self.last.away_since_us = now_us;
         }
     }
 
     /// The node was heard of.
     pub(super) fn note_found(&mut self, now_us: u64) {
-        self.last.lost_us = now_us;
+        self.last.away_since_us = now_us;
     }
 
     /// The link is up, anew. Returns whether messages for single sessions may be gone: not when the node died soon after the
     /// connection, as whoever took its partitions over fans out again what it had not; and not when it is another process
     /// that was found in time, as it keeps what it has for this shard as long.
     pub(super) fn may_have_lost(&mut self, incarnation: u64, now_us: u64) -> bool {
-        let last = std::mem::replace(&mut self.last, Last { incarnation, lost_us: 0 });
-        let kept = now_us.saturating_sub(last.lost_us) < LINK_STATE_KEPT_US;
+        let last = std::mem::replace(&mut self.last, Last { incarnation, away_since_us: 0 });
+        let kept = now_us.saturating_sub(last.away_since_us) < LINK_STATE_KEPT_US;
         last.incarnation == incarnation || !kept
     }
 }
@@ -71,13 +75,18 @@ impl Node {
 impl Shard {
     /// Tells a few sessions more.
     pub(super) fn turn_resync(&mut self) {
-        let Some(mut at) = self.resync.at.take() else { return };
-        while self.resync.rate.take(self.now.mono_us) {
-            let Some(slot) = self.sessions.next_used(at) else { return };
-            at = slot + 1;
-            self.look_at_directs(slot);
+        while self.resync.is_under_way() && self.resync.rate.take(self.now.mono_us) {
+            let Sweep { next, left, .. } = self.resync;
+            let (passed, next) = match self.sessions.next_used(next) {
+                Some(slot) => (slot + 1 - next, slot + 1),
+                None => (self.sessions.end().saturating_sub(next), 0),
+            };
+            self.resync.next = next;
+            self.resync.left = left.saturating_sub(passed.max(1));
+            if next > 0 && passed <= left {
+                self.look_at_directs(next - 1);
+            }
         }
-        self.resync.at = Some(at);
     }
 
     /// A session may have missed messages of direct conversations: it is told to look.

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use millrace_protocol::ids::{Partition, SessionId};
 use millrace_protocol::link::end::{LinkEnd, LinkLimits};
 use millrace_protocol::link::{Kind, Record};
-use millrace_protocol::messages::link::Hello;
+use millrace_protocol::messages::link::{Hello, Owned};
 use millrace_protocol::planted::{self, Fault};
 use millrace_protocol::prost::Message;
 
@@ -40,6 +40,19 @@ pub struct Node {
 struct Owner {
     node: Option<NodeKey>,
     epoch: u64,
+    /// Which copy of the store granted that; 0: not known.
+    copy: u64,
+}
+
+/// What an announcement says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Announced {
+    /// What is known.
+    Nothing,
+    /// A partition has this owner now.
+    Owner,
+    /// And the store is another copy than its former owner's, which may lack what that one was acknowledged last.
+    OwnerOfAnotherCopy,
 }
 
 /// Why a record did not go.
@@ -145,15 +158,21 @@ impl Uplink {
         epoch == owner.epoch || planted::is(Fault::OldEpochsKept)
     }
 
-    /// An announcement. `None`: it changes nothing. Otherwise the former owner, if there was one.
-    pub fn announce(&mut self, partition: u32, epoch: u64, node: NodeKey) -> Option<Option<NodeKey>> {
-        let owner = self.owners.get_mut(partition as usize)?;
+    /// A node announces a partition.
+    pub fn announce(&mut self, node: NodeKey, owned: &Owned) -> Announced {
+        let &Owned { partition, epoch, copy } = owned;
+        let Some(owner) = self.owners.get_mut(partition as usize) else { return Announced::Nothing };
         if epoch < owner.epoch || (owner.node == Some(node) && epoch == owner.epoch) {
-            return None;
+            return Announced::Nothing;
         }
-        let former = owner.node;
-        *owner = Owner { node: Some(node), epoch };
-        Some(former)
+        (owner.node, owner.epoch) = (Some(node), epoch);
+        if copy == 0 {
+            return Announced::Owner;
+        }
+        match std::mem::replace(&mut owner.copy, copy) {
+            former if former == 0 || former == copy => Announced::Owner,
+            _ => Announced::OwnerOfAnotherCopy,
+        }
     }
 
     /// A node says that it is not the owner.
@@ -229,17 +248,20 @@ mod tests {
     fn owners_follow_the_highest_epoch() {
         let mut uplink = Uplink::new(Hello { incarnation: 1, ..Hello::default() }, LinkLimits::default(), 4);
         let [a, b] = ["a", "b"].map(|name| uplink.add(name.into(), name.into(), true).unwrap());
-        assert_eq!(uplink.announce(1, 10, a), Some(None));
-        assert_eq!(uplink.announce(1, 10, a), None, "nothing new");
-        assert_eq!(uplink.announce(1, 9, b), None, "an old epoch");
-        assert_eq!(uplink.announce(1, 11, b), Some(Some(a)));
-        assert_eq!(uplink.announce(9, 11, b), None, "no such partition");
+        let owned = |partition, epoch| Owned { partition, epoch, copy: 1 };
+        assert_eq!(uplink.announce(a, &owned(1, 10)), Announced::Owner);
+        assert_eq!(uplink.announce(a, &owned(1, 10)), Announced::Nothing, "nothing new");
+        assert_eq!(uplink.announce(b, &owned(1, 9)), Announced::Nothing, "an old epoch");
+        assert_eq!(uplink.announce(b, &owned(1, 11)), Announced::Owner);
+        assert_eq!(uplink.owner(1), Some(b));
+        assert_eq!(uplink.announce(b, &owned(9, 11)), Announced::Nothing, "no such partition");
         uplink.not_owner(1, a);
         assert_eq!(uplink.owner(1), Some(b), "only the owner can deny it");
         uplink.not_owner(1, b);
         assert_eq!((uplink.owner(1), uplink.epoch(1)), (None, 11));
         assert!(!uplink.witness(1, 10) && uplink.witness(1, 12) && !uplink.witness(1, 11));
-        assert_eq!(uplink.announce(1, 12, b), Some(None));
+        let moved = Owned { copy: 2, ..owned(1, 12) };
+        assert_eq!(uplink.announce(b, &moved), Announced::OwnerOfAnotherCopy, "also after it was denied");
         uplink.remove(b);
         assert_eq!(uplink.owner(1), None);
         assert!(!uplink.witness(7, 1));

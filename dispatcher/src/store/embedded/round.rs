@@ -210,7 +210,7 @@ impl Engine {
             FenceRecord { fence, node: node.clone(), incarnation, position, last_message_id },
         );
         self.set_owner(partition, node, fence.epoch);
-        Ok(Outcome::Claimed { fence, position, last_message_id, outstanding })
+        Ok(Outcome::Claimed { fence, position, last_message_id, outstanding, copy: 1 })
     }
 
     /// Another nonce under the same epoch: the fence is nobody's from now on.

@@ -139,11 +139,12 @@ fn taken(nonce: u64, reply: Value) -> Result<Option<Outcome>, StoreError> {
         // 'changed'
         return Ok(None);
     }
-    let [_, epoch, position, last, outstanding] = fixed(Value::Array(parts))?;
+    let [_, epoch, position, last, outstanding, copy] = fixed(Value::Array(parts))?;
     Ok(Some(Outcome::Claimed {
         fence: Fence { epoch: to_number(epoch)?, nonce },
         position: to_number(position)?,
         last_message_id: MessageId(to_number(last)?),
         outstanding: reply::outstanding(outstanding)?,
+        copy: to_number(copy)?,
     }))
 }

@@ -1,6 +1,6 @@
 //! Acknowledgements: gathered and sent on together, and asked for when they don't come.
 
-use super::super::limits::{ACKS_FLUSH_US, ACKS_RECORD_MAX, OWED_CONVERSATIONS_MAX};
+use super::super::limits::{ACKS_FLUSH_US, ACKS_RECORD_MAX, OWED_CONVERSATIONS_MAX, RESYNC_PER_S};
 use super::*;
 
 fn ack(conversation: &str, seq: u64) -> request::Op {
@@ -284,6 +284,67 @@ fn sessions_look_at_their_direct_conversations_when_a_link_began_anew() {
         assert!(told.iter().all(Vec::is_empty), "no conversation is named");
         assert!(resyncs(&world.seen(silent)).is_empty(), "who does not acknowledge knows itself");
     }
+}
+
+#[test]
+fn sessions_look_at_their_direct_conversations_when_an_owner_is_of_another_copy_of_the_store() {
+    let mut world = World::ready();
+    let ann = owing(&mut world, 1, "ann", &[]);
+    let silent = world.session(2, "bob");
+    let told = |world: &mut World, epoch, partitions: std::ops::Range<u16>, copy| {
+        world.announce_from(0, partitions, epoch, copy);
+        assert!(resyncs(&world.seen(silent)).is_empty(), "who does not acknowledge knows itself");
+        resyncs(&world.seen(ann)).len()
+    };
+    assert_eq!(told(&mut world, 11, 0..PARTITIONS, 1), 0, "the same copy");
+    assert_eq!(told(&mut world, 12, 0..PARTITIONS, 0), 0, "a dispatcher that does not say");
+    assert_eq!(told(&mut world, 14, 3..4, 2), 1);
+    assert_eq!(told(&mut world, 14, 3..4, 2), 0, "it is known");
+    assert_eq!(told(&mut world, 11, 4..5, 2), 0, "of a former owner");
+    assert_eq!(told(&mut world, 15, 4..6, 2), 1, "each time, as they may have looked too early");
+    assert_eq!(told(&mut world, 16, 3..6, 2), 0);
+}
+
+#[test]
+fn every_session_is_told_to_look_again_though_a_sweep_is_under_way() {
+    let mut world = World::ready();
+    let count = RESYNC_PER_S as u32 + 500;
+    let all: Vec<Conn> = (0..count).map(|slot| owing(&mut world, slot, &format!("u{slot}"), &[])).collect();
+    let told = |world: &mut World| -> Vec<usize> {
+        all.iter().map(|conn| resyncs(&world.seen(*conn)).len()).collect()
+    };
+    told(&mut world);
+    world.announce_from(0, 0..1, 11, 2);
+    let first = told(&mut world);
+    assert!(first.contains(&1) && first.contains(&0), "some of them, at a bounded rate");
+    world.announce_from(0, 1..2, 11, 2);
+    for _ in 0..30 {
+        world.later(SECOND / 10);
+    }
+    let since = told(&mut world);
+    assert_eq!(since.iter().position(|times| *times == 0), None, "everyone since the second announcement");
+    world.later(5 * SECOND);
+    assert_eq!(told(&mut world).iter().sum::<usize>(), 0, "and then it ends");
+}
+
+#[test]
+fn a_message_of_a_former_owner_makes_the_session_ask_the_present_one() {
+    let mut world = World::ready();
+    let ann = owing(&mut world, 1, "ann", &[]);
+    let conversation = "d:ann:bob".to_owned();
+    let partition = partition_of(&conversation, PARTITIONS);
+    let target = wire::Target { session: world.id(ann), user: "ann".into(), ..Default::default() };
+    let deliver = Deliver { conversation: conversation.clone(), seq: 7, epoch: 10, ..Default::default() };
+    let notify = Notify { event: Some(notify::Event::Deliver(deliver)) }.encode_to_vec();
+    let direct = wire::Direct { targets: vec![target], notify: notify.into() };
+    world.say(0, Kind::Direct, partition, 10, 0, &direct);
+    world.run();
+    assert!(matches!(world.seen(ann)[..], [Seen::Notify(notify::Event::Deliver(_))]));
+    world.announce(0, 0..PARTITIONS, 11);
+    world.say(0, Kind::Direct, partition, 10, 0, &direct);
+    world.run();
+    assert_eq!(resyncs(&world.seen(ann)), [[conversation]]);
+    assert_eq!(world.shard.stats().stale_epochs, 1);
 }
 
 #[test]

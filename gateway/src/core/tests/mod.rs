@@ -293,7 +293,19 @@ impl World {
     }
 
     fn announce(&mut self, node: usize, partitions: impl IntoIterator<Item = u16>, epoch: u64) {
-        let owned = partitions.into_iter().map(|p| wire::Owned { partition: p.into(), epoch }).collect();
+        self.announce_from(node, partitions, epoch, 1);
+    }
+
+    /// By claims that this copy of the store granted.
+    fn announce_from(
+        &mut self,
+        node: usize,
+        partitions: impl IntoIterator<Item = u16>,
+        epoch: u64,
+        copy: u64,
+    ) {
+        let owned = |p: u16| wire::Owned { partition: p.into(), epoch, copy };
+        let owned = partitions.into_iter().map(owned).collect();
         self.say(node, Kind::Announce, 0, 0, 0, &wire::Announce { owned });
         self.run();
     }

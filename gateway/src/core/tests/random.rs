@@ -92,7 +92,9 @@ fn answer(world: &mut World, dice: &mut Dice, owner: &mut Owner, record: Record)
             if dice.roll(2) == 0 {
                 owner.epoch += 1;
             }
-            let owned = (0..PARTITIONS).map(|p| wire::Owned { partition: p.into(), epoch: owner.epoch });
+            let copy = 1 + owner.epoch / 8;
+            let owned =
+                (0..PARTITIONS).map(|p| wire::Owned { partition: p.into(), epoch: owner.epoch, copy });
             world.say(0, Kind::Announce, 0, 0, 0, &wire::Announce { owned: owned.collect() });
         }
         (roll, Kind::Register) => {
