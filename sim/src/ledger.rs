@@ -225,6 +225,25 @@ impl Ledger {
         }
     }
 
+    /// The same, in a copy of the store that was given up.
+    pub fn appended_in_vain(&mut self, batch: &Batch) {
+        for write in &batch.writes {
+            if let Write::Message(entry) = write
+                && let Some(deliver) = deliver_of(&entry.notify)
+            {
+                self.loses(&deliver);
+            }
+        }
+    }
+
+    fn loses(&mut self, deliver: &Deliver) {
+        self.lost.insert(deliver.message_id);
+        let of = (&deliver.sender, &deliver.sender_device);
+        if let Some(device) = self.names.iter().position(|(user, name)| (user, name) == of) {
+            self.lost_own.insert((device, deliver.conversation.clone(), deliver.seq));
+        }
+    }
+
     fn entry(&mut self, now_us: u64, epoch: u64, entry: &Entry) {
         let Entry { conversation, sender, device, stream, client_seq, seq, .. } = entry;
         if entry.epoch != epoch {
@@ -271,6 +290,7 @@ impl Ledger {
 
     /// The store lost what is not in this copy of it. Promises about that are void.
     pub fn fell_back(&mut self, model: &ModelStore) {
+        let mut gone = Vec::new();
         for (conversation, log) in &mut self.logs {
             let there = model.logs.get(conversation);
             let stays = |seq: u64, id: u64| {
@@ -278,17 +298,10 @@ impl Ledger {
                 let entry = there.zip(index).and_then(|(log, index)| log.entries.get(index as usize));
                 entry.is_some_and(|entry| entry.message_id.0 == id)
             };
-            for Kept { deliver, .. } in
-                log.values().filter(|it| !stays(it.deliver.seq, it.deliver.message_id))
-            {
-                self.lost.insert(deliver.message_id);
-                let of = (&deliver.sender, &deliver.sender_device);
-                if let Some(device) = self.names.iter().position(|(user, name)| (user, name) == of) {
-                    self.lost_own.insert((device, conversation.clone(), deliver.seq));
-                }
-            }
-            log.retain(|seq, kept| stays(*seq, kept.deliver.message_id));
+            let goes = |seq: &u64, kept: &mut Kept| !stays(*seq, kept.deliver.message_id);
+            gone.extend(log.extract_if(.., goes).map(|(_, kept)| kept.deliver));
         }
+        gone.iter().for_each(|deliver| self.loses(deliver));
         let logs = &self.logs;
         self.keys.retain(|key, seq| logs.get(&key.0).is_some_and(|log| log.contains_key(seq)));
         self.said.clear();

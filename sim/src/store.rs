@@ -3,7 +3,8 @@
 //! The model decides what a job does. Here is decided when it is done, whether its asker hears of it, and what a failover
 //! loses. Jobs that write one partition keep their order per asking thread, as the store promises; everything else may
 //! overtake. An answer that takes too long is "unavailable", though the job is still done, however late and whatever
-//! became of who asked.
+//! became of who asked. Not everybody hears of a failover at once: for a while some nodes go on with the former copy, which
+//! does and answers what they ask, in vain.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -27,6 +28,9 @@ const COPY_US: u64 = 100 * MS;
 /// Copies kept.
 const COPIES: usize = 24;
 
+/// So long, us, some nodes go on with the former copy at most: until Sentinels have told them, and it.
+const FORMER_US: u64 = 2_000 * MS;
+
 /// A time in which jobs fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trouble {
@@ -42,10 +46,28 @@ pub struct Trouble {
     pub slow_us: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct NodeLease {
     node: Node,
     until_us: u64,
+}
+
+/// A copy that was given up, for those who do not know.
+#[derive(Debug)]
+struct Former {
+    copy: u64,
+    model: ModelStore,
+    nodes: BTreeMap<String, NodeLease>,
+    gateways: BTreeMap<u16, (u64, u64)>,
+    until_us: u64,
+    /// Nodes of even or of odd numbers.
+    odd: bool,
+}
+
+impl Former {
+    fn serves(&self, now_us: u64, who: Who) -> bool {
+        now_us < self.until_us && matches!(who, Who::Node(index) if (index % 2 == 1) == self.odd)
+    }
 }
 
 /// See the module's head.
@@ -60,6 +82,7 @@ pub struct Store {
     gateways: BTreeMap<u16, (u64, u64)>,
     /// Which copy this is: a failover puts another in its place.
     copy: u64,
+    former: Option<Former>,
     last: BTreeMap<(Seat, Partition), u64>,
     last_of_user: BTreeMap<(Seat, String), u64>,
     troubles: Vec<Trouble>,
@@ -82,6 +105,7 @@ impl Store {
             held: BTreeMap::new(),
             gateways: BTreeMap::new(),
             copy: 1,
+            former: None,
             last: BTreeMap::new(),
             last_of_user: BTreeMap::new(),
             troubles: Vec::new(),
@@ -128,9 +152,24 @@ impl Store {
             agenda.at(now_us + TIMEOUT_US, Due::Done(seat, Box::new(done)));
             // Done all the same, with nobody to tell.
             let job = Job { ticket: 0, work: job.work };
-            return agenda.at(at_us, Due::Job(seat, self.copy, Box::new(job)));
+            return agenda.at(at_us, Due::Job(seat, self.copy_of(now_us, seat.who), Box::new(job)));
         }
-        agenda.at(at_us, Due::Job(seat, self.copy, Box::new(job)));
+        agenda.at(at_us, Due::Job(seat, self.copy_of(now_us, seat.who), Box::new(job)));
+    }
+
+    /// The copy that a process is connected to.
+    fn copy_of(&self, now_us: u64, who: Who) -> u64 {
+        let former = self.former.as_ref().filter(|former| former.serves(now_us, who));
+        former.map_or(self.copy, |former| former.copy)
+    }
+
+    /// Puts the former copy in the place of the present one, and the other way round.
+    fn exchange(&mut self) {
+        let Some(former) = &mut self.former else { return };
+        std::mem::swap(&mut former.copy, &mut self.copy);
+        std::mem::swap(&mut former.model, &mut self.model);
+        std::mem::swap(&mut former.nodes, &mut self.nodes);
+        std::mem::swap(&mut former.gateways, &mut self.gateways);
     }
 
     /// A job is done, and its answer sent. One that was on its way to a copy that is no more is lost with it.
@@ -142,7 +181,7 @@ impl Store {
         seat: Seat,
         (copy, job): (u64, Job),
     ) {
-        if copy != self.copy {
+        if copy != self.copy_of(now_us, seat.who) {
             if job.ticket != 0 {
                 let done = failed(job.ticket, "the connection was lost");
                 agenda.at(now_us + MS, Due::Done(seat, Box::new(done)));
@@ -152,9 +191,17 @@ impl Store {
         if now_us < self.stalled_until_us {
             return agenda.at(self.stalled_until_us, Due::Job(seat, copy, Box::new(job)));
         }
+        let in_vain = copy != self.copy;
+        if in_vain {
+            self.exchange();
+        } else {
+            self.copy(now_us);
+        }
         self.expire(now_us);
-        self.copy(now_us);
-        let outcome = self.perform(ledger, now_us, seat, job.work);
+        let outcome = self.perform(ledger, now_us, seat, job.work, in_vain);
+        if in_vain {
+            self.exchange();
+        }
         if job.ticket == 0 {
             return;
         }
@@ -181,6 +228,7 @@ impl Store {
         now_us: u64,
         seat: Seat,
         work: Work,
+        in_vain: bool,
     ) -> Result<Outcome, StoreError> {
         match work {
             Work::Heartbeat { node, replaces, ttl_ms } => Ok(self.heartbeat(now_us, node, replaces, ttl_ms)),
@@ -207,7 +255,9 @@ impl Store {
             Work::Append(batch) => {
                 let copy = batch.clone();
                 let outcome = self.model.carry_out(Work::Append(batch));
-                if outcome.is_ok() {
+                if outcome.is_ok() && in_vain {
+                    ledger.appended_in_vain(&copy);
+                } else if outcome.is_ok() {
                     ledger.appended(now_us, seat, &copy);
                     self.witness.appended(ledger, &self.model, now_us, &copy);
                 }
@@ -220,6 +270,9 @@ impl Store {
                 let mut outcome = self.model.carry_out(work);
                 if let Ok(Outcome::Claimed { fence, copy, .. }) = &mut outcome {
                     *copy = self.copy;
+                    if in_vain {
+                        return outcome;
+                    }
                     ledger.claimed(now_us, seat, partition, fence.epoch);
                     if let Some(holder) = holder {
                         witness::preempted(ledger, now_us, partition, &holder, &node);
@@ -290,7 +343,14 @@ impl Store {
         let since_us = now_us.saturating_sub(by_us);
         let Some(at) = self.copies.iter().rposition(|(at_us, _)| *at_us <= since_us) else { return };
         let nonce = self.model.nonce;
-        self.model = self.copies[at].1.clone();
+        self.former = Some(Former {
+            copy: self.copy,
+            model: std::mem::replace(&mut self.model, self.copies[at].1.clone()),
+            nodes: self.nodes.clone(),
+            gateways: self.gateways.clone(),
+            until_us: now_us + self.random.below(FORMER_US),
+            odd: self.random.chance(500),
+        });
         self.copies.truncate(at + 1);
         self.copy += 1;
         // Nonces are drawn at random: none comes twice.

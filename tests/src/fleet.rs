@@ -1,4 +1,4 @@
-//! A small fleet as it is run: a Redis, one dispatcher, two gateways.
+//! A fleet as it is run: a Redis, dispatchers, two gateways.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,86 +6,123 @@ use std::time::Duration;
 
 use crate::{Redis, Server, binary, free_port, get, wait_until};
 
+/// Which fleet.
+#[derive(Clone, Copy, Default)]
+pub struct Shape<'a> {
+    /// Dispatchers besides the first.
+    pub more_dispatchers: usize,
+    /// More arguments for each of them.
+    pub dispatcher_args: &'a [&'a str],
+    /// More arguments for both gateways.
+    pub gateway_args: &'a [&'a str],
+}
+
+/// A process at fixed ports.
+struct Seat {
+    ports: [u16; 2],
+    args: Vec<String>,
+    server: Option<Server>,
+}
+
+impl Seat {
+    fn new(args: Vec<String>) -> Self {
+        Seat { ports: [free_port(), free_port()], args, server: None }
+    }
+
+    fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.ports[0])
+    }
+
+    fn admin(&self) -> String {
+        format!("127.0.0.1:{}", self.ports[1])
+    }
+
+    fn start(&mut self, binary: &str) {
+        let at = ["--listen".to_owned(), self.address(), "--admin".to_owned(), self.admin()];
+        self.server = Some(Server::start(binary, at.into_iter().chain(self.args.iter().cloned())));
+    }
+
+    fn take(&mut self) -> Server {
+        self.server.take().expect("running")
+    }
+}
+
 /// Everything of it ends when it is dropped.
-pub struct SmallFleet {
-    redis: Redis,
-    dispatcher: Option<Server>,
-    dispatcher_ports: [u16; 2],
-    dispatcher_args: Vec<String>,
-    gateways: Vec<Server>,
+pub struct Fleet {
+    /// Its store.
+    pub redis: Redis,
+    dispatchers: Vec<Seat>,
+    gateways: Vec<Seat>,
     dir: tempfile::TempDir,
 }
 
-impl SmallFleet {
-    /// Starts it; `gateway_args` are for both gateways.
-    pub fn start(gateway_args: &[&str]) -> SmallFleet {
-        Self::start_with(&[], gateway_args)
-    }
-
-    /// Starts it, with more arguments for the dispatcher and for both gateways.
-    pub fn start_with(dispatcher_args: &[&str], gateway_args: &[&str]) -> SmallFleet {
+impl Fleet {
+    /// Starts it; its gateways take logins when this returns.
+    pub fn start(shape: Shape<'_>) -> Fleet {
         let dir = tempfile::tempdir().expect("a directory");
         write_keys(dir.path());
-        let dispatcher_ports = [free_port(), free_port()];
-        let mut fleet = SmallFleet {
-            redis: Redis::start(),
-            dispatcher: None,
-            dispatcher_ports,
-            dispatcher_args: dispatcher_args.iter().map(|arg| (*arg).to_owned()).collect(),
-            gateways: Vec::new(),
-            dir,
-        };
-        fleet.start_dispatcher();
-        let dispatcher = format!("127.0.0.1:{}", dispatcher_ports[0]);
-        for id in ["1", "2"] {
-            let args =
-                ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--shards", "2", "--gateway-id", id]
-                    .into_iter()
-                    .chain(["--dispatchers", &dispatcher])
-                    .chain(gateway_args.iter().copied())
-                    .map(str::to_owned)
-                    .chain(key_args(fleet.dir.path()));
-            fleet.gateways.push(Server::start("millrace-gateway", args));
-        }
-        for gateway in &fleet.gateways {
-            wait_ready(&gateway.address("admin"));
-        }
+        let redis = Redis::start();
+        let owned = |args: &[&str]| args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>();
+        let dispatchers: Vec<Seat> = (0..=shape.more_dispatchers)
+            .map(|at| {
+                let own = ["--name", &format!("d{at}"), "--redis", &redis.url(), "--shards", "2"]
+                    .map(str::to_owned);
+                Seat::new(own.into_iter().chain(owned(shape.dispatcher_args)).collect())
+            })
+            .collect();
+        let links = dispatchers.iter().map(Seat::address).collect::<Vec<_>>().join(",");
+        let gateways = ["1", "2"].map(|id| {
+            let own = ["--gateway-id", id, "--shards", "2", "--dispatchers", &links].map(str::to_owned);
+            Seat::new(own.into_iter().chain(owned(shape.gateway_args)).chain(key_args(dir.path())).collect())
+        });
+        let mut fleet = Fleet { redis, dispatchers, gateways: gateways.into(), dir };
+        (0..fleet.dispatchers.len()).for_each(|at| fleet.start_dispatcher(at));
+        (0..2).for_each(|at| fleet.gateways[at].start("millrace-gateway"));
+        (0..2).for_each(|at| fleet.wait_ready(at));
         fleet
     }
 
-    fn start_dispatcher(&mut self) {
-        let [links, admin] = self.dispatcher_ports.map(|port| format!("127.0.0.1:{port}"));
-        let url = self.redis.url();
-        let args = ["--listen", &links, "--admin", &admin, "--name", "d0", "--redis", &url, "--shards", "2"];
-        let args = args.into_iter().chain(self.dispatcher_args.iter().map(String::as_str));
-        self.dispatcher = Some(Server::start("millrace-dispatcher", args));
+    /// One that does not run: the first time, or again under the same name at the same address.
+    pub fn start_dispatcher(&mut self, at: usize) {
+        self.dispatchers[at].start("millrace-dispatcher");
     }
 
-    /// kill -9.
-    pub fn kill_dispatcher(&mut self) {
-        if let Some(dispatcher) = self.dispatcher.take() {
-            dispatcher.kill();
-        }
+    /// One that does not run, again; it takes logins when this returns.
+    pub fn start_gateway(&mut self, at: usize) {
+        self.gateways[at].start("millrace-gateway");
+        self.wait_ready(at);
     }
 
-    /// After [`Self::kill_dispatcher`]: under the same name, at the same address.
-    pub fn restart_dispatcher(&mut self) {
-        self.start_dispatcher();
+    /// The process of a dispatcher that runs, to be ended.
+    pub fn take_dispatcher(&mut self, at: usize) -> Server {
+        self.dispatchers[at].take()
     }
 
-    /// Where its Redis is.
-    pub fn redis_url(&self) -> String {
-        self.redis.url()
+    /// The process of a gateway that runs, to be ended.
+    pub fn take_gateway(&mut self, at: usize) -> Server {
+        self.gateways[at].take()
     }
 
     /// Where clients of a gateway connect.
     pub fn address(&self, gateway: usize) -> String {
-        self.gateways[gateway].address("tcp")
+        self.gateways[gateway].address()
+    }
+
+    /// A dispatcher's admin port.
+    pub fn dispatcher_admin(&self, at: usize) -> String {
+        self.dispatchers[at].admin()
     }
 
     /// A login token of a user.
     pub fn token(&self, user: &str) -> String {
         user_token(self.dir.path(), user)
+    }
+
+    fn wait_ready(&self, gateway: usize) {
+        let admin = self.gateways[gateway].admin();
+        wait_until(&format!("{admin} is ready"), Duration::from_secs(20), || {
+            matches!(get(&admin, "/readyz"), Ok((200, _))).then_some(())
+        });
     }
 }
 
@@ -114,10 +151,4 @@ pub fn user_token(dir: &Path, user: &str) -> String {
         .expect("millrace-gateway runs");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     String::from_utf8(made.stdout).expect("a token").trim().to_owned()
-}
-
-fn wait_ready(admin: &str) {
-    wait_until(&format!("{admin} is ready"), Duration::from_secs(20), || {
-        matches!(get(admin, "/readyz"), Ok((200, _))).then_some(())
-    });
 }

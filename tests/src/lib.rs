@@ -7,7 +7,7 @@ mod http;
 mod redis;
 mod server;
 
-pub use fleet::{SmallFleet, key_args, user_token, write_keys};
+pub use fleet::{Fleet, Shape, key_args, user_token, write_keys};
 pub use http::get;
 pub use redis::Redis;
 pub use server::{Server, binary, free_port, gateway_token, wait_until};

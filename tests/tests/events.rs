@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use millrace_client::{Client, Config, conversation};
-use millrace_tests::{Server, SmallFleet, binary, gateway_token};
+use millrace_tests::{Fleet, Server, Shape, binary, gateway_token};
 
 /// Lines of JSON that the consumer printed, without parsing more of them than what is asked for.
 fn consume(args: &[&str]) -> Vec<String> {
@@ -68,8 +68,8 @@ async fn a_standalone_gateway_tells_over_its_admin_port() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fleet_tells_through_streams() {
-    let fleet = SmallFleet::start_with(&["--events-max", "1000"], &[]);
-    let url = fleet.redis_url();
+    let fleet = Fleet::start(Shape { dispatcher_args: &["--events-max", "1000"], ..Shape::default() });
+    let url = fleet.redis.url();
     let args = |consumer| ["--redis", &url, "--group", "crm", "--consumer", consumer];
     say(&fleet.address(0), fleet.token("ann"), &["one", "two", "three"]).await;
     let first = consume(&args("a"));

@@ -14,7 +14,7 @@ use millrace_protocol::messages::client::{
     Code, Cursor, Deliver, DeliverAck, Login, LoginAck, Peek, PeekItem, Send, Sync, SyncPage, notify,
 };
 use millrace_protocol::received::{Limits, Received};
-use millrace_tests::SmallFleet;
+use millrace_tests::{Fleet, Shape};
 
 /// The gateways' tickets last this long, s.
 const TICKET_S: u64 = 3;
@@ -185,7 +185,7 @@ impl Peer {
 
 /// Two users, of whom the first says and the second hears.
 struct Pair<'a> {
-    fleet: &'a SmallFleet,
+    fleet: &'a Fleet,
     wire: Wire,
     users: [String; 2],
     conversation: String,
@@ -194,7 +194,7 @@ struct Pair<'a> {
 }
 
 impl<'a> Pair<'a> {
-    fn new(fleet: &'a SmallFleet, wire: Wire, case: &str) -> Pair<'a> {
+    fn new(fleet: &'a Fleet, wire: Wire, case: &str) -> Pair<'a> {
         let users = ["ann", "bob"].map(|name| format!("{name}.{case}.{wire:?}"));
         let mut speaker = Peer::connect(wire, &fleet.address(0));
         speaker.login(login(&fleet.token(&users[0]), false));
@@ -284,8 +284,9 @@ fn both_wires(case: &str, check: impl Fn(Wire, &str)) {
     }
 }
 
-fn fleet() -> SmallFleet {
-    SmallFleet::start(&["--auth-ticket-lifetime-s", &TICKET_S.to_string()])
+fn fleet() -> Fleet {
+    let lifetime = TICKET_S.to_string();
+    Fleet::start(Shape { gateway_args: &["--auth-ticket-lifetime-s", &lifetime], ..Shape::default() })
 }
 
 #[test]
@@ -472,10 +473,10 @@ fn a_dispatcher_that_dies_within_the_pages_is_asked_again() {
         let after = Cursor { epoch: last.epoch, seq: last.seq };
         let (conversation, mut had) = (pair.conversation.clone(), last.seq);
         drop(pair);
-        fleet.kill_dispatcher();
+        fleet.take_dispatcher(0).kill();
         let ask = Sync { conversation: conversation.clone(), after: Some(after), limit: 0 };
         let id = peer.say(vec![Op::Sync(ask)])[0];
-        fleet.restart_dispatcher();
+        fleet.start_dispatcher(0);
         let mut page = match peer.answer(id) {
             Outcome::SyncPage(page) => page,
             Outcome::Refused(refused) => {
