@@ -313,7 +313,8 @@ fn client(
         Op::Typing(ask) => typing::typing(cx, owner, conversation, asker, user, ask),
         op => match admin::Kind::of(op) {
             Some(kind) => groups::change(cx, owner, conversation, name, Change { asker, user, kind }),
-            None => refuse_unbuilt(cx, owner, Some(asker)),
+            // Gateways pass on none of these.
+            None => cx.refuse(owner.from, asker, Code::BadRequest, "this request can't be served"),
         },
     }
     Ok(())
@@ -326,13 +327,6 @@ fn user_request(cx: &mut Cx, from: From, asker: Asker, ask: Client) {
         Op::PresenceSet(ask) => presence::set(cx, from, asker, (user, device), ask),
         Op::PresenceSubscribe(ask) => presence::subscribe(cx, from, asker, (user, device), ask.users),
         op => lists::ask(cx, from, asker, user, op),
-    }
-}
-
-/// Requests that no part serves yet.
-fn refuse_unbuilt(cx: &mut Cx, owner: &Owner, asker: Option<Asker>) {
-    if let Some(asker) = asker {
-        cx.refuse(owner.from, asker, Code::Unavailable, "not served yet");
     }
 }
 

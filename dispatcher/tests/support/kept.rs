@@ -373,8 +373,13 @@ fn events(world: &World<'_>) {
         |after, limit| world.events(3, after, limit).iter().map(|event| event.id - begin).collect::<Vec<_>>();
     assert_eq!((ids(begin, 2), ids(begin + 3, 9), ids(begin + 4, 9)), (vec![1, 3], vec![4], vec![]));
     assert_eq!(world.events(4, 0, 9), []);
+    let mut other = world.claim(4, "a", 1_000);
+    world.append(&mut other, vec![message("g:rum", 1)]);
+    let heads = [(3, begin + 4), (4, other.position - 1)];
+    assert_eq!(world.event_heads(), heads);
     world.reopen();
     assert_eq!(ids(0, 9), [0, 1, 3, 4]);
+    assert_eq!(world.event_heads(), heads);
 }
 
 fn lists(world: &World<'_>) {

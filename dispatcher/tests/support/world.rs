@@ -225,6 +225,18 @@ impl<'a> World<'a> {
         }
     }
 
+    /// The newest event of each partition that has some, as whoever consumes them finds it.
+    pub fn event_heads(&self) -> Vec<(Partition, u64)> {
+        if matches!(self.ground, Ground::Redis(..)) {
+            let newest = |partition| self.events(partition, 0, usize::MAX >> 1).last().map(|event| event.id);
+            return (0..PARTITIONS).filter_map(|at| Some((at, newest(at)?))).collect();
+        }
+        match self.call(Work::EventHeads) {
+            Ok(Outcome::EventHeads(heads)) => heads,
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// How many events a partition has.
     pub fn event_count(&self, partition: Partition) -> usize {
         match &self.ground {

@@ -5,7 +5,7 @@
 
 use millrace_protocol::bytes::Bytes;
 use millrace_protocol::frame::{self, FrameKind};
-use millrace_protocol::ids::partition_of;
+use millrace_protocol::ids::{Partition, partition_of};
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::{Code, LoggedOut, Refused, Request, Response, response};
 use millrace_protocol::prost::Message;
@@ -149,19 +149,15 @@ impl Shard {
         if let Op::Send(send) = &op {
             // What its key says, without a copy of the id: most requests are this.
             let partition = partition_of(&send.conversation, partitions);
-            return match self.check_send(slot, send) {
-                Ok(()) => self.pass_on(slot, id, partition, body),
-                Err(refuse) => self.refuse(slot, id, refuse),
-            };
+            let checked = self.check_send(slot, send);
+            return self.pass_on_if(checked, slot, id, partition, body);
         }
         let Some(session) = self.sessions.get(slot) else { return };
         let user = self.users.text(session.user);
         let Some(key) = Key::of(&op, user) else { return self.refuse(slot, id, BAD_NAME) };
         if let Some(partition) = key.partition(user, partitions).filter(|_| !served_here(&op)) {
-            return match self.check(slot, &op) {
-                Ok(()) => self.pass_on(slot, id, partition, body),
-                Err(refuse) => self.refuse(slot, id, refuse),
-            };
+            let checked = self.check(slot, &op);
+            return self.pass_on_if(checked, slot, id, partition, body);
         }
         match (op, key) {
             (Op::RoomJoin(_), Key::Conversation(room)) => self.join_room(slot, id, room),
@@ -174,6 +170,21 @@ impl Shard {
                 self.doom_after(slot, response, Code::LoggedOut, "logged out", 0);
             }
             _ => self.refuse(slot, id, Refuse(Code::BadRequest, "not asked of a gateway", 0)),
+        }
+    }
+
+    #[inline]
+    fn pass_on_if(
+        &mut self,
+        checked: Result<(), Refuse>,
+        slot: u32,
+        id: u64,
+        partition: Partition,
+        body: Bytes,
+    ) {
+        match checked {
+            Ok(()) => self.pass_on(slot, id, partition, body),
+            Err(refuse) => self.refuse(slot, id, refuse),
         }
     }
 
