@@ -50,6 +50,8 @@ pub(super) struct Told {
     pub(super) full_ends: u64,
     /// Times that another Redis was the primary than before.
     pub(super) promotions: u64,
+    /// When that was seen last.
+    pub(super) promoted_us: u64,
 }
 
 /// What a step does to a fault.

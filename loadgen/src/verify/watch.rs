@@ -57,7 +57,9 @@ impl Watch {
         self.asked_us = now_us;
         if let Some(now) = fleet.primary() {
             if self.primary.is_some_and(|before| before != now) {
-                told.lock().expect("not poisoned").promotions += 1;
+                let mut told = told.lock().expect("not poisoned");
+                told.promotions += 1;
+                told.promoted_us = now_us;
             }
             self.primary = Some(now);
         }

@@ -34,13 +34,28 @@ pub struct Auditor {
     /// Its connection; what is asked is named by the conversation's place.
     pub line: Line<usize>,
     volumes: Vec<Volume>,
+    /// What must not be, as it saw it.
+    odd: Vec<String>,
 }
 
 impl Auditor {
     /// Reads these conversations, of which the user is a member.
     pub fn new(who: Who, target: usize, talks: impl IntoIterator<Item = (u16, String)>) -> Self {
         let volume = |(talk, name)| Volume { talk, name, ..Volume::default() };
-        Auditor { line: Line::new(who, target), volumes: talks.into_iter().map(volume).collect() }
+        Auditor {
+            line: Line::new(who, target),
+            volumes: talks.into_iter().map(volume).collect(),
+            odd: Vec::new(),
+        }
+    }
+
+    /// Reads all of it once more.
+    pub fn again(&mut self) {
+        self.odd.clear();
+        for volume in &mut self.volumes {
+            let (talk, name) = (volume.talk, std::mem::take(&mut volume.name));
+            *volume = Volume { talk, name, ..Volume::default() };
+        }
     }
 
     /// Whether all is read.
@@ -73,24 +88,24 @@ impl Auditor {
     }
 
     /// What the line heard.
-    pub fn heard(&mut self, now_us: u64, heard: Heard<usize>, history: &mut History) {
+    pub fn heard(&mut self, now_us: u64, heard: Heard<usize>) {
         let Heard::Answer(at, outcome) = heard else { return };
         let volume = &mut self.volumes[at];
         match outcome {
             Outcome::SyncPage(page) => {
                 volume.ask_at_us = 0;
-                volume.take(&page, history);
+                volume.take(&page, &mut self.odd);
             }
             Outcome::Refused(refused) => {
                 volume.ask_at_us = now_us + AGAIN_US.max(u64::from(refused.retry_after_ms) * 1_000);
                 let code = Code::try_from(refused.code).unwrap_or(Code::None);
                 if code != Code::Busy && code != Code::Unavailable {
                     let (name, reason) = (&volume.name, &refused.reason);
-                    history.odd.push(format!("{name}: reading back was refused with {code:?}: {reason}"));
+                    self.odd.push(format!("{name}: reading back was refused with {code:?}: {reason}"));
                     volume.is_done = true;
                 }
             }
-            other => history.odd.push(format!("reading back was answered with {other:?}")),
+            other => self.odd.push(format!("reading back was answered with {other:?}")),
         }
     }
 
@@ -101,6 +116,7 @@ impl Auditor {
 
     /// Hands over what was read.
     pub fn finish(self, history: &mut History) {
+        history.odd.extend(self.odd);
         for volume in self.volumes {
             let Some(log) = history.logs.get_mut(usize::from(volume.talk)) else { continue };
             *log = volume.is_done.then_some(volume.forth);
@@ -109,7 +125,7 @@ impl Auditor {
 }
 
 impl Volume {
-    fn take(&mut self, page: &SyncPage, history: &mut History) {
+    fn take(&mut self, page: &SyncPage, odd: &mut Vec<String>) {
         let entries = page.entries.iter().filter_map(entry);
         if !self.is_back_done {
             self.back.extend(entries);
@@ -118,7 +134,7 @@ impl Volume {
         }
         if let Some(to) = page.truncated {
             let text = format!("{}: the log ends at {} although nothing is sent any more", self.name, to.seq);
-            history.odd.push(text);
+            odd.push(text);
             self.is_done = true;
             return;
         }
@@ -128,7 +144,7 @@ impl Volume {
             let (back, forth) = (self.back.len(), self.forth.len());
             let text =
                 format!("{}: {back} entries read backwards, {forth} forwards, and they differ", self.name);
-            history.odd.push(text);
+            odd.push(text);
         }
     }
 }

@@ -151,6 +151,15 @@ impl Crowd {
         }));
     }
 
+    /// Has the readers, who are done, begin anew: what they found does not count.
+    pub fn audit_again(&mut self) {
+        for client in &mut self.clients {
+            if let Role::Auditor(auditor) = &mut client.role {
+                auditor.again();
+            }
+        }
+    }
+
     /// Whether all readers are done.
     pub fn is_audited(&self) -> bool {
         self.clients.iter().all(|client| match &client.role {
@@ -421,7 +430,7 @@ impl Crowd {
                 let mut heard: Vec<Heard<usize>> = Vec::new();
                 let outcome = auditor.line.hear(now_us, bytes, &mut heard);
                 for heard in heard {
-                    auditor.heard(now_us, heard, &mut self.history);
+                    auditor.heard(now_us, heard);
                 }
                 outcome
             }
