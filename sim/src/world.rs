@@ -17,7 +17,7 @@ use crate::plan::Plan;
 use crate::random::Random;
 use crate::schedule::{Fault, Kind};
 use crate::store::{Store, Trouble};
-use crate::thread::Burn;
+use crate::thread::{Burn, Process};
 use crate::trace::Trace;
 use crate::work;
 
@@ -171,12 +171,12 @@ impl World {
             Due::Turn(seat) => self.turn(seat),
             Due::Gateway(seat, input) => {
                 if let Some(gateway) = self.gateway(seat) {
-                    gateway.0.push(gateway.1, seat.thread, input);
+                    gateway.0.threads.push(gateway.1, seat.thread, input);
                 }
             }
             Due::Node(seat, input) => {
                 if let Some(node) = self.node(seat) {
-                    node.0.push(node.1, seat.thread, input);
+                    node.0.threads.push(node.1, seat.thread, input);
                 }
             }
             Due::Pipe(id, side) => {
@@ -202,8 +202,8 @@ impl World {
             }
             Due::Done(seat, done) => {
                 if let Some((node, out)) = self.node(seat) {
-                    let input = dispatcher::done_input(seat, node.threads() - 1, *done);
-                    node.push(out, seat.thread, input);
+                    let input = dispatcher::done_input(seat, node.threads.control(), *done);
+                    node.threads.push(out, seat.thread, input);
                 }
             }
             Due::Start(who) => self.start(who),
@@ -259,16 +259,16 @@ impl World {
         match seat.who {
             Who::Gateway(index) => {
                 let it = &mut self.gateways[index];
-                let thread = thread.map(|thread| thread % it.threads());
-                it.stop(&mut self.out, thread, until_us);
+                let thread = thread.map(|thread| thread % it.threads.count());
+                it.threads.stop(&mut self.out, thread, until_us);
                 // The thread that burnt the fuse is in the middle of a turn, and goes on with it.
-                it.stop(&mut self.out, Some(seat.thread), again_us);
+                it.threads.stop(&mut self.out, Some(seat.thread), again_us);
             }
             Who::Node(index) => {
                 let it = &mut self.nodes[index];
-                let thread = thread.map(|thread| thread % it.threads());
-                it.stop(&mut self.out, thread, until_us);
-                it.stop(&mut self.out, Some(seat.thread), again_us);
+                let thread = thread.map(|thread| thread % it.threads.count());
+                it.threads.stop(&mut self.out, thread, until_us);
+                it.threads.stop(&mut self.out, Some(seat.thread), again_us);
             }
         }
     }
@@ -328,7 +328,7 @@ impl World {
         if let (true, End::GatewayClient(seat)) = (taken, to)
             && let Some((gateway, out)) = self.gateway(seat)
         {
-            gateway.push(out, seat.thread, gateway::Input::Accepted(id));
+            gateway.threads.push(out, seat.thread, gateway::Input::Accepted(id));
         }
     }
 
@@ -337,7 +337,7 @@ impl World {
             End::Device(index) => self.devices[index].arrived(&mut self.out, id, item),
             End::GatewayLink(seat, node) => {
                 if let Some((gateway, out)) = self.gateway(seat) {
-                    gateway.push(out, seat.thread, gateway::Input::Link(node, id, item));
+                    gateway.threads.push(out, seat.thread, gateway::Input::Link(node, id, item));
                 }
             }
             End::GatewayClient(seat) => {
@@ -347,7 +347,7 @@ impl World {
                     Item::Bytes(bytes) => gateway::Input::Received(id, bytes),
                     Item::Closed => gateway::Input::Closed(id),
                 };
-                gateway.push(out, seat.thread, input);
+                gateway.threads.push(out, seat.thread, input);
             }
             End::NodeLink(node, link) => {
                 let it = &mut self.nodes[node];
@@ -363,18 +363,18 @@ impl World {
         match sender {
             End::GatewayClient(seat) => {
                 if let Some((gateway, out)) = self.gateway(seat) {
-                    gateway.push(out, seat.thread, gateway::Input::Sent(id));
+                    gateway.threads.push(out, seat.thread, gateway::Input::Sent(id));
                 }
             }
             End::GatewayLink(seat, _) => {
                 if let Some((gateway, out)) = self.gateway(seat) {
-                    gateway.push(out, seat.thread, gateway::Input::Room);
+                    gateway.threads.push(out, seat.thread, gateway::Input::Room);
                 }
             }
             End::NodeLink(node, _) => {
                 let it = &mut self.nodes[node];
-                for thread in 0..it.threads().saturating_sub(1) {
-                    it.push(&mut self.out, thread, dispatcher::Input::Room);
+                for thread in 0..it.threads.control() {
+                    it.threads.push(&mut self.out, thread, dispatcher::Input::Room);
                 }
             }
             End::Device(_) => {}
@@ -425,8 +425,8 @@ impl World {
                     self.gateways[index].drain(&mut self.out, 2 * SECOND);
                 }
                 Who::Node(index) if self.nodes[index].alive => {
-                    let control = self.nodes[index].threads() - 1;
-                    self.nodes[index].push(&mut self.out, control, dispatcher::Input::Leave);
+                    let control = self.nodes[index].threads.control();
+                    self.nodes[index].threads.push(&mut self.out, control, dispatcher::Input::Leave);
                 }
                 _ => {}
             },
