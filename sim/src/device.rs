@@ -18,6 +18,7 @@ use millrace_protocol::messages::client::response::Outcome;
 use millrace_protocol::messages::client::{Code, Notify, Response};
 
 use crate::agenda::{Due, Seat, Who};
+use crate::answers::Asked;
 use crate::application::Application;
 use crate::clock::{MS, SECOND};
 use crate::disk::Disk;
@@ -46,6 +47,8 @@ struct Wire {
     speaks: ClientSession,
     open: bool,
     incoming: VecDeque<Incoming>,
+    /// Messages whose answers are due on it, by request.
+    asked: BTreeMap<u64, Asked>,
 }
 
 /// Who waits for an outcome.
@@ -294,6 +297,11 @@ impl Device {
                     out.trace.say(out.now_us, |text| {
                         *text += &format!("{}/{} < {response:?}", self.user, self.name);
                     });
+                    if let Some(asked) = wire.asked.remove(&response.id)
+                        && let Some(outcome) = &response.outcome
+                    {
+                        out.ledger.answers(out.now_us, &asked, outcome);
+                    }
                     let begun = |conversation: &str| machine.cursor(conversation).is_some();
                     out.ledger.answered(out.now_us, self.index, &response, begun);
                     self.hear(out, Event::Response { conn, response });
@@ -327,6 +335,9 @@ impl Device {
                 out.trace.say(out.now_us, |text| {
                     *text += &format!("{}/{} > {id} {op:?}", self.user, self.name);
                 });
+                if let (Op::Send(send), Some(wire)) = (&op, &mut self.wire) {
+                    wire.asked.insert(id, out.ledger.asks((&self.user, &self.name), send));
+                }
                 self.write(out, |speaks, bytes| speaks.request(id, op, bytes));
             }
             Action::Ping => self.write(out, |speaks, bytes| speaks.ping(bytes)),
@@ -417,7 +428,7 @@ impl Device {
         let to = End::GatewayClient(Seat { who: Who::Gateway(gateway), life: out.lives[gateway], thread });
         let id = out.network.connect(&mut out.agenda, out.now_us, End::Device(self.index), to);
         let (speaks, incoming) = (ClientSession::tcp(), VecDeque::new());
-        self.wire = Some(Wire { id, conn, speaks, open: false, incoming });
+        self.wire = Some(Wire { id, conn, speaks, open: false, incoming, asked: BTreeMap::new() });
     }
 
     fn write(&mut self, out: &mut Outside, make: impl FnOnce(&mut ClientSession, &mut Vec<u8>)) {

@@ -89,7 +89,11 @@ impl Ledger {
                 self.judge(now_us, device, deliver);
             }
         }
-        if page.truncated.is_some() || !page.conversation.starts_with("g:") {
+        if page.truncated.is_some() {
+            return;
+        }
+        self.judge_end(now_us, device, page);
+        if !page.conversation.starts_with("g:") {
             return;
         }
         if page.more {
@@ -97,6 +101,22 @@ impl Ledger {
         } else {
             // A page may run ahead of what is being fanned out; also of the Head that comes with a loss.
             self.listening[device].0.entry(page.conversation.clone()).or_insert(page.head);
+        }
+    }
+
+    /// A page that says that nothing more is to be read reaches the head that it names.
+    fn judge_end(&mut self, now_us: u64, device: usize, page: &SyncPage) {
+        let last = page.entries.last().and_then(|entry| match &entry.event {
+            Some(notify::Event::Deliver(deliver)) => Some(deliver.seq),
+            _ => None,
+        });
+        let short =
+            last.filter(|last| *last < page.head && !page.more && !page.conversation.starts_with("r:"));
+        if let Some(last) = short {
+            let (user, name) = &self.names[device];
+            let SyncPage { conversation, head, .. } = page;
+            let detail = format!("{user}/{name}'s last page of {conversation} ends at {last}, not at {head}");
+            self.broken(Invariant::Contiguous, now_us, detail);
         }
     }
 
