@@ -15,7 +15,7 @@ use millrace_protocol::client_session::{
 };
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
-use millrace_protocol::messages::client::{Code, Notify, Response};
+use millrace_protocol::messages::client::{Code, Notify, Read, Response};
 
 use crate::agenda::{Due, Seat, Who};
 use crate::answers::Asked;
@@ -82,6 +82,8 @@ pub struct Device {
     pub groups: BTreeSet<String>,
     /// Rooms that it wants to be in.
     pub rooms: BTreeSet<String>,
+    /// How far its application was shown each conversation.
+    shown: BTreeMap<String, u64>,
     gateways: usize,
     gateway_shards: usize,
     random: Random,
@@ -117,6 +119,7 @@ impl Device {
             online: false,
             groups: BTreeSet::new(),
             rooms: BTreeSet::new(),
+            shown: BTreeMap::new(),
             gateways: plan.gateways,
             gateway_shards: plan.gateway_shards,
             random,
@@ -152,6 +155,14 @@ impl Device {
             let key = self.wait(Waiter::Call(op.clone()));
             self.step(out, Event::Call { key, op, deadline_ms: NO_DEADLINE_MS });
         }
+    }
+
+    /// Marks something as read up to what it was shown last.
+    pub fn mark_read(&mut self, out: &mut Outside, random: &mut Random) {
+        let Some((conversation, seq)) = self.shown.iter().nth(random.index(self.shown.len())) else { return };
+        let read = Read { conversation: conversation.clone(), seq: *seq };
+        out.ledger.reads(&self.user, &read);
+        self.call(out, Op::Read(read));
     }
 
     fn wait(&mut self, waiter: Waiter) -> u64 {
@@ -207,6 +218,7 @@ impl Device {
         }
         self.groups.clear();
         self.rooms.clear();
+        self.shown.clear();
         self.start_at_us = out.now_us + down_us;
         self.wake(out);
     }
@@ -261,6 +273,11 @@ impl Device {
             out.trace.say(out.now_us, |text| {
                 *text += &format!("{}/{} takes {number}: {event:?}", self.user, self.name);
             });
+            if let millrace_client::Event::Message(message) = &event
+                && !message.conversation.starts_with("r:")
+            {
+                self.shown.insert(message.conversation.clone(), message.seq);
+            }
             out.ledger.shown(out.now_us, self.index, event);
             self.step(out, Event::Taken { number });
         }

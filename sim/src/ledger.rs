@@ -165,6 +165,8 @@ pub struct Ledger {
     pub(crate) listening: Vec<Listening>,
     pub(crate) shelves: Vec<Shelf>,
     sent: Vec<Sent>,
+    /// How far each user marked each conversation as read.
+    pub(crate) read: BTreeMap<(String, String), u64>,
     /// When and why the last link was reset.
     pub last_reset: Option<(u64, String)>,
 }
@@ -223,7 +225,7 @@ impl Ledger {
                 Write::Members { conversation, add, remove, .. } => {
                     self.members_change(conversation, add, remove);
                 }
-                Write::Cursor { conversation, user, device, cursor } if !device.is_empty() => {
+                Write::Cursor { conversation, user, device, cursor } => {
                     self.stored_cursor(now_us, conversation, (user, device), cursor.seq);
                 }
                 _ => {}

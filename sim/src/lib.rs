@@ -8,6 +8,7 @@
 //! | [`network`], [`store`] | what lies between the processes, and fails |
 //! | [`thread`], [`gateway`], [`dispatcher`] | processes: what their shells do |
 //! | [`device`], [`disk`], [`application`] | clients: their shell, what they saved, what they take |
+//! | [`stray`] | a client that breaks its promises |
 //! | [`work`] | what their users do |
 //! | [`ledger`], [`answers`], [`listening`], [`shelf`], [`witness`] | what was promised, and whether it is kept |
 //! | [`outside`], [`trace`], [`wiretap`] | what is handed around; what is told |
@@ -43,6 +44,7 @@ pub mod schedule;
 pub mod shelf;
 pub mod shrink;
 pub mod store;
+pub mod stray;
 pub mod thread;
 pub mod trace;
 pub mod wiretap;

@@ -14,6 +14,16 @@ use crate::ledger::{Invariant, Ledger};
 #[derive(Debug, Default)]
 pub struct Listening(BTreeMap<String, u64>);
 
+/// Where a page begins: what it follows.
+fn before_page(page: &SyncPage) -> u64 {
+    let gap = page.gap.as_ref().map(|gap| gap.from);
+    let first = page.entries.first().and_then(|entry| match &entry.event {
+        Some(notify::Event::Deliver(deliver)) => Some(deliver.seq),
+        _ => None,
+    });
+    gap.or(first).map_or(page.head, |first| first.saturating_sub(1))
+}
+
 impl Ledger {
     /// A gateway answers a session. `begun`: conversations of which the client has a cursor.
     pub fn answered(
@@ -35,7 +45,12 @@ impl Ledger {
                 self.listening[device].0.remove(&left.conversation);
                 self.left(device, &left.conversation);
             }
-            Some(Outcome::SyncPage(page)) => self.page(now_us, device, page),
+            Some(Outcome::SyncPage(page)) => {
+                if page.truncated.is_none() && !begun(&page.conversation) {
+                    self.goes_on_from(device, &page.conversation, before_page(page));
+                }
+                self.page(now_us, device, page);
+            }
             _ => {}
         }
     }
