@@ -527,6 +527,26 @@ fn who_joined_meanwhile_is_not_removed_by_what_was_so_before() {
 }
 
 #[test]
+fn a_new_device_does_not_begin_at_a_head_that_came_while_its_page_was_read() {
+    let mut world = World::new(21, &["g:tea"]);
+    fill(&mut world, "g:tea", 20);
+    let asks = |op: &Op| matches!(op, Op::Sync(sync) if sync.after.is_none());
+    for _ in 0..1_000 {
+        world.tick(1);
+        if world.to_server.iter().any(|(_, _, op)| asks(op)) {
+            break;
+        }
+        world.deliver_request();
+        world.deliver_frame();
+    }
+    let conversation = "g:tea".into();
+    let page = SyncPage { conversation, epoch: 1, head: 20, more: true, ..SyncPage::default() };
+    answer(&mut world, Outcome::SyncPage(page), asks);
+    world.settle(20_000);
+    assert_eq!(seqs(&world, "g:tea"), (1..=20).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_page_that_nobody_waits_for_any_more_still_ends_what_comes_live() {
     let mut world = World::new(19, &["g:tea"]);
     world.started.extend(["g:tea".to_owned()]);
