@@ -54,6 +54,8 @@ pub enum Due {
     End(Who, u32),
     /// A device looks at its timers.
     Device(usize),
+    /// A client that is not the SDK does something.
+    Stray(usize),
     /// Fault `n` of the schedule.
     Fault(usize),
 }

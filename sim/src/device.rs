@@ -15,9 +15,10 @@ use millrace_protocol::client_session::{
 };
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
-use millrace_protocol::messages::client::{Code, Notify, Response};
+use millrace_protocol::messages::client::{Code, Notify, Read, Response};
 
 use crate::agenda::{Due, Seat, Who};
+use crate::answers::Asked;
 use crate::application::Application;
 use crate::clock::{MS, SECOND};
 use crate::disk::Disk;
@@ -46,6 +47,8 @@ struct Wire {
     speaks: ClientSession,
     open: bool,
     incoming: VecDeque<Incoming>,
+    /// Messages whose answers are due on it, by request.
+    asked: BTreeMap<u64, Asked>,
 }
 
 /// Who waits for an outcome.
@@ -79,6 +82,8 @@ pub struct Device {
     pub groups: BTreeSet<String>,
     /// Rooms that it wants to be in.
     pub rooms: BTreeSet<String>,
+    /// How far its application was shown each conversation.
+    shown: BTreeMap<String, u64>,
     gateways: usize,
     gateway_shards: usize,
     random: Random,
@@ -114,6 +119,7 @@ impl Device {
             online: false,
             groups: BTreeSet::new(),
             rooms: BTreeSet::new(),
+            shown: BTreeMap::new(),
             gateways: plan.gateways,
             gateway_shards: plan.gateway_shards,
             random,
@@ -149,6 +155,14 @@ impl Device {
             let key = self.wait(Waiter::Call(op.clone()));
             self.step(out, Event::Call { key, op, deadline_ms: NO_DEADLINE_MS });
         }
+    }
+
+    /// Marks something as read up to what it was shown last.
+    pub fn mark_read(&mut self, out: &mut Outside, random: &mut Random) {
+        let Some((conversation, seq)) = self.shown.iter().nth(random.index(self.shown.len())) else { return };
+        let read = Read { conversation: conversation.clone(), seq: *seq };
+        out.ledger.reads(&self.user, &read);
+        self.call(out, Op::Read(read));
     }
 
     fn wait(&mut self, waiter: Waiter) -> u64 {
@@ -204,6 +218,7 @@ impl Device {
         }
         self.groups.clear();
         self.rooms.clear();
+        self.shown.clear();
         self.start_at_us = out.now_us + down_us;
         self.wake(out);
     }
@@ -258,6 +273,11 @@ impl Device {
             out.trace.say(out.now_us, |text| {
                 *text += &format!("{}/{} takes {number}: {event:?}", self.user, self.name);
             });
+            if let millrace_client::Event::Message(message) = &event
+                && !message.conversation.starts_with("r:")
+            {
+                self.shown.insert(message.conversation.clone(), message.seq);
+            }
             out.ledger.shown(out.now_us, self.index, event);
             self.step(out, Event::Taken { number });
         }
@@ -294,6 +314,11 @@ impl Device {
                     out.trace.say(out.now_us, |text| {
                         *text += &format!("{}/{} < {response:?}", self.user, self.name);
                     });
+                    if let Some(asked) = wire.asked.remove(&response.id)
+                        && let Some(outcome) = &response.outcome
+                    {
+                        out.ledger.answers(out.now_us, &asked, outcome);
+                    }
                     let begun = |conversation: &str| machine.cursor(conversation).is_some();
                     out.ledger.answered(out.now_us, self.index, &response, begun);
                     self.hear(out, Event::Response { conn, response });
@@ -327,6 +352,9 @@ impl Device {
                 out.trace.say(out.now_us, |text| {
                     *text += &format!("{}/{} > {id} {op:?}", self.user, self.name);
                 });
+                if let (Op::Send(send), Some(wire)) = (&op, &mut self.wire) {
+                    wire.asked.insert(id, out.ledger.asks((&self.user, &self.name), send));
+                }
                 self.write(out, |speaks, bytes| speaks.request(id, op, bytes));
             }
             Action::Ping => self.write(out, |speaks, bytes| speaks.ping(bytes)),
@@ -417,7 +445,7 @@ impl Device {
         let to = End::GatewayClient(Seat { who: Who::Gateway(gateway), life: out.lives[gateway], thread });
         let id = out.network.connect(&mut out.agenda, out.now_us, End::Device(self.index), to);
         let (speaks, incoming) = (ClientSession::tcp(), VecDeque::new());
-        self.wire = Some(Wire { id, conn, speaks, open: false, incoming });
+        self.wire = Some(Wire { id, conn, speaks, open: false, incoming, asked: BTreeMap::new() });
     }
 
     fn write(&mut self, out: &mut Outside, make: impl FnOnce(&mut ClientSession, &mut Vec<u8>)) {

@@ -24,11 +24,8 @@ use crate::network::{ConnId, Item};
 use crate::outside::Outside;
 use crate::plan::Plan;
 use crate::random::Random;
-use crate::thread::{Burn, Fuse, Thread};
+use crate::thread::{Burn, Fuse, Process, Threads, Wait};
 use crate::witness;
-
-/// Inputs that a thread takes in one turn.
-const TURN_INPUTS: usize = 16;
 
 /// Taken off a lease's end, as a share of its length, as the shell does.
 const LEASE_MARGIN_SHARE: u32 = 10;
@@ -58,7 +55,6 @@ pub enum Input {
 #[derive(Debug)]
 struct Station {
     core: Shard,
-    thread: Thread<Input, Action>,
     links: BTreeMap<LinkKey, ConnId>,
     turned_us: u64,
 }
@@ -66,7 +62,6 @@ struct Station {
 /// The control thread.
 #[derive(Debug)]
 struct Control {
-    thread: Thread<Input, ()>,
     lease: NameLease,
     ownership: Ownership,
     poked_us: Option<u64>,
@@ -92,6 +87,8 @@ pub struct Node {
     /// Ends or stops it.
     pub fuse: Fuse,
     incarnation: u64,
+    /// Its threads.
+    pub threads: Threads<Input, Action>,
     stations: Vec<Station>,
     control: Control,
     random: Random,
@@ -109,20 +106,12 @@ impl Node {
             clock,
             fuse: Fuse::default(),
             incarnation: 0,
+            threads: Threads::new(Who::Node(index), 0, 0),
             stations: Vec::new(),
             control: Control::new(plan.partitions),
             random,
             plan: plan.clone(),
         }
-    }
-
-    fn seat(&self, thread: usize) -> Seat {
-        Seat { who: Who::Node(self.index), life: self.life, thread }
-    }
-
-    /// Shards, and the control thread.
-    pub fn threads(&self) -> usize {
-        self.stations.len() + 1
     }
 
     /// A new life, with nothing in memory.
@@ -152,15 +141,15 @@ impl Node {
             };
             self.stations.push(Station {
                 core: Shard::new(config),
-                thread: Thread::default(),
                 links: BTreeMap::new(),
                 turned_us: self.clock.now(out.now_us).mono_us,
             });
         }
-        for thread in 0..self.threads() {
-            self.wake(out, thread);
+        self.threads = Threads::new(Who::Node(self.index), self.life, shards + 1);
+        for thread in 0..self.threads.count() {
+            self.threads.wake(out, thread);
         }
-        let seat = self.seat(shards);
+        let seat = self.threads.seat(shards);
         out.after(1, Due::Node(seat, Input::Tick));
     }
 
@@ -168,122 +157,19 @@ impl Node {
     pub fn end(&mut self) {
         self.alive = false;
         self.stations.clear();
+        self.threads = Threads::new(Who::Node(self.index), self.life, 0);
         self.control = Control::new(self.plan.partitions);
-    }
-
-    /// Something for a thread.
-    pub fn push(&mut self, out: &mut Outside, thread: usize, input: Input) {
-        match self.stations.get_mut(thread) {
-            Some(station) => station.thread.inbox.push_back(input),
-            None => self.control.thread.inbox.push_back(input),
-        }
-        self.wake(out, thread);
     }
 
     /// Something for the link of a gateway's shard, at its home.
     pub fn push_link(&mut self, out: &mut Outside, (gateway, shard): (u16, u8), id: ConnId, item: Item) {
         let link = LinkKey { gateway, shard };
         let home = link.home(self.stations.len());
-        self.push(out, home, Input::Link(link, id, item));
-    }
-
-    fn wake(&mut self, out: &mut Outside, thread: usize) {
-        let at_us = out.now_us + out.wake_us();
-        self.want(out, thread, at_us);
-    }
-
-    fn want(&mut self, out: &mut Outside, thread: usize, at_us: u64) {
-        let seat = self.seat(thread);
-        let noted = match self.stations.get_mut(thread) {
-            Some(station) => station.thread.want(at_us),
-            None => self.control.thread.want(at_us),
-        };
-        if let Some(at_us) = noted {
-            out.turn(seat, at_us);
-        }
-    }
-
-    /// Stops threads for a while.
-    pub fn stop(&mut self, out: &mut Outside, thread: Option<usize>, until_us: u64) {
-        for index in 0..self.threads() {
-            if thread.is_none_or(|thread| thread == index) {
-                match self.stations.get_mut(index) {
-                    Some(station) => station.thread.stop(until_us),
-                    None => self.control.thread.stop(until_us),
-                }
-                self.want(out, index, until_us);
-            }
-        }
-    }
-
-    /// A thread's turn. What its process comes to, if its fuse has burnt down.
-    pub fn turn(&mut self, out: &mut Outside, thread: usize) -> Option<Burn> {
-        let Some(station) = self.stations.get_mut(thread) else { return self.turn_control(out) };
-        if !station.thread.begins(out.now_us) {
-            return None;
-        }
-        if station.thread.stopped_until_us > out.now_us {
-            let at_us = station.thread.stopped_until_us;
-            self.want(out, thread, at_us);
-            return None;
-        }
-        for _ in 0..TURN_INPUTS {
-            if let Some(burn) = self.act(out, thread) {
-                return Some(burn);
-            }
-            let Some(input) = self.stations[thread].thread.inbox.pop_front() else { break };
-            self.take(out, thread, input);
-            if let Some(burn) = self.fuse.step() {
-                return Some(burn);
-            }
-        }
-        if let Some(burn) = self.act(out, thread) {
-            return Some(burn);
-        }
-        let seat = self.seat(thread);
-        let now = self.clock.now(out.now_us);
-        let mut actions = Vec::new();
-        let station = &mut self.stations[thread];
-        let wait = station.core.turn(now, &mut actions);
-        station.thread.actions.extend(actions);
-        out.stepped(seat, 99);
-        if let Some(burn) = self.act(out, thread) {
-            return Some(burn);
-        }
-        self.output(out, thread);
-        let station = &mut self.stations[thread];
-        station.turned_us = now.mono_us;
-        if wait.more || !station.thread.inbox.is_empty() {
-            self.wake(out, thread);
-        } else if let Some(deadline_us) = wait.deadline_us {
-            let at_us = self.clock.world_us(deadline_us).max(out.now_us + 20);
-            self.want(out, thread, at_us);
-        }
-        None
-    }
-
-    fn output(&mut self, out: &mut Outside, thread: usize) {
-        let station = &mut self.stations[thread];
-        for link in station.core.links_with_output().to_vec() {
-            let Some(id) = station.links.get(&link).copied() else { continue };
-            while out.network.has_room(id, 1)
-                && let Some(bytes) = station.core.transmit(link)
-            {
-                out.send(id, 1, bytes);
-            }
-        }
-    }
-
-    fn take(&mut self, out: &mut Outside, thread: usize, input: Input) {
-        match input {
-            Input::Event(event) => self.step(out, thread, event),
-            Input::Link(link, id, item) => self.link(out, thread, link, id, item),
-            _ => {}
-        }
+        self.threads.push(out, home, Input::Link(link, id, item));
     }
 
     fn step(&mut self, out: &mut Outside, thread: usize, event: Event) {
-        let seat = self.seat(thread);
+        let seat = self.threads.seat(thread);
         out.stepped(seat, number(&event));
         let takes_in = matches!(event, Event::LinkBytes { .. } | Event::Sibling(_));
         out.trace.say(out.now_us, |text| *text += &format!("{seat:?} < {}", brief(&event)));
@@ -294,7 +180,7 @@ impl Node {
         if takes_in {
             witness::node_acts(out, &self.name, self.incarnation, &actions);
         }
-        self.stations[thread].thread.actions.extend(actions);
+        self.threads.want_done(thread, actions);
     }
 
     fn link(&mut self, out: &mut Outside, thread: usize, link: LinkKey, id: ConnId, item: Item) {
@@ -327,42 +213,6 @@ impl Node {
         }
     }
 
-    /// Carries out what is to be done, until the fuse says otherwise.
-    fn act(&mut self, out: &mut Outside, thread: usize) -> Option<Burn> {
-        while let Some(action) = self.stations[thread].thread.actions.pop_front() {
-            self.carry_out(out, thread, action);
-            if let Some(burn) = self.fuse.step() {
-                return Some(burn);
-            }
-        }
-        None
-    }
-
-    fn carry_out(&mut self, out: &mut Outside, thread: usize, action: Action) {
-        let seat = self.seat(thread);
-        let control = self.stations.len();
-        out.trace.say(out.now_us, |text| {
-            let all = format!("{action:?}");
-            *text += &format!("{seat:?} > {}", &all[..all.len().min(400)]);
-        });
-        match action {
-            Action::Store(job) => self.store(out, seat, job),
-            Action::Sibling { shard, message } => {
-                self.push(out, shard, Input::Event(Event::Sibling(message)));
-            }
-            Action::ResetLink { link, reason } => {
-                out.ledger.link_reset(out.now_us, &reason);
-                self.drop_link(out, thread, link);
-            }
-            Action::Claimed { partition, .. } => {
-                self.push(out, control, Input::Claimed(partition));
-            }
-            Action::NotServed { partition, .. } => {
-                self.push(out, control, Input::NotServed(partition));
-            }
-        }
-    }
-
     fn store(&self, out: &mut Outside, seat: Seat, job: Job) {
         let Outside { store, agenda, now_us, .. } = out;
         store.submit(agenda, *now_us, seat, job);
@@ -370,64 +220,22 @@ impl Node {
 
     // ---- the control thread ----
 
-    fn turn_control(&mut self, out: &mut Outside) -> Option<Burn> {
-        if !self.control.thread.begins(out.now_us) {
-            return None;
-        }
-        if self.control.thread.stopped_until_us > out.now_us {
-            let at_us = self.control.thread.stopped_until_us;
-            let thread = self.stations.len();
-            self.want(out, thread, at_us);
-            return None;
-        }
-        while let Some(input) = self.control.thread.inbox.pop_front() {
-            match input {
-                Input::Tick => self.renew(out),
-                Input::Done(done) => self.answered(out, done),
-                Input::Claimed(partition) => self.control.ownership.claimed(partition),
-                Input::NotServed(partition) => {
-                    let now = self.clock.now(out.now_us);
-                    self.control.ownership.not_served(partition, now);
-                }
-                Input::Leave => {
-                    self.control.stopping = true;
-                    let orders = self.control.ownership.release_all();
-                    self.order(out, orders);
-                    let end = Due::End(Who::Node(self.index), self.life);
-                    out.after(4_000 * MS, end);
-                }
-                _ => {}
-            }
-            if let Some(burn) = self.fuse.step() {
-                return Some(burn);
-            }
-        }
-        if self.control.stopping && !self.control.left && self.control.ownership.is_empty() {
-            self.control.left = true;
-            let work = Work::Leave { node: self.name.clone(), incarnation: self.incarnation };
-            self.submit(out, work);
-            // Links are flushed meanwhile.
-            out.after(300 * MS, Due::End(Who::Node(self.index), self.life));
-        }
-        None
-    }
-
     fn submit(&mut self, out: &mut Outside, work: Work) -> u64 {
         let ticket = self.control.next_ticket;
         self.control.next_ticket += 1;
-        let seat = self.seat(self.stations.len());
+        let seat = self.threads.seat(self.threads.control());
         self.store(out, seat, Job { ticket, work });
         ticket
     }
 
     fn renew(&mut self, out: &mut Outside) {
-        let seat = self.seat(self.stations.len());
+        let seat = self.threads.seat(self.threads.control());
         out.after(u64::from(self.plan.node_lease_ms / 3) * MS, Due::Node(seat, Input::Tick));
         let now_us = self.clock.now(out.now_us).mono_us;
         let poked_us = self.control.poked_us.replace(now_us);
         let hung = poked_us.is_some_and(|poked| self.stations.iter().any(|it| it.turned_us < poked));
         for thread in 0..self.stations.len() {
-            self.wake(out, thread);
+            self.threads.wake(out, thread);
         }
         if hung || self.control.in_flight.is_some() || self.control.left {
             return;
@@ -459,8 +267,8 @@ impl Node {
         let lease_us = u64::from(self.plan.node_lease_ms) * MS;
         let until_us = sent_us + lease_us - lease_us / u64::from(LEASE_MARGIN_SHARE);
         for shard in 0..self.stations.len() {
-            self.push(out, shard, Input::Event(Event::LeaseUntil { until_us }));
-            self.push(out, shard, Input::Event(Event::View(Arc::clone(&view))));
+            self.threads.push(out, shard, Input::Event(Event::LeaseUntil { until_us }));
+            self.threads.push(out, shard, Input::Event(Event::View(Arc::clone(&view))));
         }
         if !self.control.stopping {
             let now = self.clock.now(out.now_us);
@@ -476,7 +284,7 @@ impl Node {
                 Command::Release(partition) => (partition, Event::Release { partition }),
             };
             let shard = usize::from(partition) % self.stations.len();
-            self.push(out, shard, Input::Event(event));
+            self.threads.push(out, shard, Input::Event(event));
         }
     }
 
@@ -491,10 +299,109 @@ impl Node {
     }
 }
 
+impl Process for Node {
+    type Input = Input;
+    type Action = Action;
+
+    fn threads(&mut self) -> &mut Threads<Input, Action> {
+        &mut self.threads
+    }
+
+    fn fuse(&mut self) -> &mut Fuse {
+        &mut self.fuse
+    }
+
+    fn take(&mut self, out: &mut Outside, thread: usize, input: Input) {
+        match input {
+            Input::Event(event) => self.step(out, thread, event),
+            Input::Link(link, id, item) => self.link(out, thread, link, id, item),
+            _ => {}
+        }
+    }
+
+    fn carry_out(&mut self, out: &mut Outside, thread: usize, action: Action) {
+        let seat = self.threads.seat(thread);
+        let control = self.threads.control();
+        out.trace.say(out.now_us, |text| {
+            let all = format!("{action:?}");
+            *text += &format!("{seat:?} > {}", &all[..all.len().min(400)]);
+        });
+        match action {
+            Action::Store(job) => self.store(out, seat, job),
+            Action::Sibling { shard, message } => {
+                self.threads.push(out, shard, Input::Event(Event::Sibling(message)));
+            }
+            Action::ResetLink { link, reason } => {
+                out.ledger.link_reset(out.now_us, &reason);
+                self.drop_link(out, thread, link);
+            }
+            Action::Claimed { partition, .. } => {
+                self.threads.push(out, control, Input::Claimed(partition));
+            }
+            Action::NotServed { partition, .. } => {
+                self.threads.push(out, control, Input::NotServed(partition));
+            }
+        }
+    }
+
+    fn turn_core(&mut self, out: &mut Outside, thread: usize) -> Wait {
+        let mut actions = Vec::new();
+        let wait = self.stations[thread].core.turn(self.clock.now(out.now_us), &mut actions);
+        self.threads.want_done(thread, actions);
+        Wait { more: wait.more, until_us: wait.deadline_us.map(|at_us| self.clock.world_us(at_us)) }
+    }
+
+    fn output(&mut self, out: &mut Outside, thread: usize) {
+        let station = &mut self.stations[thread];
+        for link in station.core.links_with_output().to_vec() {
+            let Some(id) = station.links.get(&link).copied() else { continue };
+            while out.network.has_room(id, 1)
+                && let Some(bytes) = station.core.transmit(link)
+            {
+                out.send(id, 1, bytes);
+            }
+        }
+        self.stations[thread].turned_us = self.clock.now(out.now_us).mono_us;
+    }
+
+    fn turn_control(&mut self, out: &mut Outside) -> Option<Burn> {
+        let control = self.threads.control();
+        while let Some(input) = self.threads.pop(control) {
+            match input {
+                Input::Tick => self.renew(out),
+                Input::Done(done) => self.answered(out, done),
+                Input::Claimed(partition) => self.control.ownership.claimed(partition),
+                Input::NotServed(partition) => {
+                    let now = self.clock.now(out.now_us);
+                    self.control.ownership.not_served(partition, now);
+                }
+                Input::Leave => {
+                    self.control.stopping = true;
+                    let orders = self.control.ownership.release_all();
+                    self.order(out, orders);
+                    let end = Due::End(Who::Node(self.index), self.life);
+                    out.after(4_000 * MS, end);
+                }
+                _ => {}
+            }
+            if let Some(burn) = self.fuse.step() {
+                return Some(burn);
+            }
+        }
+        if self.control.stopping && !self.control.left && self.control.ownership.is_empty() {
+            self.control.left = true;
+            let work = Work::Leave { node: self.name.clone(), incarnation: self.incarnation };
+            self.submit(out, work);
+            // Links are flushed meanwhile.
+            out.after(300 * MS, Due::End(Who::Node(self.index), self.life));
+        }
+        None
+    }
+}
+
 impl Control {
     fn new(partitions: u16) -> Self {
         Control {
-            thread: Thread::default(),
             lease: NameLease::default(),
             ownership: Ownership::new(partitions, MOVES_MAX),
             poked_us: None,

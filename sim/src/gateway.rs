@@ -15,17 +15,14 @@ use millrace_gateway::shell::lease::{Change, Keeper, LeaseAnswer};
 use millrace_protocol::ids::Now;
 use millrace_protocol::messages::client::Code;
 
-use crate::agenda::{Due, Seat, Who};
+use crate::agenda::{Due, Who};
 use crate::clock::{Clock, MS};
 use crate::network::{ConnId, End, Item};
 use crate::outside::Outside;
 use crate::plan::Plan;
 use crate::random::Random;
-use crate::thread::{Burn, Fuse, Thread};
+use crate::thread::{Burn, Fuse, Process, Threads, Wait};
 use crate::witness;
-
-/// Inputs that a thread takes in one turn.
-const TURN_INPUTS: usize = 16;
 
 /// What comes to a gateway's threads.
 #[derive(Debug)]
@@ -75,7 +72,6 @@ struct Slot {
 /// One shard's thread.
 struct Station {
     core: Shard,
-    thread: Thread<Input, Action>,
     slots: Vec<Slot>,
     /// Connections that have a slot.
     conns: BTreeMap<ConnId, Conn>,
@@ -95,8 +91,9 @@ pub struct Gateway {
     pub clock: Clock,
     /// Ends or stops it.
     pub fuse: Fuse,
+    /// Its threads.
+    pub threads: Threads<Input, Action>,
     stations: Vec<Station>,
-    control: Thread<Input, ()>,
     keeper: Keeper,
     random: Random,
     plan: Plan,
@@ -114,22 +111,13 @@ impl Gateway {
             alive: false,
             clock,
             fuse: Fuse::default(),
+            threads: Threads::new(Who::Gateway(index), 0, 0),
             stations: Vec::new(),
-            control: Thread::default(),
             keeper: Keeper::new(1, std::time::Duration::from_secs(1)),
             random,
             plan: plan.clone(),
             draining: false,
         }
-    }
-
-    fn seat(&self, thread: usize) -> Seat {
-        Seat { who: Who::Gateway(self.index), life: self.life, thread }
-    }
-
-    /// Shards, and the control thread.
-    pub fn threads(&self) -> usize {
-        self.stations.len() + 1
     }
 
     /// A new life, with nothing in memory.
@@ -141,20 +129,19 @@ impl Gateway {
         let incarnation = self.random.nonzero();
         let ttl = std::time::Duration::from_millis(u64::from(self.plan.gateway_lease_ms));
         self.keeper = Keeper::new(incarnation, ttl);
-        self.control = Thread::default();
         self.stations.clear();
         for shard in 0..self.plan.gateway_shards {
             let config = self.config(shard as u8, incarnation, nodes);
             self.stations.push(Station {
                 core: Shard::new(config),
-                thread: Thread::default(),
                 slots: Vec::new(),
                 conns: BTreeMap::new(),
                 links: BTreeMap::new(),
             });
         }
-        for thread in 0..self.threads() {
-            self.wake(out, thread);
+        self.threads = Threads::new(Who::Gateway(self.index), self.life, self.stations.len() + 1);
+        for thread in 0..self.threads.count() {
+            self.threads.wake(out, thread);
         }
     }
 
@@ -183,45 +170,7 @@ impl Gateway {
     pub fn end(&mut self) {
         self.alive = false;
         self.stations.clear();
-        self.control = Thread::default();
-    }
-
-    /// Something for a thread.
-    pub fn push(&mut self, out: &mut Outside, thread: usize, input: Input) {
-        match self.stations.get_mut(thread) {
-            Some(station) => station.thread.inbox.push_back(input),
-            None => self.control.inbox.push_back(input),
-        }
-        self.wake(out, thread);
-    }
-
-    fn wake(&mut self, out: &mut Outside, thread: usize) {
-        let at_us = out.now_us + out.wake_us();
-        self.want(out, thread, at_us);
-    }
-
-    fn want(&mut self, out: &mut Outside, thread: usize, at_us: u64) {
-        let seat = self.seat(thread);
-        let noted = match self.stations.get_mut(thread) {
-            Some(station) => station.thread.want(at_us),
-            None => self.control.want(at_us),
-        };
-        if let Some(at_us) = noted {
-            out.turn(seat, at_us);
-        }
-    }
-
-    /// Stops threads for a while.
-    pub fn stop(&mut self, out: &mut Outside, thread: Option<usize>, until_us: u64) {
-        for index in 0..self.threads() {
-            if thread.is_none_or(|thread| thread == index) {
-                match self.stations.get_mut(index) {
-                    Some(station) => station.thread.stop(until_us),
-                    None => self.control.stop(until_us),
-                }
-                self.want(out, index, until_us);
-            }
-        }
+        self.threads = Threads::new(Who::Gateway(self.index), self.life, 0);
     }
 
     /// Its clients shall go, and the process ends.
@@ -231,73 +180,13 @@ impl Gateway {
         }
         self.draining = true;
         for thread in 0..self.stations.len() {
-            self.push(out, thread, Input::Drain(out.now_us + within_us * 3 / 4));
+            self.threads.push(out, thread, Input::Drain(out.now_us + within_us * 3 / 4));
         }
         out.after(within_us, Due::End(Who::Gateway(self.index), self.life));
     }
 
-    /// A thread's turn. What its process comes to, if its fuse has burnt down.
-    pub fn turn(&mut self, out: &mut Outside, thread: usize) -> Option<Burn> {
-        let Some(station) = self.stations.get_mut(thread) else { return self.turn_control(out) };
-        if !station.thread.begins(out.now_us) {
-            return None;
-        }
-        if station.thread.stopped_until_us > out.now_us {
-            let at_us = station.thread.stopped_until_us;
-            self.want(out, thread, at_us);
-            return None;
-        }
-        let now = self.clock.now(out.now_us);
-        for _ in 0..TURN_INPUTS {
-            if let Some(burn) = self.act(out, thread, now) {
-                return Some(burn);
-            }
-            let Some(input) = self.stations[thread].thread.inbox.pop_front() else { break };
-            self.take(out, thread, now, input);
-            if let Some(burn) = self.fuse.step() {
-                return Some(burn);
-            }
-        }
-        if let Some(burn) = self.act(out, thread, now) {
-            return Some(burn);
-        }
-        let seat = self.seat(thread);
-        let mut actions = Vec::new();
-        let station = &mut self.stations[thread];
-        let wait = station.core.turn(now, &mut actions);
-        station.thread.actions.extend(actions);
-        out.stepped(seat, 99);
-        if let Some(burn) = self.act(out, thread, now) {
-            return Some(burn);
-        }
-        self.output(out, thread);
-        let more = wait.more || !self.stations[thread].thread.inbox.is_empty();
-        if more {
-            self.wake(out, thread);
-        } else if let Some(deadline_us) = wait.deadline_us {
-            let at_us = self.clock.world_us(deadline_us).max(out.now_us + 20);
-            self.want(out, thread, at_us);
-        }
-        None
-    }
-
-    fn output(&mut self, out: &mut Outside, thread: usize) {
-        let station = &mut self.stations[thread];
-        for node in station.core.nodes_with_output() {
-            let Some(conn) = station.links.get(&node).filter(|link| link.up).and_then(|link| link.conn)
-            else {
-                continue;
-            };
-            while out.network.has_room(conn, 0)
-                && let Some(bytes) = station.core.transmit(node)
-            {
-                out.send(conn, 0, bytes);
-            }
-        }
-    }
-
     fn step(&mut self, out: &mut Outside, thread: usize, now: Now, event: Event<'_>, what: u64) {
-        let seat = self.seat(thread);
+        let seat = self.threads.seat(thread);
         out.stepped(seat, what);
         out.trace.say(out.now_us, |text| {
             *text += &format!("{seat:?} < {}", brief(&event));
@@ -309,10 +198,79 @@ impl Gateway {
         if station.core.login_acks() > logins {
             witness::gateway_takes_logins(out, self.id);
         }
-        station.thread.actions.extend(actions);
+        self.threads.want_done(thread, actions);
     }
 
-    fn take(&mut self, out: &mut Outside, thread: usize, now: Now, input: Input) {
+    /// The slot of a connection, if it still has one.
+    fn conn_of(&self, thread: usize, id: ConnId) -> Option<Conn> {
+        self.stations[thread].conns.get(&id).copied()
+    }
+
+    // ---- links ----
+
+    fn dial(&mut self, out: &mut Outside, thread: usize, node: NodeKey) {
+        let seat = self.threads.seat(thread);
+        let id = self.id;
+        let Some(link) = self.stations[thread].links.get_mut(&node).filter(|link| link.conn.is_none()) else {
+            return;
+        };
+        let Some(target) = node_of(&link.address) else { return };
+        let to = End::NodeLink(target, (id, thread as u8));
+        link.conn = Some(out.network.connect(&mut out.agenda, out.now_us, End::GatewayLink(seat, node), to));
+    }
+
+    fn link(&mut self, out: &mut Outside, thread: usize, now: Now, node: NodeKey, id: ConnId, item: Item) {
+        let Some(link) = self.stations[thread].links.get_mut(&node).filter(|link| link.conn == Some(id))
+        else {
+            return;
+        };
+        match item {
+            Item::Accepted => {
+                (link.up, link.tries) = (true, 0);
+                self.step(out, thread, now, Event::LinkConnected { node }, 8);
+            }
+            Item::Bytes(bytes) => self.step(out, thread, now, Event::LinkBytes { node, bytes }, 9),
+            Item::Closed => {
+                let was_up = std::mem::take(&mut link.up);
+                link.conn = None;
+                out.close(id, 0);
+                self.dial_later(out, thread, node);
+                if was_up {
+                    self.step(out, thread, now, Event::LinkLost { node }, 10);
+                }
+            }
+        }
+    }
+
+    fn dial_later(&mut self, out: &mut Outside, thread: usize, node: NodeKey) {
+        let seat = self.threads.seat(thread);
+        let Some(link) = self.stations[thread].links.get_mut(&node) else { return };
+        let longest_us = ((20 * MS) << link.tries.min(6)).min(1_000 * MS);
+        link.tries += 1;
+        let pause_us = self.random.between(longest_us / 4, longest_us);
+        out.after(pause_us, Due::Gateway(seat, Input::Dial(node)));
+    }
+
+    /// What its shards hold, for bounds and reports.
+    pub fn cores(&self) -> impl Iterator<Item = &Shard> {
+        self.stations.iter().map(|station| &station.core)
+    }
+}
+
+impl Process for Gateway {
+    type Input = Input;
+    type Action = Action;
+
+    fn threads(&mut self) -> &mut Threads<Input, Action> {
+        &mut self.threads
+    }
+
+    fn fuse(&mut self) -> &mut Fuse {
+        &mut self.fuse
+    }
+
+    fn take(&mut self, out: &mut Outside, thread: usize, input: Input) {
+        let now = self.clock.now(out.now_us);
         let station = &mut self.stations[thread];
         match input {
             Input::Accepted(id) => {
@@ -365,71 +323,8 @@ impl Gateway {
         }
     }
 
-    /// The slot of a connection, if it still has one.
-    fn conn_of(&self, thread: usize, id: ConnId) -> Option<Conn> {
-        self.stations[thread].conns.get(&id).copied()
-    }
-
-    // ---- links ----
-
-    fn dial(&mut self, out: &mut Outside, thread: usize, node: NodeKey) {
-        let seat = self.seat(thread);
-        let id = self.id;
-        let Some(link) = self.stations[thread].links.get_mut(&node).filter(|link| link.conn.is_none()) else {
-            return;
-        };
-        let Some(target) = node_of(&link.address) else { return };
-        let to = End::NodeLink(target, (id, thread as u8));
-        link.conn = Some(out.network.connect(&mut out.agenda, out.now_us, End::GatewayLink(seat, node), to));
-    }
-
-    fn link(&mut self, out: &mut Outside, thread: usize, now: Now, node: NodeKey, id: ConnId, item: Item) {
-        let Some(link) = self.stations[thread].links.get_mut(&node).filter(|link| link.conn == Some(id))
-        else {
-            return;
-        };
-        match item {
-            Item::Accepted => {
-                (link.up, link.tries) = (true, 0);
-                self.step(out, thread, now, Event::LinkConnected { node }, 8);
-            }
-            Item::Bytes(bytes) => self.step(out, thread, now, Event::LinkBytes { node, bytes }, 9),
-            Item::Closed => {
-                let was_up = std::mem::take(&mut link.up);
-                link.conn = None;
-                out.close(id, 0);
-                self.dial_later(out, thread, node);
-                if was_up {
-                    self.step(out, thread, now, Event::LinkLost { node }, 10);
-                }
-            }
-        }
-    }
-
-    fn dial_later(&mut self, out: &mut Outside, thread: usize, node: NodeKey) {
-        let seat = self.seat(thread);
-        let Some(link) = self.stations[thread].links.get_mut(&node) else { return };
-        let longest_us = ((20 * MS) << link.tries.min(6)).min(1_000 * MS);
-        link.tries += 1;
-        let pause_us = self.random.between(longest_us / 4, longest_us);
-        out.after(pause_us, Due::Gateway(seat, Input::Dial(node)));
-    }
-
-    // ---- actions ----
-
-    /// Carries out what is to be done, until the fuse says otherwise.
-    fn act(&mut self, out: &mut Outside, thread: usize, now: Now) -> Option<Burn> {
-        while let Some(action) = self.stations[thread].thread.actions.pop_front() {
-            self.carry_out(out, thread, now, action);
-            if let Some(burn) = self.fuse.step() {
-                return Some(burn);
-            }
-        }
-        None
-    }
-
-    fn carry_out(&mut self, out: &mut Outside, thread: usize, now: Now, action: Action) {
-        let seat = self.seat(thread);
+    fn carry_out(&mut self, out: &mut Outside, thread: usize, action: Action) {
+        let seat = self.threads.seat(thread);
         out.trace.say(out.now_us, |text| {
             if !matches!(action, Action::Send { .. }) {
                 *text += &format!("{seat:?} > {action:?}");
@@ -456,7 +351,7 @@ impl Gateway {
                 out.after(30, Due::Gateway(seat, Input::Closed(id)));
             }
             Action::Verify { conn, credential } => {
-                let verdict = verify(credential, now.wall_ms);
+                let verdict = verify(credential, self.clock.now(out.now_us).wall_ms);
                 let delay_us = self.random.between(10, 800);
                 out.after(delay_us, Due::Gateway(seat, Input::Verified(conn, verdict)));
             }
@@ -479,24 +374,38 @@ impl Gateway {
                 self.dial_later(out, thread, node);
             }
             Action::LeaseAnswer { granted, was_missing, copy, incarnation, sent_us, reason } => {
-                let control = self.stations.len();
+                let control = self.threads.control();
                 let answer = LeaseAnswer { granted, was_missing, copy, incarnation, sent_us, reason };
-                self.push(out, control, Input::Answer(answer));
+                self.threads.push(out, control, Input::Answer(answer));
+            }
+        }
+    }
+
+    fn turn_core(&mut self, out: &mut Outside, thread: usize) -> Wait {
+        let mut actions = Vec::new();
+        let wait = self.stations[thread].core.turn(self.clock.now(out.now_us), &mut actions);
+        self.threads.want_done(thread, actions);
+        Wait { more: wait.more, until_us: wait.deadline_us.map(|at_us| self.clock.world_us(at_us)) }
+    }
+
+    fn output(&mut self, out: &mut Outside, thread: usize) {
+        let station = &mut self.stations[thread];
+        for node in station.core.nodes_with_output() {
+            let Some(conn) = station.links.get(&node).filter(|link| link.up).and_then(|link| link.conn)
+            else {
+                continue;
+            };
+            while out.network.has_room(conn, 0)
+                && let Some(bytes) = station.core.transmit(node)
+            {
+                out.send(conn, 0, bytes);
             }
         }
     }
 
     fn turn_control(&mut self, out: &mut Outside) -> Option<Burn> {
-        if !self.control.begins(out.now_us) {
-            return None;
-        }
-        if self.control.stopped_until_us > out.now_us {
-            let at_us = self.control.stopped_until_us;
-            let thread = self.stations.len();
-            self.want(out, thread, at_us);
-            return None;
-        }
-        while let Some(input) = self.control.inbox.pop_front() {
+        let control = self.threads.control();
+        while let Some(input) = self.threads.pop(control) {
             let Input::Answer(answer) = input else { continue };
             let random = &mut self.random;
             let lease = match self.keeper.answer(&answer, || random.nonzero()) {
@@ -504,18 +413,13 @@ impl Gateway {
                 Change::Extended(lease) | Change::Renewed(lease) => lease,
             };
             for shard in 0..self.stations.len() {
-                self.push(out, shard, Input::Lease(lease));
+                self.threads.push(out, shard, Input::Lease(lease));
             }
             if let Some(burn) = self.fuse.step() {
                 return Some(burn);
             }
         }
         None
-    }
-
-    /// What its shards hold, for bounds and reports.
-    pub fn cores(&self) -> impl Iterator<Item = &Shard> {
-        self.stations.iter().map(|station| &station.core)
     }
 }
 

@@ -1,8 +1,8 @@
 //! What was promised, and whether it is kept: every append, acknowledgement and message shown is noted here and judged
 //! at once.
 //!
-//! It looks at the world from outside: at what the store accepted ([`Ledger::appended`]), what gateways sent
-//! ([`crate::listening`]) and what applications were shown ([`crate::shelf`]). The first broken promise ends the run. The
+//! It looks at the world from outside: at what the store accepted ([`Ledger::appended`]), what gateways answered
+//! ([`crate::answers`]) and sent ([`crate::listening`]), and what applications were shown ([`crate::shelf`]). The first broken promise ends the run. The
 //! names of the promises are those of [`Invariant`].
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +17,7 @@ use millrace_protocol::messages::client::{Action, Deliver, Notify, SendAck, noti
 use millrace_protocol::prost::Message;
 
 use crate::agenda::{Seat, Who};
+use crate::answers::{Given, Number};
 use crate::listening::Listening;
 use crate::shelf::Shelf;
 
@@ -31,6 +32,10 @@ pub enum Invariant {
     StoredOnce,
     /// Messages of a stream are stored in the order in which they were sent.
     StoredInOrder,
+    /// Numbers of a stream are stored without holes: 1, 2, 3, …
+    NumbersDense,
+    /// What was stored is answered as it was at first, and nothing else under its number is taken.
+    RepeatsAnswered,
     /// A direct conversation is in both users' lists before its first message.
     ListedFirst,
     /// Nobody begins anything without a lease, and nobody loses a partition while it has one.
@@ -41,9 +46,9 @@ pub enum Invariant {
     ShownInOrder,
     /// A session listens to a group without holes, in order.
     Contiguous,
-    /// Only members are shown what is said among members.
+    /// Only members say something in a group, and only they are shown it.
     MembersOnly,
-    /// Cursors go back only when the log was cut, and the server knows of none that was not saved first.
+    /// Cursors go back only when the log was cut, those at the server too; it knows of none that was not saved first.
     CursorsGrow,
     /// Nobody is told that something is lost which is not.
     NothingLost,
@@ -139,8 +144,9 @@ pub struct Ledger {
     /// The store may lose what it had.
     pub forgiving: bool,
     pub(crate) logs: BTreeMap<String, BTreeMap<u64, Kept>>,
-    /// (conversation, user, device, stream, client_seq) of everything in the log.
-    keys: BTreeMap<(String, String, String, u64, u64), u64>,
+    /// Everything in the log that somebody sent, and where it stands.
+    pub(crate) keys: BTreeMap<Number, u64>,
+    pub(crate) given: Given,
     /// The highest number that a device gave to a message of (conversation, user, device, stream).
     said: BTreeMap<SaidKey, u64>,
     pub(crate) members: BTreeMap<String, Rc<BTreeSet<String>>>,
@@ -159,6 +165,8 @@ pub struct Ledger {
     pub(crate) listening: Vec<Listening>,
     pub(crate) shelves: Vec<Shelf>,
     sent: Vec<Sent>,
+    /// How far each user marked each conversation as read.
+    pub(crate) read: BTreeMap<(String, String), u64>,
     /// When and why the last link was reset.
     pub last_reset: Option<(u64, String)>,
 }
@@ -217,7 +225,7 @@ impl Ledger {
                 Write::Members { conversation, add, remove, .. } => {
                     self.members_change(conversation, add, remove);
                 }
-                Write::Cursor { conversation, user, device, cursor } if !device.is_empty() => {
+                Write::Cursor { conversation, user, device, cursor } => {
                     self.stored_cursor(now_us, conversation, (user, device), cursor.seq);
                 }
                 _ => {}
@@ -256,6 +264,11 @@ impl Ledger {
         };
         if *stream != 0 {
             let key = (conversation.clone(), sender.clone(), device.clone(), *stream, *client_seq);
+            let last = self.last_number(&key);
+            if *client_seq > last + 1 {
+                let detail = format!("{key:?} is stored after {last}");
+                self.broken(Invariant::NumbersDense, now_us, detail);
+            }
             if let Some(first) = self.keys.insert(key.clone(), *seq) {
                 let detail = format!("{key:?} is stored as {first} and as {seq}");
                 self.broken(Invariant::StoredOnce, now_us, detail);
@@ -270,6 +283,10 @@ impl Ledger {
             }
         }
         let members = self.members.get(conversation).cloned();
+        if *stream != 0 && members.as_ref().is_some_and(|members| !members.contains(sender)) {
+            let detail = format!("{sender} says {seq} in {conversation} but is no member");
+            self.broken(Invariant::MembersOnly, now_us, detail);
+        }
         let kept = Kept { deliver, stream: *stream, members };
         self.logs.entry(conversation.clone()).or_default().insert(*seq, kept);
     }

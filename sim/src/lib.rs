@@ -8,8 +8,9 @@
 //! | [`network`], [`store`] | what lies between the processes, and fails |
 //! | [`thread`], [`gateway`], [`dispatcher`] | processes: what their shells do |
 //! | [`device`], [`disk`], [`application`] | clients: their shell, what they saved, what they take |
+//! | [`stray`] | a client that breaks its promises |
 //! | [`work`] | what their users do |
-//! | [`ledger`], [`listening`], [`shelf`], [`witness`] | what was promised, and whether it is kept |
+//! | [`ledger`], [`answers`], [`listening`], [`shelf`], [`witness`] | what was promised, and whether it is kept |
 //! | [`outside`], [`trace`], [`wiretap`] | what is handed around; what is told |
 //! | [`run`], [`shrink`], [`report`] | many seeds; fewer faults; what is printed |
 //! | `planted`, `findings` | rules switched off in the cores, and whether that is noticed |
@@ -20,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agenda;
+pub mod answers;
 pub mod application;
 pub mod clock;
 pub mod device;
@@ -42,6 +44,7 @@ pub mod schedule;
 pub mod shelf;
 pub mod shrink;
 pub mod store;
+pub mod stray;
 pub mod thread;
 pub mod trace;
 pub mod wiretap;

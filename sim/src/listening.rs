@@ -12,7 +12,24 @@ use crate::ledger::{Invariant, Ledger};
 
 /// The groups that a device's present session listens to, and how far it was sent each.
 #[derive(Debug, Default)]
-pub struct Listening(BTreeMap<String, u64>);
+pub struct Listening(BTreeMap<String, At>);
+
+/// How far, and the epoch under which it was told so.
+#[derive(Clone, Copy, Debug)]
+struct At {
+    epoch: u64,
+    seq: u64,
+}
+
+/// Where a page begins: what it follows.
+fn before_page(page: &SyncPage) -> u64 {
+    let gap = page.gap.as_ref().map(|gap| gap.from);
+    let first = page.entries.first().and_then(|entry| match &entry.event {
+        Some(notify::Event::Deliver(deliver)) => Some(deliver.seq),
+        _ => None,
+    });
+    gap.or(first).map_or(page.head, |first| first.saturating_sub(1))
+}
 
 impl Ledger {
     /// A gateway answers a session. `begun`: conversations of which the client has a cursor.
@@ -26,7 +43,8 @@ impl Ledger {
         match &response.outcome {
             Some(Outcome::LoginAck(_)) => self.listening[device].0.clear(),
             Some(Outcome::Joined(joined)) => {
-                self.listens(device, &joined.conversation, joined.head);
+                let at = At { epoch: joined.epoch, seq: joined.head };
+                self.listens(device, &joined.conversation, at);
                 if joined.conversation.starts_with("g:") && !begun(&joined.conversation) {
                     self.begins_at(device, &joined.conversation, joined.head);
                 }
@@ -35,7 +53,12 @@ impl Ledger {
                 self.listening[device].0.remove(&left.conversation);
                 self.left(device, &left.conversation);
             }
-            Some(Outcome::SyncPage(page)) => self.page(now_us, device, page),
+            Some(Outcome::SyncPage(page)) => {
+                if page.truncated.is_none() && !begun(&page.conversation) {
+                    self.goes_on_from(device, &page.conversation, before_page(page));
+                }
+                self.page(now_us, device, page);
+            }
             _ => {}
         }
     }
@@ -47,11 +70,13 @@ impl Ledger {
                 self.judge(now_us, device, deliver);
                 self.judge_order(now_us, device, deliver);
             }
-            Some(notify::Event::Head(head)) => self.begins(device, &head.conversation, head.seq),
+            Some(notify::Event::Head(head)) => {
+                self.begins(device, &head.conversation, At { epoch: head.epoch, seq: head.seq });
+            }
             Some(notify::Event::Gap(gap)) => {
                 self.counts.gaps += 1;
                 if let Some(at) = self.listening[device].0.get_mut(&gap.conversation) {
-                    *at = gap.to.max(*at);
+                    at.seq = gap.to.max(at.seq);
                 }
             }
             Some(notify::Event::Removed(gone)) => {
@@ -65,17 +90,22 @@ impl Ledger {
 
     /// Everything after `head` will be sent to this session. One that listens already goes on from where it is, unless
     /// the log was lost above `head`.
-    fn listens(&mut self, device: usize, conversation: &str, head: u64) {
+    fn listens(&mut self, device: usize, conversation: &str, head: At) {
         if conversation.starts_with("g:") {
             let at = self.listening[device].0.entry(conversation.into()).or_insert(head);
             if !self.lost.is_empty() {
-                *at = head.min(*at);
+                at.seq = head.seq.min(at.seq);
             }
         }
     }
 
-    /// The same, told in its place among the messages: where the store lost something, the log may begin again there.
-    fn begins(&mut self, device: usize, conversation: &str, head: u64) {
+    /// The same, told in its place among the messages: where the store lost something, the log may begin again there. Under
+    /// one epoch it does not: what says less than was told before is older, as to the client.
+    fn begins(&mut self, device: usize, conversation: &str, head: At) {
+        let known = self.listening[device].0.get(conversation);
+        if known.is_some_and(|at| at.epoch == head.epoch && head.seq < at.seq) {
+            return;
+        }
         self.listens(device, conversation, head);
         if conversation.starts_with("g:") && !self.lost.is_empty() {
             self.listening[device].0.insert(conversation.into(), head);
@@ -89,24 +119,47 @@ impl Ledger {
                 self.judge(now_us, device, deliver);
             }
         }
-        if page.truncated.is_some() || !page.conversation.starts_with("g:") {
+        if page.truncated.is_some() {
+            return;
+        }
+        self.judge_end(now_us, device, page);
+        if !page.conversation.starts_with("g:") {
             return;
         }
         if page.more {
             self.listening[device].0.remove(&page.conversation);
         } else {
             // A page may run ahead of what is being fanned out; also of the Head that comes with a loss.
-            self.listening[device].0.entry(page.conversation.clone()).or_insert(page.head);
+            self.listening[device]
+                .0
+                .entry(page.conversation.clone())
+                .or_insert(At { epoch: page.epoch, seq: page.head });
+        }
+    }
+
+    /// A page that says that nothing more is to be read reaches the head that it names.
+    fn judge_end(&mut self, now_us: u64, device: usize, page: &SyncPage) {
+        let last = page.entries.last().and_then(|entry| match &entry.event {
+            Some(notify::Event::Deliver(deliver)) => Some(deliver.seq),
+            _ => None,
+        });
+        let short =
+            last.filter(|last| *last < page.head && !page.more && !page.conversation.starts_with("r:"));
+        if let Some(last) = short {
+            let (user, name) = &self.names[device];
+            let SyncPage { conversation, head, .. } = page;
+            let detail = format!("{user}/{name}'s last page of {conversation} ends at {last}, not at {head}");
+            self.broken(Invariant::Contiguous, now_us, detail);
         }
     }
 
     fn judge_order(&mut self, now_us: u64, device: usize, deliver: &Deliver) {
-        let Deliver { conversation, seq, .. } = deliver;
+        let Deliver { conversation, seq, epoch, .. } = deliver;
         if !conversation.starts_with("g:") {
             return;
         }
         let (user, name) = &self.names[device];
-        let Some(at) = self.listening[device].0.get(conversation).copied() else {
+        let Some(At { seq: at, .. }) = self.listening[device].0.get(conversation).copied() else {
             let detail = format!("{user}/{name} got {seq} of {conversation}, to which it does not listen");
             return self.broken(Invariant::Contiguous, now_us, detail);
         };
@@ -115,7 +168,7 @@ impl Ledger {
             let detail = format!("{user}/{name} got {seq} of {conversation} after {at}; missing {hole:?}");
             self.broken(Invariant::Contiguous, now_us, detail);
         }
-        self.listening[device].0.insert(conversation.clone(), *seq);
+        self.listening[device].0.insert(conversation.clone(), At { epoch: *epoch, seq: *seq });
     }
 
     /// A group that a device's user is a member of, and its session does not listen to.

@@ -34,45 +34,73 @@ enum Command {
         /// End each seed after so many steps.
         #[arg(long, default_value_t = 0)]
         steps: u64,
-        /// Threads; 0: one for each core.
-        #[arg(long, default_value_t = 0)]
-        threads: usize,
         /// Failures after which to stop; 0: go on.
         #[arg(long, default_value_t = 10)]
         failures: usize,
-        /// A report as JSON in this file; -: on stdout.
-        #[arg(long)]
-        json: Option<String>,
+        #[command(flatten)]
+        work: Work,
     },
     /// Plays one seed, twice, and compares.
-    Replay {
-        /// Which.
-        seed: u64,
-        /// As for run.
-        #[arg(long, default_value = "mixed")]
-        plan: String,
-        /// Print everything that happens.
-        #[arg(long)]
-        trace: bool,
-        /// With this fault planted.
-        #[cfg(feature = "planted")]
-        #[arg(long)]
-        fault: Option<String>,
-    },
+    Replay(One),
     /// Leaves out the faults that a failure does not need.
-    Shrink {
-        /// Which.
-        seed: u64,
-        /// As for run.
-        #[arg(long, default_value = "mixed")]
-        plan: String,
-        /// Print everything that happens with the faults that are left.
-        #[arg(long)]
-        trace: bool,
-    },
+    Shrink(One),
     /// Plants faults into the cores, each in turn, and plays seeds until it is noticed.
     #[cfg(feature = "planted")]
     Faults(Faults),
+}
+
+/// One seed.
+#[derive(clap::Args)]
+struct One {
+    /// Which.
+    seed: u64,
+    /// As for run.
+    #[arg(long, default_value = "mixed")]
+    plan: String,
+    /// Print everything that happens; of a shrunk seed, with the faults that are left.
+    #[arg(long)]
+    trace: bool,
+    /// With this fault planted.
+    #[cfg(feature = "planted")]
+    #[arg(long)]
+    fault: Option<String>,
+}
+
+/// How many seeds are played.
+#[derive(clap::Args)]
+struct Work {
+    /// Threads; 0: one for each core.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// A report as JSON in this file; -: on stdout.
+    #[arg(long)]
+    json: Option<String>,
+}
+
+impl Work {
+    fn threads(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            asked => asked,
+        }
+    }
+
+    /// Writes the report, if one is wanted.
+    fn report(&self, report: impl FnOnce() -> serde_json::Value) -> std::io::Result<()> {
+        match self.json.as_deref() {
+            None => Ok(()),
+            Some("-") => {
+                println!("{:#}", report());
+                Ok(())
+            }
+            Some(path) => {
+                if let Some(directory) = std::path::Path::new(path).parent() {
+                    std::fs::create_dir_all(directory)?;
+                }
+                std::fs::write(path, format!("{:#}\n", report()))
+            }
+        }
+    }
 }
 
 #[cfg(feature = "planted")]
@@ -87,12 +115,8 @@ struct Faults {
     /// Only the seeds that are known to catch them, and a few after those.
     #[arg(long)]
     check: bool,
-    /// Threads; 0: one for each core.
-    #[arg(long, default_value_t = 0)]
-    threads: usize,
-    /// A report as JSON.
-    #[arg(long)]
-    json: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    work: Work,
     /// A report as markdown.
     #[arg(long)]
     markdown: Option<std::path::PathBuf>,
@@ -103,7 +127,7 @@ struct Faults {
 
 fn main() -> ExitCode {
     match Args::parse().command {
-        Command::Run { seeds, plan, hours, steps, threads, failures, json } => {
+        Command::Run { seeds, plan, hours, steps, failures, work } => {
             let Some(seeds) = range(&seeds) else { return usage("--seeds is A..B") };
             let plans: Vec<&'static str> =
                 NAMES.iter().copied().filter(|name| plan == "all" || plan == *name).collect();
@@ -113,23 +137,12 @@ fn main() -> ExitCode {
             let limits = Limits {
                 seeds: if hours.is_some() { seeds.start..u64::MAX } else { seeds },
                 time: hours.map(|hours| Duration::from_secs_f64(hours.max(0.0) * 3_600.0)),
-                threads,
                 failures: if failures == 0 { usize::MAX } else { failures },
             };
-            run(&plans, Options { steps_max: steps, ..Options::default() }, limits, json.as_deref())
+            run(&plans, Options { steps_max: steps, ..Options::default() }, limits, &work)
         }
-        #[cfg(not(feature = "planted"))]
-        Command::Replay { seed, plan, trace } => replay(seed, &plan, trace),
-        #[cfg(feature = "planted")]
-        Command::Replay { seed, plan, trace, fault } => {
-            let Ok(fault) = fault.map(|name| millrace_sim::planted::named(&name).ok_or(name)).transpose()
-            else {
-                return usage("no fault has this name");
-            };
-            millrace_protocol::planted::plant(fault);
-            replay(seed, &plan, trace)
-        }
-        Command::Shrink { seed, plan, trace } => shrunk(seed, &plan, trace),
+        Command::Replay(one) => with_fault(&one, replay),
+        Command::Shrink(one) => with_fault(&one, shrunk),
         #[cfg(feature = "planted")]
         Command::Faults(ask) => faults(&ask),
     }
@@ -140,11 +153,15 @@ fn usage(what: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-fn thread_count(asked: usize) -> usize {
-    match asked {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        asked => asked,
+/// Plays it with the fault that is asked for.
+fn with_fault(one: &One, play: impl FnOnce(&One) -> ExitCode) -> ExitCode {
+    #[cfg(feature = "planted")]
+    {
+        let fault = one.fault.as_deref().map(|name| millrace_sim::planted::named(name).ok_or(name));
+        let Ok(fault) = fault.transpose() else { return usage("no fault has this name") };
+        millrace_protocol::planted::plant(fault);
     }
+    play(one)
 }
 
 fn range(text: &str) -> Option<std::ops::Range<u64>> {
@@ -156,15 +173,13 @@ fn range(text: &str) -> Option<std::ops::Range<u64>> {
 struct Limits {
     seeds: std::ops::Range<u64>,
     time: Option<Duration>,
-    threads: usize,
     failures: usize,
 }
 
-fn run(plans: &[&'static str], options: Options, limits: Limits, json: Option<&str>) -> ExitCode {
-    let threads = thread_count(limits.threads);
+fn run(plans: &[&'static str], options: Options, limits: Limits, work: &Work) -> ExitCode {
     let began = Instant::now();
     let state = Mutex::new((Summary::default(), began));
-    play_many(plans, limits.seeds, threads, options, |played| {
+    play_many(plans, limits.seeds, work.threads(), options, |played| {
         let mut state = state.lock().unwrap_or_else(|broken| broken.into_inner());
         let (summary, told) = &mut *state;
         summary.add(played);
@@ -179,29 +194,14 @@ fn run(plans: &[&'static str], options: Options, limits: Limits, json: Option<&s
     });
     let (summary, _) = state.into_inner().unwrap_or_else(|broken| broken.into_inner());
     eprintln!("plans {}: {}", plans.join(", "), summary.line(began.elapsed()));
-    let written = match json {
-        None => Ok(()),
-        Some("-") => {
-            println!("{:#}", summary.json(began.elapsed()));
-            Ok(())
-        }
-        Some(path) => write(path, &summary.json(began.elapsed())),
-    };
-    if let Err(error) = written {
-        eprintln!("{}: {error}", json.unwrap_or_default());
-        return ExitCode::FAILURE;
+    if let Err(error) = work.report(|| summary.json(began.elapsed())) {
+        return usage(&format!("{}: {error}", work.json.as_deref().unwrap_or_default()));
     }
     if summary.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn write(path: &str, report: &serde_json::Value) -> std::io::Result<()> {
-    if let Some(directory) = std::path::Path::new(path).parent() {
-        std::fs::create_dir_all(directory)?;
-    }
-    std::fs::write(path, format!("{report:#}\n"))
-}
-
-fn replay(seed: u64, plan: &str, trace: bool) -> ExitCode {
+fn replay(One { seed, plan, trace, .. }: &One) -> ExitCode {
+    let (seed, trace) = (*seed, *trace);
     let Some(outcome) = play(plan, seed, Options { print: trace, ..Options::default() }) else {
         return usage(&format!("plans are {}", NAMES.join(", ")));
     };
@@ -230,17 +230,18 @@ fn replay(seed: u64, plan: &str, trace: bool) -> ExitCode {
     }
 }
 
-fn shrunk(seed: u64, plan_name: &str, trace: bool) -> ExitCode {
-    let Some(plan) = Plan::named(plan_name, seed) else {
+fn shrunk(one: &One) -> ExitCode {
+    let One { seed, plan: plan_name, .. } = one;
+    let Some(plan) = Plan::named(plan_name, *seed) else {
         return usage(&format!("plans are {}", NAMES.join(", ")));
     };
-    let Some(shrunk) = shrink(&plan, seed) else {
+    let Some(shrunk) = shrink(&plan, *seed) else {
         println!("seed {seed} of plan {plan_name} does not fail");
         return ExitCode::SUCCESS;
     };
-    if trace {
+    if one.trace {
         let options = Options { print: true, ..Options::default() };
-        millrace_sim::run::play_with(&plan, &shrunk.faults, seed, options);
+        millrace_sim::run::play_with(&plan, &shrunk.faults, *seed, options);
     }
     println!("{} of {} faults are needed:", shrunk.faults.len(), shrunk.of);
     for fault in &shrunk.faults {
@@ -264,7 +265,7 @@ fn faults(ask: &Faults) -> ExitCode {
     }
     let began = Instant::now();
     let seeds_max = (!ask.check).then_some(ask.seeds_max);
-    let found = planted::find(&chosen, seeds_max, thread_count(ask.threads), |one| {
+    let found = planted::find(&chosen, seeds_max, ask.work.threads(), |one| {
         eprintln!("{}", findings::line(one));
     });
     for one in &found {
@@ -272,11 +273,10 @@ fn faults(ask: &Faults) -> ExitCode {
     }
     let missed = findings::missed(&found);
     println!("{} faults, {missed} not caught, {:.0} s", found.len(), began.elapsed().as_secs_f64());
-    let files = [
-        (&ask.json, format!("{:#}\n", findings::json(&found))),
-        (&ask.markdown, findings::markdown(&found)),
-        (&ask.known, findings::known(&found)),
-    ];
+    if let Err(error) = ask.work.report(|| findings::json(&found)) {
+        return usage(&format!("{}: {error}", ask.work.json.as_deref().unwrap_or_default()));
+    }
+    let files = [(&ask.markdown, findings::markdown(&found)), (&ask.known, findings::known(&found))];
     for (path, text) in files {
         if let Some(path) = path
             && let Err(error) = std::fs::write(path, text)

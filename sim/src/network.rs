@@ -30,6 +30,8 @@ pub enum End {
     GatewayClient(Seat),
     /// A device.
     Device(usize),
+    /// A client that is not the SDK.
+    Stray(usize),
 }
 
 /// What arrives.

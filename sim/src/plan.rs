@@ -54,6 +54,10 @@ pub struct Plan {
     pub users: usize,
     /// Devices of each at most.
     pub devices_max: usize,
+    /// Clients that are not the SDK, and break their promises about numbers.
+    pub strays: usize,
+    /// Users mark what they are shown as read, so many times of a thousand that they think.
+    pub reads_per_mille: u64,
     /// Groups.
     pub groups: usize,
     /// Rooms.
@@ -93,6 +97,8 @@ impl Plan {
     pub fn named(name: &str, seed: u64) -> Option<Plan> {
         let name = NAMES.iter().copied().find(|known| *known == name)?;
         let mut random = Random::fork(seed, 1);
+        // What came later draws for itself, so that half of the seeds play as they did before.
+        let mut habits = Random::fork(seed, 8);
         let all = Allowed {
             network: true,
             client: true,
@@ -124,6 +130,9 @@ impl Plan {
             partitions: random.between(2, 5) as u16,
             users: random.between(2, 4) as usize,
             devices_max: 2,
+            // Where the store forgets, numbers are taken again: who says other things under them breaks their order.
+            strays: if allowed.failover { 0 } else { habits.pick(&[0, 0, 1, 2]) },
+            reads_per_mille: habits.pick(&[0, 0, 200, 600]),
             groups: random.between(1, 2) as usize,
             rooms: 1,
             faults_max: if allowed == NOTHING { 0 } else { 8 },

@@ -70,6 +70,9 @@ fn plans(fault: Fault) -> &'static [&'static str] {
         F::FenceNotCompared | F::PagesByAnybody | F::LeaseNotChecked => &["pause", "mixed"],
         F::GapMarkLost | F::DirectGapMarkLost | F::OverflowWithoutGap => &["network", "mixed"],
         F::ReleasedTooEarly => &["leave"],
+        // Where devices connect again while their old connections live, or registering is done twice.
+        F::GenerationIgnored => &["network", "mixed"],
+        F::LowestLoginWins => &["mixed", "store"],
         F::OldEpochsKept => &["pause", "mixed", "failover"],
         _ => &["mixed", "crash", "network", "store"],
     }

@@ -91,6 +91,13 @@ pub enum Kind {
         /// How long, us.
         for_us: u64,
     },
+    /// Nothing that a node sends on its links arrives any more, and soon its process ends: what it handed to them is lost.
+    Strand {
+        /// Which node, modulo those there are.
+        node: usize,
+        /// Until it ends, us.
+        for_us: u64,
+    },
     /// Jobs fail for a while: so many of a thousand are refused, so many done without an answer.
     Trouble {
         /// Of one process; else of all.
@@ -168,6 +175,13 @@ pub fn draw(plan: &Plan, seed: u64) -> Vec<Fault> {
             Fault { at_us, kind }
         })
         .collect();
+    // Mostly near the end of the work: what is said later mends what nobody was told.
+    let mut random = Random::fork(seed, 9);
+    if allowed.crash && random.chance(400) {
+        let before_end_us = random.below(2 * SECOND);
+        let kind = Kind::Strand { node: random.index(64), for_us: random.between(20 * MS, 800 * MS) };
+        faults.push(Fault { at_us: plan.busy_until_us().saturating_sub(before_end_us), kind });
+    }
     faults.sort_by_key(|fault| fault.at_us);
     faults
 }

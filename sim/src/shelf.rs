@@ -5,7 +5,7 @@
 //! | once, in order, nothing left out | each message is the next one of its conversation that is not the device's own |
 //! | a crash repeats, and loses nothing | after a start the next one is that after the saved cursor |
 //! | losses are told | without a cut, what was shown stays in the log to the end |
-//! | all of it, at last | everything since the user became a member, or the conversation began, was shown |
+//! | all of it, at last | everything since the user became a member, or the conversation began, was shown; a device that is new there goes on from what its user has read |
 //!
 //! Rooms have no cursors: they are in order while the session is in them, with gaps where they were told.
 
@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use millrace_client::core::Saved;
 use millrace_client::{Event, Message};
 use millrace_protocol::conversation::Conversation;
-use millrace_protocol::messages::client::{Cursor, Deliver};
+use millrace_protocol::messages::client::{Cursor, Deliver, Read};
 
 use crate::ledger::{Invariant, Ledger};
 
@@ -25,7 +25,7 @@ struct Place {
     shown: BTreeMap<u64, u64>,
     /// How far this process was shown it, or began with.
     at: Option<u64>,
-    /// What lies below was not missed: the user became a member there through this device.
+    /// What lies below was not missed: the user became a member there through this device, or had read it on another.
     from: u64,
     /// The cursor that was last to be saved.
     saved: Option<u64>,
@@ -82,6 +82,15 @@ impl Ledger {
     /// The user became a member through this device, which knew nothing of the group: it begins after `head`.
     pub(crate) fn begins_at(&mut self, device: usize, conversation: &str, head: u64) {
         self.shelves[device].place(conversation).from = head;
+    }
+
+    /// A device without a cursor is told to begin after `seq`: where its user has read so far on another device, this one need
+    /// not be shown it.
+    pub(crate) fn goes_on_from(&mut self, device: usize, conversation: &str, seq: u64) {
+        let (user, _) = self.names[device].clone();
+        let read = self.read.get(&(conversation.to_owned(), user)).copied().unwrap_or(0);
+        let place = self.shelves[device].place(conversation);
+        place.from = place.from.max(seq.min(read));
     }
 
     /// The session is in a room: everything after `head` is sent to it.
@@ -239,8 +248,20 @@ impl Ledger {
         }
     }
 
-    /// The server keeps a device's cursor.
+    /// A user marks what it was shown as read.
+    pub fn reads(&mut self, user: &str, read: &Read) {
+        let at = self.read.entry((read.conversation.clone(), user.into())).or_default();
+        *at = read.seq.max(*at);
+    }
+
+    /// The server keeps a device's cursor, or (without a device) what its user has read.
     pub(crate) fn stored_cursor(&mut self, now_us: u64, conversation: &str, of: (&str, &str), seq: u64) {
+        let read = self.read.get(&(conversation.to_owned(), of.0.to_owned())).copied().unwrap_or(0);
+        if of.1.is_empty() && seq > read {
+            let detail =
+                format!("the server has {seq} of {conversation} as read by {}, who read {read}", of.0);
+            return self.broken(Invariant::CursorsGrow, now_us, detail);
+        }
         let device = self.names.iter().position(|(user, device)| (user.as_str(), device.as_str()) == of);
         let Some(place) = device.and_then(|device| self.shelves[device].places.get(conversation)) else {
             return;

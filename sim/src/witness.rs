@@ -1,5 +1,5 @@
 //! What only somebody sees who looks at the store and at processes at the same moment: whether what a device said is stored
-//! once whatever stream it went on, lists before messages, and what is begun without a lease.
+//! once whatever stream it went on, lists before messages, cursors that the store keeps, and what is begun without a lease.
 //!
 //! Leases are judged by the store's time, which is the world's: whoever counts right stops before that. Where the store may
 //! lose leases they are not judged, as nobody can know of it at once.
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use millrace_dispatcher::core::action::Action;
 use millrace_dispatcher::store::model::ModelStore;
-use millrace_dispatcher::store::{Batch, Entry, List, Work, Write};
+use millrace_dispatcher::store::{Batch, Cursor, Entry, List, Work, Write};
 use millrace_protocol::conversation::Conversation;
 use millrace_protocol::ids::Partition;
 use millrace_protocol::messages::client::{Notify, notify};
@@ -21,16 +21,24 @@ use crate::outside::Outside;
 #[derive(Debug, Default)]
 pub struct Witness {
     stored: BTreeMap<(String, String, String, u64), u64>,
+    /// By conversation, user and device (empty: what the user has read).
+    cursors: BTreeMap<(String, String, String), Cursor>,
 }
 
 impl Witness {
     /// A batch was written; the model has it.
     pub fn appended(&mut self, ledger: &mut Ledger, model: &ModelStore, now_us: u64, batch: &Batch) {
         for write in &batch.writes {
-            let Write::Message(entry) = write else { continue };
-            if entry.stream != 0 {
-                self.judge_once(ledger, now_us, entry);
-                judge_lists(ledger, model, now_us, entry);
+            match write {
+                Write::Message(entry) if entry.stream != 0 => {
+                    self.judge_once(ledger, now_us, entry);
+                    judge_lists(ledger, model, now_us, entry);
+                }
+                Write::Cursor { conversation, user, device, .. } => {
+                    let key = (conversation.clone(), user.clone(), device.clone());
+                    self.judge_cursor(ledger, model, now_us, key);
+                }
+                _ => {}
             }
         }
     }
@@ -39,6 +47,22 @@ impl Witness {
     pub fn fell_back(&mut self, model: &ModelStore) {
         let entries = model.logs.values().flat_map(|log| &log.entries);
         self.stored = entries.filter_map(|entry| Some((key(entry)?, entry.seq))).collect();
+        self.cursors = model.cursors.clone();
+    }
+
+    fn judge_cursor(
+        &mut self,
+        ledger: &mut Ledger,
+        model: &ModelStore,
+        now_us: u64,
+        key: (String, String, String),
+    ) {
+        let Some(kept) = model.cursors.get(&key).copied() else { return };
+        let before = self.cursors.insert(key.clone(), kept).unwrap_or_default();
+        if kept < before {
+            let detail = format!("the store had {before:?} of {key:?}, and has {kept:?}");
+            ledger.broken(Invariant::CursorsGrow, now_us, detail);
+        }
     }
 
     fn judge_once(&mut self, ledger: &mut Ledger, now_us: u64, entry: &Entry) {

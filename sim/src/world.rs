@@ -17,7 +17,8 @@ use crate::plan::Plan;
 use crate::random::Random;
 use crate::schedule::{Fault, Kind};
 use crate::store::{Store, Trouble};
-use crate::thread::Burn;
+use crate::stray::Stray;
+use crate::thread::{Burn, Process};
 use crate::trace::Trace;
 use crate::work;
 
@@ -64,8 +65,11 @@ pub struct World {
     gateways: Vec<Gateway>,
     nodes: Vec<Node>,
     devices: Vec<Device>,
+    strays: Vec<Stray>,
     think_at_us: Vec<u64>,
     random: Random,
+    /// For what users do besides.
+    habits: Random,
     phase: Phase,
     look_at_us: u64,
     steps_max: u64,
@@ -106,6 +110,8 @@ impl World {
                 devices.push(Device::new(index, user, name, plan, fork(300 + index as u64)));
             }
         }
+        let stray = |n: usize| Stray::new(n, n % plan.users, plan, fork(400 + n as u64));
+        let strays = (0..plan.strays).map(stray).collect();
         let think_at_us = devices.iter().map(|_| plan.calm_us / 2 + random.below(plan.think_us)).collect();
         World {
             out,
@@ -114,8 +120,10 @@ impl World {
             gateways,
             nodes,
             devices,
+            strays,
             think_at_us,
             random: fork(7),
+            habits: fork(10),
             phase: Phase::Busy,
             look_at_us: 0,
             steps_max: u64::MAX,
@@ -161,6 +169,9 @@ impl World {
         for index in 0..self.devices.len() {
             self.out.after(1, Due::Device(index));
         }
+        for index in 0..self.strays.len() {
+            self.out.after(self.plan.calm_us / 2, Due::Stray(index));
+        }
         for (index, fault) in self.faults.iter().enumerate() {
             self.out.agenda.at(fault.at_us, Due::Fault(index));
         }
@@ -171,12 +182,12 @@ impl World {
             Due::Turn(seat) => self.turn(seat),
             Due::Gateway(seat, input) => {
                 if let Some(gateway) = self.gateway(seat) {
-                    gateway.0.push(gateway.1, seat.thread, input);
+                    gateway.0.threads.push(gateway.1, seat.thread, input);
                 }
             }
             Due::Node(seat, input) => {
                 if let Some(node) = self.node(seat) {
-                    node.0.push(node.1, seat.thread, input);
+                    node.0.threads.push(node.1, seat.thread, input);
                 }
             }
             Due::Pipe(id, side) => {
@@ -202,8 +213,8 @@ impl World {
             }
             Due::Done(seat, done) => {
                 if let Some((node, out)) = self.node(seat) {
-                    let input = dispatcher::done_input(seat, node.threads() - 1, *done);
-                    node.push(out, seat.thread, input);
+                    let input = dispatcher::done_input(seat, node.threads.control(), *done);
+                    node.threads.push(out, seat.thread, input);
                 }
             }
             Due::Start(who) => self.start(who),
@@ -214,6 +225,7 @@ impl World {
                 }
             }
             Due::Device(index) => self.devices[index].woken(&mut self.out),
+            Due::Stray(index) => self.strays[index].turn(&mut self.out),
             Due::Fault(index) => self.fault(index),
         }
     }
@@ -259,16 +271,16 @@ impl World {
         match seat.who {
             Who::Gateway(index) => {
                 let it = &mut self.gateways[index];
-                let thread = thread.map(|thread| thread % it.threads());
-                it.stop(&mut self.out, thread, until_us);
+                let thread = thread.map(|thread| thread % it.threads.count());
+                it.threads.stop(&mut self.out, thread, until_us);
                 // The thread that burnt the fuse is in the middle of a turn, and goes on with it.
-                it.stop(&mut self.out, Some(seat.thread), again_us);
+                it.threads.stop(&mut self.out, Some(seat.thread), again_us);
             }
             Who::Node(index) => {
                 let it = &mut self.nodes[index];
-                let thread = thread.map(|thread| thread % it.threads());
-                it.stop(&mut self.out, thread, until_us);
-                it.stop(&mut self.out, Some(seat.thread), again_us);
+                let thread = thread.map(|thread| thread % it.threads.count());
+                it.threads.stop(&mut self.out, thread, until_us);
+                it.threads.stop(&mut self.out, Some(seat.thread), again_us);
             }
         }
     }
@@ -328,16 +340,17 @@ impl World {
         if let (true, End::GatewayClient(seat)) = (taken, to)
             && let Some((gateway, out)) = self.gateway(seat)
         {
-            gateway.push(out, seat.thread, gateway::Input::Accepted(id));
+            gateway.threads.push(out, seat.thread, gateway::Input::Accepted(id));
         }
     }
 
     fn arrived(&mut self, end: End, id: ConnId, item: Item) {
         match end {
             End::Device(index) => self.devices[index].arrived(&mut self.out, id, item),
+            End::Stray(index) => self.strays[index].arrived(&mut self.out, id, item),
             End::GatewayLink(seat, node) => {
                 if let Some((gateway, out)) = self.gateway(seat) {
-                    gateway.push(out, seat.thread, gateway::Input::Link(node, id, item));
+                    gateway.threads.push(out, seat.thread, gateway::Input::Link(node, id, item));
                 }
             }
             End::GatewayClient(seat) => {
@@ -347,7 +360,7 @@ impl World {
                     Item::Bytes(bytes) => gateway::Input::Received(id, bytes),
                     Item::Closed => gateway::Input::Closed(id),
                 };
-                gateway.push(out, seat.thread, input);
+                gateway.threads.push(out, seat.thread, input);
             }
             End::NodeLink(node, link) => {
                 let it = &mut self.nodes[node];
@@ -363,21 +376,21 @@ impl World {
         match sender {
             End::GatewayClient(seat) => {
                 if let Some((gateway, out)) = self.gateway(seat) {
-                    gateway.push(out, seat.thread, gateway::Input::Sent(id));
+                    gateway.threads.push(out, seat.thread, gateway::Input::Sent(id));
                 }
             }
             End::GatewayLink(seat, _) => {
                 if let Some((gateway, out)) = self.gateway(seat) {
-                    gateway.push(out, seat.thread, gateway::Input::Room);
+                    gateway.threads.push(out, seat.thread, gateway::Input::Room);
                 }
             }
             End::NodeLink(node, _) => {
                 let it = &mut self.nodes[node];
-                for thread in 0..it.threads().saturating_sub(1) {
-                    it.push(&mut self.out, thread, dispatcher::Input::Room);
+                for thread in 0..it.threads.control() {
+                    it.threads.push(&mut self.out, thread, dispatcher::Input::Room);
                 }
             }
-            End::Device(_) => {}
+            End::Device(_) | End::Stray(_) => {}
         }
     }
 
@@ -391,6 +404,9 @@ impl World {
                 }
                 self.think_at_us[index] = self.out.now_us + 1 + self.random.below(2 * self.plan.think_us);
                 work::do_something(&mut self.out, &self.plan, &mut self.random, &mut self.devices[index]);
+                if self.habits.chance(self.plan.reads_per_mille) {
+                    self.devices[index].mark_read(&mut self.out, &mut self.habits);
+                }
             }
         }
     }
@@ -425,8 +441,8 @@ impl World {
                     self.gateways[index].drain(&mut self.out, 2 * SECOND);
                 }
                 Who::Node(index) if self.nodes[index].alive => {
-                    let control = self.nodes[index].threads() - 1;
-                    self.nodes[index].push(&mut self.out, control, dispatcher::Input::Leave);
+                    let control = self.nodes[index].threads.control();
+                    self.nodes[index].threads.push(&mut self.out, control, dispatcher::Input::Leave);
                 }
                 _ => {}
             },
@@ -458,6 +474,16 @@ impl World {
             Kind::BusyClient { device, for_us } => {
                 let index = device % self.devices.len();
                 self.devices[index].be_busy(&mut self.out, for_us);
+            }
+            Kind::Strand { node, for_us } => {
+                let index = node % self.nodes.len();
+                let Outside { network, agenda, .. } = &mut self.out;
+                for (id, side) in
+                    network.sides_of(|end| matches!(end, End::NodeLink(node, _) if node == index))
+                {
+                    network.cut(agenda, now_us, id, side, GIVE_UP_US);
+                }
+                self.out.after(for_us, Due::End(Who::Node(index), self.nodes[index].life));
             }
             Kind::Trouble { process, refused, unknown, slow_us, for_us } => {
                 let of = process.map(|process| self.who(process));

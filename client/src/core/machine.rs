@@ -351,6 +351,7 @@ impl Machine {
             }
             (Op::GroupJoin(_) | Op::GroupCreate(_), Outcome::Joined(joined)) if keeps => {
                 let head = Cursor { epoch: joined.epoch, seq: joined.head };
+                self.walk.attached(&joined.conversation);
                 self.inbox.joined(&joined.conversation, head, now_ms);
             }
             (Op::GroupLeave(_), Outcome::Left(left)) => self.inbox.forget(&left.conversation),
@@ -398,6 +399,7 @@ impl Machine {
                 }
             }
             Some(notify::Event::Head(head)) => {
+                self.walk.attached(&head.conversation);
                 let at = Cursor { epoch: head.epoch, seq: head.seq };
                 if self.has_cursor(&head.conversation) {
                     self.inbox.head(&head.conversation, at, now_ms);

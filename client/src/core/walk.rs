@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::{
-    ConversationItem, ConversationPage, Conversations, Peek, PeekItem, Peeked, Refused,
+    Code, ConversationItem, ConversationPage, Conversations, Peek, PeekItem, Peeked, Refused,
 };
 
 use super::inbox::Inbox;
@@ -31,6 +31,9 @@ pub(super) struct Walk {
     /// With cursors, and not seen in the list yet.
     rest: BTreeSet<String>,
     asked: Option<(u64, Asked)>,
+    /// Of the conversations that are asked about, those to which the session was attached since. An answer is put together from
+    /// several owners': what it says of these may be from before.
+    attached: BTreeSet<String>,
     not_before_ms: u64,
     /// Items of the next Peek at most: fewer after one was refused whole, until the item is found that it was for.
     items_max: usize,
@@ -114,6 +117,15 @@ impl Walk {
         self.asked.as_ref().is_some_and(|(asked, _)| *asked == id)
     }
 
+    /// The session was attached to a group.
+    pub(super) fn attached(&mut self, conversation: &str) {
+        if let Some((_, Asked::Peek(asked))) = &self.asked
+            && asked.contains_key(conversation)
+        {
+            self.attached.insert(conversation.into());
+        }
+    }
+
     /// A page of the list came.
     pub(super) fn listed(&mut self, page: ConversationPage) {
         self.asked = None;
@@ -125,10 +137,11 @@ impl Walk {
         }
     }
 
-    /// Standings came. Those left out, those without the newest message because the answer was full, and those of owners
+    /// Standings came. Refusals that may be older than an attachment, those left out, those without the newest message because the answer was full, and those of owners
     /// that were busy are asked for again.
     pub(super) fn peeked(&mut self, peeked: Peeked, inbox: &mut Inbox, told: &mut Told, now_ms: u64) {
         let Some((_, Asked::Peek(mut asked))) = self.asked.take() else { return };
+        let attached = std::mem::take(&mut self.attached);
         self.items_max = PEEK_MAX.min(self.items_max * 2);
         let mut listings = Vec::new();
         // One that has no message at all has none in an answer that others did not fill, either.
@@ -137,7 +150,8 @@ impl Walk {
             let Some(item) = asked.remove(&standing.conversation) else { continue };
             let has_entries = standing.head.is_some_and(|head| head.seq > 0);
             let was_trimmed = may_be_full && has_entries && standing.last.is_none();
-            if inbox.standing(&standing, told, now_ms) && !was_trimmed {
+            let is_old = standing.code() != Code::None && attached.contains(&item.conversation);
+            if !is_old && inbox.standing(&standing, told, now_ms) && !was_trimmed {
                 listings.push(Listing { item, standing });
             } else {
                 asked.insert(item.conversation.clone(), item);
@@ -153,6 +167,7 @@ impl Walk {
 
     /// The server would not answer. Without a list, what has a cursor here is asked about.
     pub(super) fn refused(&mut self, refused: &Refused, now_ms: u64) {
+        self.attached.clear();
         let again = refused.retry_after_ms > 0;
         self.not_before_ms = now_ms + u64::from(refused.retry_after_ms).max(RETRY_MS);
         match self.asked.take() {

@@ -36,6 +36,10 @@ impl Inbox {
         let before = place.told();
         if !place.begun {
             let first = gap.as_ref().map(|gap| gap.from).or(entries.first().map(|entry| entry.seq));
+            if first.is_none() && more {
+                // The head came while it was read: what lies below it is not ours yet, and where we begin was not said.
+                return self.syncs.pause(&conversation, now_ms, 0);
+            }
             place.begin(first.map_or(head, |first| Cursor { epoch: 0, seq: first.saturating_sub(1) }));
             if first.is_none() {
                 self.keep(&conversation, now_ms);

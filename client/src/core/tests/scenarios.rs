@@ -4,8 +4,8 @@ use bytes::Bytes;
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
 use millrace_protocol::messages::client::{
-    Code, Cursor, Deliver, Joined, Notify, PresenceSubscribe, Removed, Response, Resync, RoomJoin, SyncPage,
-    Typing, notify,
+    Code, Cursor, Deliver, Head, Joined, Notify, Peeked, PresenceSubscribe, Removed, Response, Resync,
+    RoomJoin, Standing, SyncPage, Typing, notify,
 };
 
 use super::server::Frame;
@@ -482,6 +482,68 @@ fn newest_messages_that_an_answer_had_no_room_for_are_asked_for_again() {
     listed.sort();
     let expected = names.map(|name| (name.to_owned(), name != "g:b"));
     assert_eq!(listed, expected, "each once, with what is newest");
+}
+
+#[test]
+fn who_joined_meanwhile_is_not_removed_by_what_was_so_before() {
+    let join = || Op::GroupJoin(millrace_protocol::messages::client::GroupJoin { group: "tea".into() });
+    let joined = Outcome::Joined(Joined { conversation: "g:tea".into(), epoch: 1, head: 5, members: 2 });
+    let head = Head { conversation: "g:tea".into(), epoch: 1, seq: 5 };
+    // Through this session, or through another one of the user.
+    for here in [true, false] {
+        let mut world = World::new(20, &["g:tea"]);
+        fill(&mut world, "g:tea", 5);
+        world.settle(20_000);
+        world.lose();
+        for _ in 0..10_000 {
+            world.tick(10);
+            if world.to_server.iter().any(|(_, _, op)| matches!(op, Op::Peek(_))) {
+                break;
+            }
+            world.deliver_request();
+            world.deliver_frame();
+        }
+        let conn = world.conn.unwrap();
+        match here {
+            true => {
+                world.step(Event::Call { key: 1_000, op: join(), deadline_ms: world.now_ms + 1_000 });
+                answer(&mut world, joined.clone(), |op| matches!(op, Op::GroupJoin(_)));
+            }
+            false => {
+                let notify = Notify { event: Some(notify::Event::Head(head.clone())) };
+                world.step(Event::Notify { conn, notify });
+            }
+        }
+        let outside =
+            Standing { conversation: "g:tea".into(), code: Code::NotMember.into(), ..Standing::default() };
+        let peeked = Outcome::Peeked(Peeked { standings: vec![outside.clone()] });
+        answer(&mut world, peeked, |op| matches!(op, Op::Peek(_)));
+        world.settle(20_000);
+        let peeks = world.server.asked.iter().filter(|op| matches!(op, Op::Peek(_))).count();
+        assert_eq!(peeks, 2, "asked again");
+        assert!(!world.notices.contains(&Notice::Removed { conversation: "g:tea".into() }));
+        assert_eq!(world.saved["g:tea"].seq, 5);
+    }
+}
+
+#[test]
+fn a_new_device_does_not_begin_at_a_head_that_came_while_its_page_was_read() {
+    let mut world = World::new(21, &["g:tea"]);
+    fill(&mut world, "g:tea", 20);
+    let asks = |op: &Op| matches!(op, Op::Sync(sync) if sync.after.is_none());
+    for _ in 0..1_000 {
+        world.tick(1);
+        if world.to_server.iter().any(|(_, _, op)| asks(op)) {
+            break;
+        }
+        world.deliver_request();
+        world.deliver_frame();
+    }
+    let conversation = "g:tea".into();
+    let page = SyncPage { conversation, epoch: 1, head: 20, more: true, ..SyncPage::default() };
+    answer(&mut world, Outcome::SyncPage(page), asks);
+    world.settle(20_000);
+    assert_eq!(seqs(&world, "g:tea"), (1..=20).collect::<Vec<_>>());
 }
 
 #[test]
