@@ -272,6 +272,10 @@ pub const TRIM_STEP: usize = 256;
 /// later, us, that the partition is served here after all.
 pub const REANNOUNCE_US: u64 = 100_000;
 
+/// A partition of which a gateway knows a higher epoch is claimed again, above that, after this time, us: by then a node
+/// that serves from a copy of the store that was given up has noticed, and serves no more.
+pub const SUPERSEDED_US: u64 = 2_000_000;
+
 /// First and longest pause before a failed claim, release or lookup is tried again, ms.
 pub const BACKOFF_MS: (u64, u64) = (50, 1_000);
 

@@ -21,7 +21,7 @@ use super::conversation::{Backlog, Conversation, Slot, Table};
 use super::event::{Claim, LinkKey, Sibling};
 use super::fanned::Reached;
 use super::hub::{Cx, From, PartitionJob, Pending};
-use super::limits::CURSORS_US;
+use super::limits::{CURSORS_US, SUPERSEDED_US};
 use super::{fates, pair, presence, receipts};
 use crate::store::{Outcome, StoreError, Work};
 
@@ -38,6 +38,8 @@ pub struct Partition {
     pub(super) waiting: Backlog,
     /// Claims or releases that failed in a row.
     tries: u32,
+    /// The highest epoch that gateways know: claims are above it.
+    known: u64,
 }
 
 #[derive(Debug)]
@@ -67,6 +69,8 @@ pub(super) struct Serving {
     pub(super) recovering: usize,
     /// Where this owner began.
     pub(super) claimed_at: u64,
+    /// When it is claimed again, as a gateway knows a higher epoch.
+    superseded_at_us: Option<u64>,
 }
 
 impl Partition {
@@ -79,6 +83,7 @@ impl Partition {
             phase: Phase::Unowned,
             waiting: Backlog::default(),
             tries: 0,
+            known: 0,
         }
     }
 
@@ -134,7 +139,7 @@ impl Partition {
             partition: self.id,
             node: cx.hub.config.node.clone(),
             incarnation: cx.hub.config.incarnation,
-            wall_ms: cx.now.wall_ms,
+            wall_ms: cx.now.wall_ms.max(self.known + 1),
         };
         self.store(cx, work, PartitionJob::Claim);
     }
@@ -220,9 +225,14 @@ impl Partition {
                 cx.hub.stats.claims += 1;
                 self.epoch = fence.epoch;
                 let owner = Owner::new(self.from(), fence, self.generation, last_message_id, position);
-                let serving =
-                    Box::new(Serving { owner, table: Table::default(), recovering: 0, claimed_at: position });
-                self.phase = Phase::Serving(serving);
+                let serving = Serving {
+                    owner,
+                    table: Table::default(),
+                    recovering: 0,
+                    claimed_at: position,
+                    superseded_at_us: None,
+                };
+                self.phase = Phase::Serving(Box::new(serving));
                 let (partition, epoch) = (self.id, fence.epoch);
                 if release {
                     return self.release(cx);
@@ -250,6 +260,21 @@ impl Partition {
                 }
                 self.claim_later(cx);
             }
+        }
+    }
+
+    /// A gateway knows a higher epoch than this one. In one copy of the store that can't be, as claims are fenced: one of the
+    /// two is of a copy that was given up. Should it be the other one, nobody would hear of this owner.
+    pub(super) fn superseded(&mut self, cx: &mut Cx, epoch: u64) {
+        let Phase::Serving(serving) = &mut self.phase else { return };
+        if epoch <= self.epoch {
+            return;
+        }
+        self.known = self.known.max(epoch);
+        if serving.superseded_at_us.is_none() {
+            let at_us = cx.now.mono_us + SUPERSEDED_US;
+            serving.superseded_at_us = Some(at_us);
+            cx.hub.timers.push(Reverse((at_us, self.id)));
         }
     }
 
@@ -322,6 +347,10 @@ impl Partition {
             cx.hub.touched.remove(&self.id);
         }
         match &mut self.phase {
+            Phase::Serving(serving) if serving.superseded_at_us.is_some_and(|at| at <= cx.now.mono_us) => {
+                cx.hub.stats.superseded += 1;
+                self.stop(cx, "gateways know a higher epoch");
+            }
             Phase::Serving(_) => self.tell(cx),
             Phase::Claiming { retry_at_us: Some(at_us), release } if *at_us <= cx.now.mono_us => {
                 let release = *release;

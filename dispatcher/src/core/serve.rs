@@ -31,6 +31,9 @@ use crate::store::{Outcome, StoreError, StreamKey, Work};
 impl Partition {
     /// A record for this partition.
     pub fn handle(&mut self, cx: &mut Cx, link: LinkKey, record: Record) {
+        if record.kind == Kind::Superseded {
+            return self.superseded(cx, record.epoch);
+        }
         match &mut self.phase {
             Phase::Serving(_)
                 if cx.now.mono_us >= cx.hub.cluster.lease_until_us

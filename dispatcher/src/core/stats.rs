@@ -109,6 +109,8 @@ pub struct Stats {
     pub claims: u64,
     /// Claims that failed.
     pub claims_failed: u64,
+    /// Partitions claimed again because gateways knew a higher epoch.
+    pub superseded: u64,
     /// Partitions stopped by a failed append or load, or a store that lost the lease.
     pub stopped: u64,
     /// Conversations evicted.

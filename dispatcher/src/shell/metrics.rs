@@ -81,6 +81,7 @@ fn core_numbers(stats: Stats) -> impl IntoIterator<Item = (&'static str, u64)> {
         unlistings_failed,
         claims,
         claims_failed,
+        superseded,
         stopped,
         evicted,
         streams_forgotten,

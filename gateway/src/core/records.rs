@@ -1,7 +1,7 @@
 //! What comes over links: nodes that come and go, records to where they belong, and records that found no owner.
 
 use millrace_protocol::bytes::Bytes;
-use millrace_protocol::ids::PARTITIONS_MAX;
+use millrace_protocol::ids::{PARTITIONS_MAX, SessionId};
 use millrace_protocol::link::end::LinkEvent;
 use millrace_protocol::link::{Kind, Record};
 use millrace_protocol::messages::link::{
@@ -187,12 +187,19 @@ impl Shard {
         let mut changed: Partitions = [0; PARTITIONS_MAX as usize / 64];
         let mut any = false;
         for owned in body.owned {
-            let announced = self.uplink.announce(key, &owned);
-            if announced == Announced::Nothing {
-                continue;
-            }
-            if announced == Announced::OwnerOfAnotherCopy {
-                self.resync.begin(self.sessions.end());
+            match self.uplink.announce(key, &owned) {
+                Announced::Nothing => continue,
+                Announced::Outdated => {
+                    self.tell_superseded(key, owned.partition as u16);
+                    continue;
+                }
+                Announced::Owner => {}
+                Announced::OwnerOfAnotherCopy(former) => {
+                    self.resync.begin(self.sessions.end());
+                    if let Some(former) = former {
+                        self.tell_superseded(former, owned.partition as u16);
+                    }
+                }
             }
             let at = owned.partition as usize;
             changed[at / 64] |= 1 << (at % 64);
@@ -206,12 +213,19 @@ impl Shard {
         self.resubscribe(&|partition| contains(&changed, partition));
     }
 
-    fn on_not_owner(
-        &mut self,
-        key: NodeKey,
-        session: millrace_protocol::ids::SessionId,
-        body: NotOwner,
-    ) -> Result<(), BadRecord> {
+    /// A node serves a partition, of which a higher epoch is known here. Between two copies of the store that one may be the
+    /// one that is given up, and the node the owner in truth: nobody would hear of it then.
+    fn tell_superseded(&mut self, key: NodeKey, partition: u16) {
+        let epoch = self.uplink.epoch(partition);
+        let told =
+            Record { kind: Kind::Superseded, partition, epoch, session: SessionId::NONE, body: Bytes::new() };
+        // It is told again when it announces again, which it does on a fresh link.
+        if self.uplink.send_to(key, told).is_ok() {
+            self.stats.superseded += 1;
+        }
+    }
+
+    fn on_not_owner(&mut self, key: NodeKey, session: SessionId, body: NotOwner) -> Result<(), BadRecord> {
         self.stats.not_owners += 1;
         let Some(kind) = u8::try_from(body.kind).ok().and_then(Kind::from_byte) else {
             return Err(BadRecord);

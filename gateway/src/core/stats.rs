@@ -162,6 +162,8 @@ stats! {
     duplicates: counter,
     /// Records dropped because their epoch was over.
     stale_epochs: counter,
+    /// Owners told that a higher epoch than theirs is known.
+    superseded: counter,
     /// Messages for conversations that nobody listens to here.
     fan_outs_unwanted: counter,
     /// Messages not taken in because too much waits, or is held.

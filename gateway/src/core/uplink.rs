@@ -49,10 +49,13 @@ struct Owner {
 pub enum Announced {
     /// What is known.
     Nothing,
+    /// A higher epoch is known.
+    Outdated,
     /// A partition has this owner now.
     Owner,
-    /// And the store is another copy than its former owner's, which may lack what that one was acknowledged last.
-    OwnerOfAnotherCopy,
+    /// And the store is another copy than the former owner's, which may lack what that one was acknowledged last. That
+    /// one, if it is another node.
+    OwnerOfAnotherCopy(Option<NodeKey>),
 }
 
 /// Why a record did not go.
@@ -162,16 +165,20 @@ impl Uplink {
     pub fn announce(&mut self, node: NodeKey, owned: &Owned) -> Announced {
         let &Owned { partition, epoch, copy } = owned;
         let Some(owner) = self.owners.get_mut(partition as usize) else { return Announced::Nothing };
-        if epoch < owner.epoch || (owner.node == Some(node) && epoch == owner.epoch) {
+        if epoch < owner.epoch {
+            return Announced::Outdated;
+        }
+        if owner.node == Some(node) && epoch == owner.epoch {
             return Announced::Nothing;
         }
-        (owner.node, owner.epoch) = (Some(node), epoch);
+        let former = owner.node.replace(node).filter(|former| *former != node);
+        owner.epoch = epoch;
         if copy == 0 {
             return Announced::Owner;
         }
         match std::mem::replace(&mut owner.copy, copy) {
-            former if former == 0 || former == copy => Announced::Owner,
-            _ => Announced::OwnerOfAnotherCopy,
+            before if before == 0 || before == copy => Announced::Owner,
+            _ => Announced::OwnerOfAnotherCopy(former),
         }
     }
 
@@ -251,7 +258,7 @@ mod tests {
         let owned = |partition, epoch| Owned { partition, epoch, copy: 1 };
         assert_eq!(uplink.announce(a, &owned(1, 10)), Announced::Owner);
         assert_eq!(uplink.announce(a, &owned(1, 10)), Announced::Nothing, "nothing new");
-        assert_eq!(uplink.announce(b, &owned(1, 9)), Announced::Nothing, "an old epoch");
+        assert_eq!(uplink.announce(b, &owned(1, 9)), Announced::Outdated, "an old epoch");
         assert_eq!(uplink.announce(b, &owned(1, 11)), Announced::Owner);
         assert_eq!(uplink.owner(1), Some(b));
         assert_eq!(uplink.announce(b, &owned(9, 11)), Announced::Nothing, "no such partition");
@@ -261,7 +268,16 @@ mod tests {
         assert_eq!((uplink.owner(1), uplink.epoch(1)), (None, 11));
         assert!(!uplink.witness(1, 10) && uplink.witness(1, 12) && !uplink.witness(1, 11));
         let moved = Owned { copy: 2, ..owned(1, 12) };
-        assert_eq!(uplink.announce(b, &moved), Announced::OwnerOfAnotherCopy, "also after it was denied");
+        assert_eq!(
+            uplink.announce(b, &moved),
+            Announced::OwnerOfAnotherCopy(None),
+            "also after it was denied"
+        );
+        let moved = Owned { copy: 3, ..owned(1, 13) };
+        assert_eq!(uplink.announce(a, &moved), Announced::OwnerOfAnotherCopy(Some(b)));
+        let moved = Owned { copy: 4, ..owned(1, 14) };
+        assert_eq!(uplink.announce(a, &moved), Announced::OwnerOfAnotherCopy(None), "the same node");
+        uplink.announce(b, &owned(1, 15));
         uplink.remove(b);
         assert_eq!(uplink.owner(1), None);
         assert!(!uplink.witness(7, 1));

@@ -77,7 +77,7 @@ pub struct Verdict {
     pub shown: u64,
     /// Entries of all logs at the end.
     pub logged: u64,
-    /// Acknowledged messages that the log does not have, as the durability allows.
+    /// Acknowledged messages that the log does not have where they were acknowledged, as the durability allows.
     pub losses: u64,
     /// Entries that devices were told to drop.
     pub dropped: u64,
@@ -134,6 +134,8 @@ pub fn check(history: &History, losses_allowed: bool) -> Verdict {
         let conversation = name(history, tag.conversation);
         match stored.get(tag) {
             Some(place) if place == acked => {}
+            // Where it was acknowledged it was lost, and it was sent again before that was known.
+            Some(_) if losses_allowed && read.told.contains(&(tag.device, *tag)) => verdict.losses += 1,
             Some(place) => {
                 verdict.add(Broken::Moved, || {
                     format!("{tag} in {conversation}: acknowledged as {acked}, stored as {place}")

@@ -208,6 +208,28 @@ fn what_took_the_place_of_a_lost_message_may_be_shown_after_it() {
 }
 
 #[test]
+fn a_message_that_was_sent_again_before_its_loss_was_known_may_stand_elsewhere() {
+    let mut history = sound();
+    let new = Place { epoch: 2, seq: 3, id: 900 };
+    let again = Entry { place: new, content: Content::Message(tag(0, 2)) };
+    *log(&mut history).last_mut().unwrap() = again;
+    let rest = (0..2).flat_map(|device| {
+        let told = Note::Truncated { device, conversation: 0, seq: 2 };
+        [told, Note::Shown { device, conversation: 0, place: new, tag: Some(tag(0, 2)) }]
+    });
+    let rest: Vec<Note> = rest.collect();
+    let length = history.notes.len();
+    cut(&mut history, length, &rest);
+    let verdict = check(&history, true);
+    assert!(verdict.is_clean(), "{:?}", verdict.examples);
+    assert_eq!(verdict.losses, 1, "of what was acknowledged");
+    // The sender was not told.
+    history.notes.remove(length);
+    assert!(found(&history, true).contains(&Broken::Moved));
+    assert!(found(&history, false).contains(&Broken::Moved), "where nothing may be lost");
+}
+
+#[test]
 fn a_million_notes_take_seconds() {
     let mut history = sound();
     history.notes.clear();

@@ -40,6 +40,7 @@ pub enum Kind {
     Closed = 17,
     Lease = 18,
     Acks = 19,
+    Superseded = 20,
     // Dispatcher to gateway.
     Registered = 40,
     Subscribed = 41,
@@ -60,7 +61,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 28] = {
+    const ALL: [Kind; 29] = {
         use Kind::*;
         [
             Hello,
@@ -75,6 +76,7 @@ impl Kind {
             Closed,
             Lease,
             Acks,
+            Superseded,
             Registered,
             Subscribed,
             Reply,

@@ -1,12 +1,14 @@
 //! Partitions: claims, handovers, takeovers, lost fences and leases.
 
+use bytes::Bytes;
 use millrace_protocol::ids::SessionId;
-use millrace_protocol::link::Kind;
+use millrace_protocol::link::{Kind, Record};
 use millrace_protocol::messages::client::{self, Code, request};
 use millrace_protocol::messages::link as wire;
 
-use super::world::{World, conversation_partition, session};
+use super::world::{World, conversation_partition, link, session};
 use crate::core::event::Event;
+use crate::core::limits::SUPERSEDED_US;
 
 fn two_nodes() -> World {
     let mut world = World::new(2, 1);
@@ -63,6 +65,42 @@ fn a_takeover_goes_on_where_the_dead_owner_stopped_and_the_fence_keeps_it_out() 
     assert_eq!(world.store.logs["g:x"].entries.len(), 5);
     world.pass(500);
     assert!(!world.nodes[0].claimed.contains_key(&partition), "the store names the other");
+}
+
+#[test]
+fn a_partition_of_which_a_gateway_knows_a_higher_epoch_is_claimed_above_that() {
+    let mut world = two_nodes();
+    let partition = conversation_partition("g:x");
+    let epoch = world.nodes[0].claimed[&partition];
+    let tell = |world: &mut World, epoch| {
+        let (session, body) = (SessionId::NONE, Bytes::new());
+        let record = Record { kind: Kind::Superseded, partition, epoch, session, body };
+        world.ends.get_mut(&(0, link(1))).unwrap().link.queue(record).unwrap();
+        world.run();
+    };
+    tell(&mut world, epoch);
+    world.pass(SUPERSEDED_US / 1_000 + 500);
+    assert_eq!(world.nodes[0].claimed[&partition], epoch, "it is its own");
+    tell(&mut world, epoch + 1_000_000);
+    tell(&mut world, epoch + 900_000);
+    world.pass(SUPERSEDED_US / 1_000 - 500);
+    assert_eq!(world.nodes[0].claimed[&partition], epoch, "the other may be the one that is given up");
+    world.pass(1_000);
+    world.pass(100);
+    assert_eq!(world.nodes[0].claimed[&partition], epoch + 1_000_001);
+    let announced: Vec<wire::Announce> = world.take(0, 1, Kind::Announce);
+    assert_eq!(announced.last().unwrap().owned[0].epoch, epoch + 1_000_001);
+    // A node that does not serve it has nothing to do.
+    let record = Record {
+        kind: Kind::Superseded,
+        partition,
+        epoch: 1 << 60,
+        session: SessionId::NONE,
+        body: Bytes::new(),
+    };
+    world.ends.get_mut(&(1, link(1))).unwrap().link.queue(record).unwrap();
+    world.pass(SUPERSEDED_US / 1_000 + 500);
+    assert!(world.nodes[1].claimed.is_empty());
 }
 
 #[test]

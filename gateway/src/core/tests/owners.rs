@@ -465,6 +465,28 @@ fn who_is_refused_though_listed_is_asked_for_again_at_the_next_owner() {
 }
 
 #[test]
+fn an_owner_is_told_of_a_higher_epoch_than_its_own() {
+    let mut world = two_nodes();
+    world.announce_from(0, 0..PARTITIONS, 11, 2);
+    let told = |world: &mut World, node| -> Vec<(u16, u64)> {
+        let records = world.take(node, Kind::Superseded);
+        records.into_iter().map(|record| (record.partition, record.epoch)).collect()
+    };
+    assert_eq!(told(&mut world, 0), [], "itself");
+    world.announce_from(1, 0..1, 12, 2);
+    assert_eq!(told(&mut world, 0), [], "of the same copy of the store: its fence is void");
+    world.announce_from(1, 1..3, 12, 1);
+    assert_eq!(
+        told(&mut world, 0),
+        [(1, 12), (2, 12)],
+        "another copy: either may be the one that is given up"
+    );
+    world.announce_from(0, 2..4, 11, 2);
+    assert_eq!(told(&mut world, 0), [(2, 12)], "each time that it announces");
+    assert_eq!((told(&mut world, 1), world.shard.stats().superseded), (vec![], 3));
+}
+
+#[test]
 fn of_too_many_refusals_the_oldest_is_forgotten_and_counted() {
     const GROUPS_EACH: usize = 500;
     let mut world = two_nodes();

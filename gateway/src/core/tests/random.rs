@@ -433,7 +433,7 @@ fn check(seed: u64) -> BTreeSet<&'static str> {
 }
 
 /// Counters that these events don't move: most are about what is full, too many or too large.
-const ELSEWHERE: [&str; 24] = [
+const ELSEWHERE: [&str; 25] = [
     "displaced",
     "resyncs_swept",
     "accept_refused",
@@ -452,6 +452,7 @@ const ELSEWHERE: [&str; 24] = [
     "acks_dropped",
     "owed_overflowed",
     "refused_forgotten",
+    "superseded",
     "topic_limit",
     "duplicates",
     "fan_outs_overflowed",
