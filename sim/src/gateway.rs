@@ -503,6 +503,8 @@ impl Gateway {
                 Change::None => continue,
                 Change::Extended(lease) | Change::Renewed(lease) => lease,
             };
+            let until_us = self.clock.world_us(lease.until_us);
+            witness::believes(out, &self.id.to_string(), lease.incarnation, until_us);
             for shard in 0..self.stations.len() {
                 self.push(out, shard, Input::Lease(lease));
             }
