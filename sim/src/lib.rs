@@ -7,7 +7,7 @@
 //! | [`agenda`], [`clock`], [`random`] | order, time and chance |
 //! | [`network`], [`store`] | what lies between the processes, and fails |
 //! | [`thread`], [`gateway`], [`dispatcher`] | processes: what their shells do |
-//! | [`device`], [`disk`], [`application`] | clients: their shell, what they saved, what they take |
+//! | [`device`], [`copy`], [`disk`], [`application`] | clients: their shell, its copies, what they saved, what they take |
 //! | [`work`] | what their users do |
 //! | [`ledger`], [`listening`], [`shelf`], [`witness`] | what was promised, and whether it is kept |
 //! | [`outside`], [`trace`], [`wiretap`] | what is handed around; what is told |
@@ -22,6 +22,7 @@
 pub mod agenda;
 pub mod application;
 pub mod clock;
+pub mod copy;
 pub mod device;
 pub mod disk;
 pub mod dispatcher;

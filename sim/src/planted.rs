@@ -68,9 +68,13 @@ fn plans(fault: Fault) -> &'static [&'static str] {
         F::EpochWithoutClock | F::PositionNotCompared | F::TruncationNotTold => &["failover"],
         F::UnknownTakenForDone | F::UnknownTakenForFailed => &["store"],
         F::FenceNotCompared | F::PagesByAnybody | F::LeaseNotChecked => &["pause", "mixed"],
-        F::GapMarkLost | F::DirectGapMarkLost | F::OverflowWithoutGap => &["network", "mixed"],
-        F::ReleasedTooEarly => &["leave"],
-        F::OldEpochsKept => &["pause", "mixed", "failover"],
+        F::OverflowWithoutGap => &["network", "mixed"],
+        F::GapMarkLost | F::DirectGapMarkLost => &["tight"],
+        F::NoResyncClock | F::ResyncOnce => &["deaf"],
+        F::ReleasedTooEarly => &["leave", "moves"],
+        F::OldEpochsKept => &["moves"],
+        F::LeaseFromAnswer => &["pause", "network", "mixed"],
+        F::CloseNotRepeated => &["copies"],
         _ => &["mixed", "crash", "network", "store"],
     }
 }
