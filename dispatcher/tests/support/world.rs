@@ -391,6 +391,7 @@ pub fn registration(user: &str, device: &str, platform: &str, session: SessionId
         login_number: 0,
         wall_ms: 5_000,
         newest_wins: false,
+        claim: None,
     }
 }
 
