@@ -88,7 +88,7 @@ pub fn register(cx: &mut Cx, link: LinkKey, owner: &Owner, session: SessionId, a
         newest_wins: ask.newest_wins,
         claim: Some((from.partition, owner.fence)),
     };
-    cx.store(Work::Register(registration), Pending::Register(Box::new(login)));
+    cx.store(Work::Register(Box::new(registration)), Pending::Register(Box::new(login)));
 }
 
 /// The store's answer to a registration.

@@ -210,7 +210,7 @@ impl ModelStore {
                 if let Some((partition, fence)) = registration.claim {
                     self.fenced(partition, fence)?;
                 }
-                Ok(self.register(registration))
+                Ok(self.register(*registration))
             }
             Work::Unregister { user, device, session, login_number, incarnation } => {
                 let routes = self.routes.entry(user).or_default();

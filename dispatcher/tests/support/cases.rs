@@ -336,7 +336,8 @@ fn owners_register(world: &World<'_>) {
     let partition = user_partition("alice", PARTITIONS);
     let register = |fence: Fence, slot: u32, login_number: u64| {
         let phone = registration("alice", "phone", "ios", session(1, slot));
-        world.call(Work::Register(Registration { login_number, claim: Some((partition, fence)), ..phone }))
+        let claim = Some((partition, fence));
+        world.call(Work::Register(Box::new(Registration { login_number, claim, ..phone })))
     };
     let fenced = Err(StoreError::Fenced { partition });
     let stays = |slot: u32| world.routes("alice").iter().map(|r| r.session).eq([session(1, slot)]);

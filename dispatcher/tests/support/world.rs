@@ -236,7 +236,7 @@ impl<'a> World<'a> {
     }
 
     pub fn register(&self, registration: Registration) -> Registered {
-        match self.call(Work::Register(registration)) {
+        match self.call(Work::Register(Box::new(registration))) {
             Ok(Outcome::Registered { login_number, lost, losers, mut groups }) => {
                 groups.sort();
                 Registered { login_number, lost, losers, groups }
