@@ -101,7 +101,7 @@ impl Delivery {
 
     /// Routes as they were first read, with that fault: see `planted`.
     #[cfg(feature = "planted")]
-    fn from_memory(&mut self, mut routes: FxHashMap<String, Vec<Route>>) -> FxHashMap<String, Vec<Route>> {
+    fn remembered(&mut self, mut routes: FxHashMap<String, Vec<Route>>) -> FxHashMap<String, Vec<Route>> {
         use millrace_protocol::planted::{self, Fault};
         if planted::is(Fault::RoutesFromMemory) {
             for (user, routes) in &mut routes {
@@ -233,7 +233,7 @@ fn again(cx: &mut Cx, asks: Vec<(Ask, bool)>, through: u64) {
 fn deliver(cx: &mut Cx, asks: Vec<(Ask, bool)>, users: Vec<String>, routes: Vec<Vec<Route>>) {
     let routes: FxHashMap<String, Vec<Route>> = users.into_iter().zip(routes).collect();
     #[cfg(feature = "planted")]
-    let routes = cx.hub.delivery.from_memory(routes);
+    let routes = cx.hub.delivery.remembered(routes);
     for (ask, _) in asks {
         for (link, targets) in targets(cx, &ask, &routes) {
             for targets in targets.chunks(TARGETS_MAX) {
