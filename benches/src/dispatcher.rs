@@ -255,6 +255,7 @@ fn routes() -> (Routes, Vec<Registration>) {
         login_number: 0,
         wall_ms: 1_800_000_000_000,
         newest_wins: true,
+        claim: None,
     };
     for n in 0..USERS {
         routes.register(&registration(n));

@@ -178,7 +178,11 @@ fn redis_forgets_scripts() {
     }
     server.cli(&["SCRIPT", "FLUSH"]);
     let numbers: Vec<u64> = world
-        .calls((0..4).map(|n| Work::Register(registration("alice", "phone", "ios", session(1, n)))).collect())
+        .calls(
+            (0..4)
+                .map(|n| Work::Register(Box::new(registration("alice", "phone", "ios", session(1, n)))))
+                .collect(),
+        )
         .into_iter()
         .map(|outcome| match outcome {
             Ok(Outcome::Registered { login_number, .. }) => login_number,

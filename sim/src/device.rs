@@ -15,12 +15,13 @@ use millrace_protocol::client_session::{
 };
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
-use millrace_protocol::messages::client::{Code, Notify, Read, Response};
+use millrace_protocol::messages::client::{Code, Notify, Read, Response, notify};
 
 use crate::agenda::{Due, Seat, Who};
 use crate::answers::Asked;
 use crate::application::Application;
 use crate::clock::{MS, SECOND};
+use crate::copy::Copies;
 use crate::disk::Disk;
 use crate::ledger::Invariant;
 use crate::network::{ConnId, End, Item};
@@ -78,6 +79,12 @@ pub struct Device {
     start_at_us: u64,
     wake_at_us: Option<u64>,
     online: bool,
+    /// Since when it is logged in, or was last.
+    online_at_us: u64,
+    /// It loses messages, and what it is asked about them, until then.
+    deaf_until_us: u64,
+    /// Processes that were copied from it and are not closed yet.
+    copies: Copies,
     /// Groups that it believes to be in.
     pub groups: BTreeSet<String>,
     /// Rooms that it wants to be in.
@@ -117,6 +124,9 @@ impl Device {
             start_at_us,
             wake_at_us: None,
             online: false,
+            online_at_us: 0,
+            deaf_until_us: 0,
+            copies: Copies::new(u64::from(plan.heartbeat_ms) * MS / 2),
             groups: BTreeSet::new(),
             rooms: BTreeSet::new(),
             shown: BTreeMap::new(),
@@ -193,6 +203,27 @@ impl Device {
         self.application.be_busy(out.now_us + for_us);
     }
 
+    /// It loses messages, and what it is asked about them, for a while.
+    pub fn be_deaf(&mut self, until_us: u64) {
+        self.deaf_until_us = self.deaf_until_us.max(until_us);
+    }
+
+    /// Its process is copied: the copy keeps the connection, and this one connects again.
+    pub fn be_copied(&mut self, out: &mut Outside) {
+        let is_over = |wire: &Wire| wire.incoming.iter().any(|it| matches!(it, Incoming::Closed(_)));
+        let Some(wire) = self.wire.take_if(|wire| self.online && !is_over(wire)) else { return };
+        out.trace.say(out.now_us, |text| *text += &format!("**** {}/{} is copied", self.user, self.name));
+        let reason = Reason::Network("its process was copied".into());
+        let conn = wire.conn;
+        self.copies.add(out.now_us, wire.id, wire.speaks);
+        self.step(out, Event::Lost { conn, reason });
+    }
+
+    /// Since when a copy is to be gone, if there is one: this device is logged in anew.
+    pub fn is_doubled_since_us(&self) -> Option<u64> {
+        (!self.copies.is_empty()).then_some(if self.online { self.online_at_us } else { u64::MAX })
+    }
+
     /// Its process ends in the middle of whatever it does, and starts again after a while.
     pub fn crash(&mut self, out: &mut Outside, down_us: u64, silently: bool) {
         out.trace.say(out.now_us, |text| *text += &format!("**** {}/{} crashes", self.user, self.name));
@@ -244,7 +275,7 @@ impl Device {
                 due.into_iter().flatten().min().unwrap_or(u64::MAX)
             }
         };
-        let at_us = next_us.max(now_us + 1);
+        let at_us = next_us.min(self.copies.next_us()).max(now_us + 1);
         if at_us < u64::MAX && self.wake_at_us.is_none_or(|noted| noted > at_us || noted <= now_us) {
             self.wake_at_us = Some(at_us);
             out.agenda.at(at_us, Due::Device(self.index));
@@ -256,6 +287,7 @@ impl Device {
         if self.wake_at_us.is_some_and(|at_us| at_us <= out.now_us) {
             self.wake_at_us = None;
         }
+        self.copies.turn(out);
         if self.machine.is_none() && self.start_at_us <= out.now_us {
             return self.start(out);
         }
@@ -328,6 +360,9 @@ impl Device {
                         *text += &format!("{}/{} < {notify:?}", self.user, self.name);
                     });
                     out.ledger.notified(out.now_us, self.index, &notify);
+                    if out.now_us < self.deaf_until_us && can_be_lost(&notify) {
+                        continue;
+                    }
                     self.hear(out, Event::Notify { conn, notify });
                 }
                 Incoming::Closed(reason) => {
@@ -393,7 +428,7 @@ impl Device {
         use millrace_client::Event as Notice;
         match &event {
             Notice::Connected { .. } => {
-                self.online = true;
+                (self.online, self.online_at_us) = (true, out.now_us);
                 out.ledger.counts.logins += 1;
             }
             Notice::Disconnected { .. } | Notice::Ended { .. } => self.online = false,
@@ -459,6 +494,9 @@ impl Device {
 
     /// Something arrived on a connection of this device, perhaps on one that it gave up.
     pub fn arrived(&mut self, out: &mut Outside, id: ConnId, item: Item) {
+        if self.copies.hear(out, id, &item) {
+            return;
+        }
         let Some(wire) = self.wire.as_mut().filter(|wire| wire.id == id) else {
             if matches!(item, Item::Accepted) {
                 out.close(id, 0);
@@ -536,6 +574,15 @@ impl Device {
             self.hear(out, Event::Opened { conn });
         }
         self.step(out, Event::Heard { conn });
+    }
+}
+
+/// What a deaf client loses: messages that it is to acknowledge, and the question where its acknowledgement is.
+fn can_be_lost(notify: &Notify) -> bool {
+    match &notify.event {
+        Some(notify::Event::Deliver(deliver)) => !deliver.conversation.starts_with("r:"),
+        Some(notify::Event::Resync(_)) => true,
+        _ => false,
     }
 }
 

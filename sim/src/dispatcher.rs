@@ -214,8 +214,8 @@ impl Node {
     }
 
     fn store(&self, out: &mut Outside, seat: Seat, job: Job) {
-        let Outside { store, agenda, now_us, .. } = out;
-        store.submit(agenda, *now_us, seat, job);
+        let Outside { store, agenda, ledger, now_us, .. } = out;
+        store.submit(agenda, ledger, *now_us, seat, job);
     }
 
     // ---- the control thread ----
@@ -266,6 +266,7 @@ impl Node {
         }
         let lease_us = u64::from(self.plan.node_lease_ms) * MS;
         let until_us = sent_us + lease_us - lease_us / u64::from(LEASE_MARGIN_SHARE);
+        witness::believes(out, &self.name, self.incarnation, self.clock.world_us(until_us));
         for shard in 0..self.stations.len() {
             self.threads.push(out, shard, Input::Event(Event::LeaseUntil { until_us }));
             self.threads.push(out, shard, Input::Event(Event::View(Arc::clone(&view))));

@@ -412,6 +412,8 @@ impl Process for Gateway {
                 Change::None => continue,
                 Change::Extended(lease) | Change::Renewed(lease) => lease,
             };
+            let until_us = self.clock.world_us(lease.until_us);
+            witness::believes(out, &self.id.to_string(), lease.incarnation, until_us);
             for shard in 0..self.stations.len() {
                 self.threads.push(out, shard, Input::Lease(lease));
             }

@@ -38,6 +38,10 @@ pub enum Invariant {
     RepeatsAnswered,
     /// A direct conversation is in both users' lists before its first message.
     ListedFirst,
+    /// A session's route is in the store before it is told that it is logged in.
+    RoutedFirst,
+    /// A partition is given up when everything that its owner began to write is answered.
+    HandedOver,
     /// Nobody begins anything without a lease, and nobody loses a partition while it has one.
     LeaseHolds,
     /// Nobody is shown a message twice by one process, nor again below the cursor that was saved.
@@ -64,6 +68,8 @@ pub enum Invariant {
     AnsweredAtLast,
     /// Every device is connected and attached to its groups in the end.
     AttachedAtLast,
+    /// A session whose place a newer one took is closed, and soon.
+    ClosedAtLast,
     /// Everything is shown to everyone in the end.
     DeliveredAtLast,
 }
@@ -164,6 +170,8 @@ pub struct Ledger {
     pub(crate) names: Vec<(String, String)>,
     pub(crate) listening: Vec<Listening>,
     pub(crate) shelves: Vec<Shelf>,
+    /// Sessions that ever had a route.
+    pub(crate) routed: BTreeSet<u64>,
     sent: Vec<Sent>,
     /// How far each user marked each conversation as read.
     pub(crate) read: BTreeMap<(String, String), u64>,

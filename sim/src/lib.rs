@@ -7,7 +7,7 @@
 //! | [`agenda`], [`clock`], [`random`] | order, time and chance |
 //! | [`network`], [`store`] | what lies between the processes, and fails |
 //! | [`thread`], [`gateway`], [`dispatcher`] | processes: what their shells do |
-//! | [`device`], [`disk`], [`application`] | clients: their shell, what they saved, what they take |
+//! | [`device`], [`copy`], [`disk`], [`application`] | clients: their shell, its copies, what they saved, what they take |
 //! | [`stray`] | a client that breaks its promises |
 //! | [`work`] | what their users do |
 //! | [`ledger`], [`answers`], [`listening`], [`shelf`], [`witness`] | what was promised, and whether it is kept |
@@ -24,6 +24,7 @@ pub mod agenda;
 pub mod answers;
 pub mod application;
 pub mod clock;
+pub mod copy;
 pub mod device;
 pub mod disk;
 pub mod dispatcher;

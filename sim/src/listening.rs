@@ -41,7 +41,14 @@ impl Ledger {
         begun: impl Fn(&str) -> bool,
     ) {
         match &response.outcome {
-            Some(Outcome::LoginAck(_)) => self.listening[device].0.clear(),
+            Some(Outcome::LoginAck(ack)) => {
+                self.listening[device].0.clear();
+                if !self.routed.contains(&ack.session) {
+                    let (user, name) = &self.names[device];
+                    let detail = format!("{user}/{name} is logged in, and never had a route");
+                    self.broken(Invariant::RoutedFirst, now_us, detail);
+                }
+            }
             Some(Outcome::Joined(joined)) => {
                 let at = At { epoch: joined.epoch, seq: joined.head };
                 self.listens(device, &joined.conversation, at);

@@ -22,6 +22,12 @@ pub struct Allowed {
     pub leave: bool,
     /// The store loses what it had promised to keep, as it may where that was configured.
     pub failover: bool,
+    /// Clients lose what they were sent, though their connections stay up.
+    pub deaf: bool,
+    /// Clients' processes are copied, and both go on.
+    pub copies: bool,
+    /// Partitions move from node to node while links are late.
+    pub moves: bool,
 }
 
 const NOTHING: Allowed = Allowed {
@@ -33,6 +39,9 @@ const NOTHING: Allowed = Allowed {
     clock: false,
     leave: false,
     failover: false,
+    deaf: false,
+    copies: false,
+    moves: false,
 };
 
 /// A world.
@@ -86,11 +95,18 @@ pub struct Plan {
     pub link_window_bytes: u64,
     /// Conversations of a partition in memory.
     pub conversations_max: usize,
+    /// Of a thousand things that a device does, so many more are joins and leaves of groups.
+    pub churn: u64,
 }
 
 /// Names of all plans.
-pub const NAMES: &[&str] =
-    &["calm", "client", "network", "crash", "pause", "store", "clock", "leave", "mixed", "failover"];
+pub const NAMES: &[&str] = &[
+    "calm", "client", "network", "crash", "pause", "store", "clock", "leave", "mixed", "failover", "deaf",
+    "tight", "copies", "moves",
+];
+
+/// What is drawn for plans that came later has a stream of its own, so that the seeds of the others keep their worlds.
+const LATER: u64 = 21;
 
 impl Plan {
     /// A plan by its name, with sizes picked by the seed.
@@ -107,7 +123,7 @@ impl Plan {
             store: true,
             clock: true,
             leave: true,
-            failover: false,
+            ..NOTHING
         };
         let allowed = match name {
             "network" => Allowed { network: true, client: true, ..NOTHING },
@@ -119,9 +135,13 @@ impl Plan {
             "leave" => Allowed { leave: true, network: true, ..NOTHING },
             "mixed" => all,
             "failover" => Allowed { failover: true, clock: false, ..all },
+            "deaf" => Allowed { deaf: true, ..NOTHING },
+            "tight" => Allowed { network: true, ..NOTHING },
+            "copies" => Allowed { copies: true, crash: true, network: true, ..NOTHING },
+            "moves" => Allowed { moves: true, leave: true, ..NOTHING },
             _ => NOTHING,
         };
-        Some(Plan {
+        let plan = Plan {
             name,
             gateways: random.between(1, 3) as usize,
             gateway_shards: random.between(1, 2) as usize,
@@ -147,7 +167,35 @@ impl Plan {
             outbox_bytes_max: random.pick(&[16 << 10, 256 << 10]),
             link_window_bytes: random.pick(&[128 << 10, 1 << 20]),
             conversations_max: random.pick(&[4, 64, 8_192]),
-        })
+            churn: 0,
+        };
+        Some(plan.later(&mut Random::fork(seed, LATER)))
+    }
+
+    /// What the plans that came later have of their own.
+    fn later(mut self, random: &mut Random) -> Plan {
+        match self.name {
+            // Two or three messages, or one long one, and a link has no credit left.
+            "tight" => {
+                self.link_window_bytes = random.pick(&[512, 2 << 10, 8 << 10]);
+                self.think_us = random.between(40, 150) * MS;
+            }
+            // Who takes a client's place comes to another gateway, mostly.
+            "copies" => {
+                self.gateways = random.between(2, 3) as usize;
+                self.faults_max = 24;
+            }
+            "moves" => {
+                self.gateways = 2;
+                self.nodes = random.between(2, 3) as usize;
+                self.partitions = 2;
+                self.groups = 1;
+                self.churn = 400;
+                self.think_us = random.between(40, 150) * MS;
+            }
+            _ => {}
+        }
+        self
     }
 
     /// When work and faults end.

@@ -68,12 +68,16 @@ fn plans(fault: Fault) -> &'static [&'static str] {
         F::EpochWithoutClock | F::PositionNotCompared | F::TruncationNotTold => &["failover"],
         F::UnknownTakenForDone | F::UnknownTakenForFailed => &["store"],
         F::FenceNotCompared | F::PagesByAnybody | F::LeaseNotChecked => &["pause", "mixed"],
-        F::GapMarkLost | F::DirectGapMarkLost | F::OverflowWithoutGap => &["network", "mixed"],
-        F::ReleasedTooEarly => &["leave"],
+        F::OverflowWithoutGap => &["network", "mixed"],
+        F::GapMarkLost | F::DirectGapMarkLost => &["tight"],
+        F::NoResyncClock | F::ResyncOnce => &["deaf"],
+        F::ReleasedTooEarly => &["leave", "moves"],
+        F::OldEpochsKept => &["moves"],
+        F::LeaseFromAnswer => &["pause", "network", "mixed"],
+        F::CloseNotRepeated => &["copies"],
         // Where devices connect again while their old connections live, or registering is done twice.
         F::GenerationIgnored => &["network", "mixed"],
         F::LowestLoginWins => &["mixed", "store"],
-        F::OldEpochsKept => &["pause", "mixed", "failover"],
         _ => &["mixed", "crash", "network", "store"],
     }
 }

@@ -123,6 +123,25 @@ pub enum Kind {
     },
     /// The store is emptied.
     Empty,
+    /// What a node says to gateways is late.
+    LateWords {
+        /// Gateways first, then nodes.
+        process: usize,
+        /// How long, us.
+        for_us: u64,
+    },
+    /// A client loses what it was sent of messages, and what it is asked about them.
+    DeafClient {
+        /// Which, modulo those there are.
+        device: usize,
+        /// How long, us.
+        for_us: u64,
+    },
+    /// A client's process is copied: the copy keeps the connection, and the client connects again.
+    CopyClient {
+        /// Which, modulo those there are.
+        device: usize,
+    },
 }
 
 /// When, and what.
@@ -164,6 +183,12 @@ pub fn draw(plan: &Plan, seed: u64) -> Vec<Fault> {
         kinds.extend([fall_back as fn(&mut Random, &Plan) -> Kind; 4]);
         kinds.push(empty);
     }
+    if allowed.deaf {
+        kinds.push(deaf_client);
+    }
+    if allowed.copies {
+        kinds.extend([copy_client as fn(&mut Random, &Plan) -> Kind; 10]);
+    }
     if kinds.is_empty() {
         return Vec::new();
     }
@@ -175,6 +200,9 @@ pub fn draw(plan: &Plan, seed: u64) -> Vec<Fault> {
             Fault { at_us, kind }
         })
         .collect();
+    if allowed.moves {
+        add_moves(&mut faults, &mut random, plan);
+    }
     // Mostly near the end of the work: what is said later mends what nobody was told.
     let mut random = Random::fork(seed, 9);
     if allowed.crash && random.chance(400) {
@@ -184,6 +212,23 @@ pub fn draw(plan: &Plan, seed: u64) -> Vec<Fault> {
     }
     faults.sort_by_key(|fault| fault.at_us);
     faults
+}
+
+/// Nodes leave while what they say to gateways is late: their last words come after their successors' first. Those of the
+/// last one come when nobody does anything any more that would make up for them.
+fn add_moves(faults: &mut Vec<Fault>, random: &mut Random, plan: &Plan) {
+    let end_us = plan.busy_until_us();
+    for last in [true, false, false].into_iter().take(random.between(1, 3) as usize) {
+        let process = plan.gateways + random.index(plan.nodes);
+        let (at_us, late_us) = match last {
+            true => (end_us - random.between(300 * MS, 1_500 * MS), end_us),
+            false => (plan.calm_us + random.below(plan.busy_us), 0),
+        };
+        let leave_us = at_us + random.between(20 * MS, 200 * MS);
+        let for_us = late_us.max(leave_us) - at_us + random.between(100 * MS, 2_000 * MS);
+        faults.push(Fault { at_us, kind: Kind::LateWords { process, for_us } });
+        faults.push(Fault { at_us: leave_us, kind: Kind::Leave { process } });
+    }
 }
 
 fn process(random: &mut Random, plan: &Plan) -> usize {
@@ -292,4 +337,13 @@ fn fall_back(random: &mut Random, _: &Plan) -> Kind {
 
 fn empty(_: &mut Random, _: &Plan) -> Kind {
     Kind::Empty
+}
+
+fn deaf_client(random: &mut Random, _: &Plan) -> Kind {
+    // Some for longer than it takes to be asked, once; nobody until the gateway gives it up.
+    Kind::DeafClient { device: random.index(64), for_us: random.between(100 * MS, 9 * SECOND) }
+}
+
+fn copy_client(random: &mut Random, _: &Plan) -> Kind {
+    Kind::CopyClient { device: random.index(64) }
 }

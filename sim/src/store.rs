@@ -92,6 +92,10 @@ pub struct Store {
     pub keep_copies: bool,
     copies: VecDeque<(u64, ModelStore)>,
     witness: Witness,
+    /// Until when leases were ever granted, of each holder: a node by name, a gateway by its id.
+    granted: BTreeMap<(String, u64), u64>,
+    /// Until when a partition's batches are under way, for their owner.
+    batches: BTreeMap<(Seat, Partition), u64>,
     random: Random,
 }
 
@@ -113,12 +117,23 @@ impl Store {
             keep_copies: false,
             copies: VecDeque::new(),
             witness: Witness::default(),
+            granted: BTreeMap::new(),
+            batches: BTreeMap::new(),
             random,
         }
     }
 
     /// A job leaves its thread.
-    pub fn submit(&mut self, agenda: &mut Agenda, now_us: u64, seat: Seat, job: Job) {
+    pub fn submit(&mut self, agenda: &mut Agenda, ledger: &mut Ledger, now_us: u64, seat: Seat, job: Job) {
+        match &job.work {
+            Work::Append(batch) => drop(self.batches.insert((seat, batch.partition), u64::MAX)),
+            Work::Release { partition, .. } => {
+                let until_us = self.batches.get(&(seat, *partition)).copied().unwrap_or(0);
+                witness::gives_up(ledger, now_us, seat, *partition, until_us);
+            }
+            _ => {}
+        }
+        let appends = appends(&job.work);
         let mut delay_us = match self.random.below(20) {
             0 => self.random.between(500, 20 * MS),
             _ => self.random.between(60, 900),
@@ -132,6 +147,7 @@ impl Store {
         }
         if refused {
             let done = failed(job.ticket, "refused");
+            self.answers(seat, appends, now_us + delay_us);
             return agenda.at(now_us + delay_us, Due::Done(seat, Box::new(done)));
         }
         let mut at_us = (now_us + delay_us).max(self.stalled_until_us);
@@ -149,6 +165,7 @@ impl Store {
         }
         if at_us > now_us + TIMEOUT_US {
             let done = failed(job.ticket, "no answer in time");
+            self.answers(seat, appends, now_us + TIMEOUT_US);
             agenda.at(now_us + TIMEOUT_US, Due::Done(seat, Box::new(done)));
             // Done all the same, with nobody to tell.
             let job = Job { ticket: 0, work: job.work };
@@ -172,6 +189,13 @@ impl Store {
         std::mem::swap(&mut former.gateways, &mut self.gateways);
     }
 
+    /// A batch of this partition is answered then.
+    fn answers(&mut self, seat: Seat, partition: Option<Partition>, at_us: u64) {
+        if let Some(partition) = partition {
+            self.batches.insert((seat, partition), at_us);
+        }
+    }
+
     /// A job is done, and its answer sent. One that was on its way to a copy that is no more is lost with it.
     pub fn carry_out(
         &mut self,
@@ -184,6 +208,7 @@ impl Store {
         if copy != self.copy_of(now_us, seat.who) {
             if job.ticket != 0 {
                 let done = failed(job.ticket, "the connection was lost");
+                self.answers(seat, appends(&job.work), now_us + MS);
                 agenda.at(now_us + MS, Due::Done(seat, Box::new(done)));
             }
             return;
@@ -198,6 +223,7 @@ impl Store {
             self.copy(now_us);
         }
         self.expire(now_us);
+        let appends = appends(&job.work);
         let outcome = self.perform(ledger, now_us, seat, job.work, in_vain);
         if in_vain {
             self.exchange();
@@ -219,6 +245,7 @@ impl Store {
             0 => self.random.between(300, 8 * MS),
             _ => self.random.between(40, 500),
         };
+        self.answers(seat, appends, now_us + back_us);
         agenda.at(now_us + back_us, Due::Done(seat, Box::new(done)));
     }
 
@@ -249,6 +276,7 @@ impl Store {
                     return Ok(Outcome::GatewayLease { granted: false, was_missing: false, copy });
                 }
                 self.gateways.insert(gateway, (incarnation, until_us));
+                self.granted.insert((gateway.to_string(), incarnation), until_us);
                 self.show_leases();
                 Ok(Outcome::GatewayLease { granted: true, was_missing: holder != Some(incarnation), copy })
             }
@@ -280,6 +308,14 @@ impl Store {
                 }
                 outcome
             }
+            Work::Register(registration) => {
+                let session = registration.session;
+                let outcome = self.model.carry_out(Work::Register(registration));
+                if matches!(&outcome, Ok(Outcome::Registered { lost: false, .. })) {
+                    ledger.routed.insert(session.0);
+                }
+                outcome
+            }
             work => self.model.carry_out(work),
         }
     }
@@ -293,6 +329,7 @@ impl Store {
         let there = holder == node.incarnation;
         let held = self.held.insert(node.name.clone(), (node.incarnation, self.copy));
         let (until_us, incarnation) = (now_us + u64::from(ttl_ms) * MS, node.incarnation);
+        self.granted.insert((node.name.clone(), incarnation), until_us);
         self.nodes.insert(node.name.clone(), NodeLease { node, until_us });
         self.show_leases();
         let was_missing =
@@ -383,6 +420,11 @@ impl Store {
         self.keep_copies || self.gateways.get(&gateway).is_some_and(|(_, until_us)| *until_us > now_us)
     }
 
+    /// Until when this holder was ever granted its lease: a node by its name, a gateway by its id.
+    pub fn granted_until_us(&self, holder: &str, incarnation: u64) -> u64 {
+        self.granted.get(&(holder.to_owned(), incarnation)).copied().unwrap_or(0)
+    }
+
     /// Gateways whose lease is live.
     pub fn live_gateways(&self) -> Vec<Gateway> {
         let gateway = |(gateway, (incarnation, _)): (&u16, &(u64, u64))| Gateway {
@@ -402,6 +444,14 @@ fn user_of(work: &Work) -> Option<&str> {
     match work {
         Work::Register(registration) => Some(&registration.user),
         Work::Unregister { user, .. } => Some(user),
+        _ => None,
+    }
+}
+
+/// The partition that a job appends to.
+fn appends(work: &Work) -> Option<Partition> {
+    match work {
+        Work::Append(batch) => Some(batch.partition),
         _ => None,
     }
 }

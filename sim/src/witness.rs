@@ -14,6 +14,7 @@ use millrace_protocol::ids::Partition;
 use millrace_protocol::messages::client::{Notify, notify};
 use millrace_protocol::prost::Message;
 
+use crate::agenda::Seat;
 use crate::ledger::{Invariant, Ledger};
 use crate::outside::Outside;
 
@@ -112,6 +113,23 @@ pub fn node_acts(out: &mut Outside, node: &str, incarnation: u64, actions: &[Act
         && !out.store.node_lease_is_live(out.now_us, node, incarnation)
     {
         let detail = format!("{node} has no lease and does {action:?}");
+        out.ledger.broken(Invariant::LeaseHolds, out.now_us, detail);
+    }
+}
+
+/// A partition is given up: its owner's last batch was to be answered before that.
+pub fn gives_up(ledger: &mut Ledger, now_us: u64, seat: Seat, partition: Partition, answered_us: u64) {
+    if answered_us > now_us {
+        let detail = format!("{seat:?} gives partition {partition} up, a batch of which is not answered");
+        ledger.broken(Invariant::HandedOver, now_us, detail);
+    }
+}
+
+/// Somebody believes in its lease until a time of the world: no longer than the store does.
+pub fn believes(out: &mut Outside, holder: &str, incarnation: u64, until_us: u64) {
+    let granted_us = out.store.granted_until_us(holder, incarnation);
+    if until_us > granted_us {
+        let detail = format!("{holder} believes in its lease until {until_us}, the store until {granted_us}");
         out.ledger.broken(Invariant::LeaseHolds, out.now_us, detail);
     }
 }

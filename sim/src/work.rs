@@ -74,6 +74,16 @@ pub fn do_something(out: &mut Outside, plan: &Plan, random: &mut Random, device:
     }
 }
 
+/// A device leaves a group that it is in, or joins one.
+pub fn come_and_go(out: &mut Outside, plan: &Plan, random: &mut Random, device: &mut Device) {
+    let group = format!("group{}", random.index(plan.groups));
+    let op = match device.groups.contains(&format!("g:{group}")) {
+        true => Op::GroupLeave(GroupLeave { group }),
+        false => Op::GroupJoin(GroupJoin { group }),
+    };
+    device.call(out, op);
+}
+
 /// A message, or some.
 fn burst(out: &mut Outside, random: &mut Random, device: &mut Device, conversation: &str) {
     let count = if random.chance(800) { 1 } else { random.between(2, 9) };

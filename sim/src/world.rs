@@ -28,6 +28,9 @@ const LOOK_US: u64 = 50 * MS;
 /// The longest fault goes on for so long after the work has ended, us.
 const FAULT_US_MAX: u64 = 6 * SECOND;
 
+/// Who lost its place to a newer login is closed within this, us: its Close is lost now and then, and repeated.
+const CLOSED_US: u64 = 4 * SECOND;
+
 /// A kernel gives up on a silent peer within this, us.
 const GIVE_UP_US: u64 = 4 * SECOND;
 
@@ -403,7 +406,12 @@ impl World {
                     work::create_groups(&mut self.out, &self.plan, &mut self.devices[0]);
                 }
                 self.think_at_us[index] = self.out.now_us + 1 + self.random.below(2 * self.plan.think_us);
-                work::do_something(&mut self.out, &self.plan, &mut self.random, &mut self.devices[index]);
+                let device = &mut self.devices[index];
+                if self.plan.churn > 0 && self.random.chance(self.plan.churn) {
+                    work::come_and_go(&mut self.out, &self.plan, &mut self.random, device);
+                } else {
+                    work::do_something(&mut self.out, &self.plan, &mut self.random, device);
+                }
                 if self.habits.chance(self.plan.reads_per_mille) {
                     self.devices[index].mark_read(&mut self.out, &mut self.habits);
                 }
@@ -493,6 +501,23 @@ impl World {
             Kind::StoreStops { for_us } => self.out.store.stall(now_us + for_us),
             Kind::FallBack { by_us } => self.out.store.fall_back(&mut self.out.ledger, now_us, by_us),
             Kind::Empty => self.out.store.empty(&mut self.out.ledger),
+            Kind::LateWords { process, for_us } => {
+                let who = self.who(process);
+                let network = &mut self.out.network;
+                let says =
+                    |end: End| matches!((end, who), (End::NodeLink(node, _), Who::Node(it)) if node == it);
+                for (id, side) in network.sides_of(says) {
+                    network.stall(now_us, id, side, for_us);
+                }
+            }
+            Kind::DeafClient { device, for_us } => {
+                let index = device % self.devices.len();
+                self.devices[index].be_deaf(now_us + for_us);
+            }
+            Kind::CopyClient { device } => {
+                let index = device % self.devices.len();
+                self.devices[index].be_copied(&mut self.out);
+            }
         }
     }
 
@@ -513,7 +538,8 @@ impl World {
     fn look(&mut self) {
         let now_us = self.look_at_us;
         self.check_bounds();
-        let deadline_us = self.plan.busy_until_us() + FAULT_US_MAX + self.plan.settle_us;
+        let quiet_us = self.plan.busy_until_us() + FAULT_US_MAX;
+        let deadline_us = quiet_us + self.plan.settle_us;
         match self.phase {
             Phase::Busy if now_us >= self.plan.busy_until_us() => {
                 self.phase = Phase::Settling;
@@ -538,7 +564,7 @@ impl World {
                 Some((invariant, detail)) if now_us > deadline_us => {
                     self.out.ledger.broken(invariant, self.out.now_us, detail);
                 }
-                Some(_) => {}
+                Some(_) => self.check_copies(quiet_us),
             },
             Phase::Probing => match self.unfinished() {
                 None => self.phase = Phase::Over,
@@ -556,8 +582,23 @@ impl World {
         if !all_alive {
             return Some((Invariant::AttachedAtLast, "a process is not back".into()));
         }
+        if let Some(device) = self.devices.iter().find(|device| device.is_doubled_since_us().is_some()) {
+            let detail = format!("a copy of {}/{} is not closed", device.user, device.name);
+            return Some((Invariant::ClosedAtLast, detail));
+        }
         let online: Vec<bool> = self.devices.iter().map(Device::is_online).collect();
         self.out.ledger.unfinished(&online, self.phase == Phase::Probing)
+    }
+
+    /// A session that a newer one took the place of is told so, and soon.
+    fn check_copies(&mut self, quiet_us: u64) {
+        for device in &self.devices {
+            let Some(since_us) = device.is_doubled_since_us() else { continue };
+            if self.look_at_us > since_us.max(quiet_us).saturating_add(CLOSED_US) {
+                let detail = format!("{}/{} has a copy that was not closed", device.user, device.name);
+                return self.out.ledger.broken(Invariant::ClosedAtLast, self.look_at_us, detail);
+            }
+        }
     }
 
     /// Gauges against their limits.

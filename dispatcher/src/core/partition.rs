@@ -367,6 +367,13 @@ impl Partition {
         }
     }
 
+    /// A registration found that the claim of this epoch is lost.
+    pub fn fence_lost(&mut self, cx: &mut Cx, epoch: u64) {
+        if self.epoch == epoch && matches!(self.phase, Phase::Serving(_)) {
+            self.stop(cx, &StoreError::Fenced { partition: self.id }.to_string());
+        }
+    }
+
     /// Forgets everything and claims again: a write or a load failed, or the store lost this node's lease.
     pub fn stop(&mut self, cx: &mut Cx, reason: &str) {
         let from = self.from();

@@ -12,6 +12,7 @@ use millrace_protocol::messages::link::{Close, NoSession, Register, Registered, 
 use millrace_protocol::planted::{self, Fault};
 use rustc_hash::FxHashMap;
 
+use super::batch::Owner;
 use super::event::LinkKey;
 use super::events;
 use super::hub::{Cx, From, Pending, link_of};
@@ -47,6 +48,13 @@ struct Closing {
     tries: u32,
 }
 
+impl Login {
+    /// Under which claim it was to be registered.
+    pub fn from(&self) -> From {
+        self.from
+    }
+}
+
 impl Closes {
     /// Closes not answered yet.
     pub fn count(&self) -> usize {
@@ -60,7 +68,8 @@ impl Closes {
 }
 
 /// A Register record for a partition that is served here.
-pub fn register(cx: &mut Cx, link: LinkKey, from: From, session: SessionId, ask: Register) {
+pub fn register(cx: &mut Cx, link: LinkKey, owner: &Owner, session: SessionId, ask: Register) {
+    let from = owner.from;
     let Register { user, device, login_number, gateway_incarnation, .. } = ask;
     let login = Login { link, from, session, user, device, login_number, gateway_incarnation };
     if cx.hub.registers >= REGISTERS_MAX {
@@ -77,8 +86,9 @@ pub fn register(cx: &mut Cx, link: LinkKey, from: From, session: SessionId, ask:
         login_number,
         wall_ms: cx.now.wall_ms,
         newest_wins: ask.newest_wins,
+        claim: Some((from.partition, owner.fence)),
     };
-    cx.store(Work::Register(registration), Pending::Register(Box::new(login)));
+    cx.store(Work::Register(Box::new(registration)), Pending::Register(Box::new(login)));
 }
 
 /// The store's answer to a registration.

@@ -62,7 +62,7 @@ impl Partition {
         let Phase::Serving(serving) = &mut self.phase else { return };
         let Serving { owner, table, .. } = &mut **serving;
         let name = match ask {
-            Ask::Register(ask) => return register::register(cx, link, from, record.session, ask),
+            Ask::Register(ask) => return register::register(cx, link, owner, record.session, ask),
             Ask::Acks(acks) => return self.acks(cx, link, &record, acks),
             Ask::Client(ask) if ask.key == Key::User => {
                 let asker = ask.asker(link, &record);

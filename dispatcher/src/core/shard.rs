@@ -378,7 +378,13 @@ fn stored(cx: &mut Cx, partitions: &mut [Partition], done: Done) {
                 partition.done(cx, generation, job, done.outcome);
             }
         }
-        Pending::Register(login) => register::registered(cx, *login, done.outcome),
+        Pending::Register(login) => {
+            let (of, fenced) = (login.from(), matches!(done.outcome, Err(StoreError::Fenced { .. })));
+            register::registered(cx, *login, done.outcome);
+            if let Some(partition) = own(partitions, cx, of.partition).filter(|_| fenced) {
+                partition.fence_lost(cx, of.epoch);
+            }
+        }
         Pending::Routes(number) => delivery::answered(cx, number, done.outcome),
         Pending::GatewayLease { link, lease } => lease_answer(cx, link, lease, done.outcome),
         Pending::Pair(listing) => {

@@ -124,7 +124,7 @@ pub enum Work {
     /// The newest event of every partition that has some: [`Outcome::EventHeads`]. The embedded store only.
     EventHeads,
     /// Registers one session on its user's key: see [`Outcome::Registered`].
-    Register(Registration),
+    Register(Box<Registration>),
     /// Removes a route if device, session, its incarnation and login number are still those. Not fenced.
     Unregister {
         /// Whose.

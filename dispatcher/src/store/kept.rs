@@ -1,7 +1,9 @@
 //! What a store keeps: entries of logs, answers, cursors, users' lists, events, routes and leases.
 
 use bytes::Bytes;
-use millrace_protocol::ids::{MessageId, SessionId};
+use millrace_protocol::ids::{MessageId, Partition, SessionId};
+
+use super::Fence;
 
 /// Whose counter a `client_seq` is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -166,6 +168,10 @@ pub struct Registration {
     pub wall_ms: u64,
     /// Other devices on the same platform lose.
     pub newest_wins: bool,
+    /// Who owns the user's partition registers it: [`super::StoreError::Fenced`] when that claim was lost. Two tries of one
+    /// client have one login number, and one that reaches the store late must not take the place of a later one, which
+    /// another owner registered. `None`: not compared.
+    pub claim: Option<(Partition, Fence)>,
 }
 
 /// Where one device of a user is.

@@ -15,7 +15,8 @@
 //!    (A load may be overtaken by later jobs: nothing is written to a conversation before it is loaded, and one whose
 //!    fence was lost meanwhile is answered Fenced. Routes and leases may overtake what is queued for the log;
 //!    [`Outcome::UserItemsDone`] is the moment from which every registration sees the group.)
-//! 5. A store that can't be reached answers [`StoreError::Unavailable`]; nothing waits without bound.
+//! 5. Registrations of one user by one shard are carried out in order, and none under a claim that was lost.
+//! 6. A store that can't be reached answers [`StoreError::Unavailable`]; nothing waits without bound.
 
 mod durability;
 pub mod embedded;

@@ -207,7 +207,12 @@ impl ModelStore {
                 let newest = self.events.keys().copied().collect::<BTreeMap<_, _>>();
                 Ok(Outcome::EventHeads(newest.into_iter().collect()))
             }
-            Work::Register(registration) => Ok(self.register(registration)),
+            Work::Register(registration) => {
+                if let Some((partition, fence)) = registration.claim {
+                    self.fenced(partition, fence)?;
+                }
+                Ok(self.register(*registration))
+            }
             Work::Unregister { user, device, session, login_number, incarnation } => {
                 let routes = self.routes.entry(user).or_default();
                 let uncompared = planted::is(planted::Fault::UnregisterUncompared);

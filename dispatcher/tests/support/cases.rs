@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millrace_dispatcher::store::{
-    Change, Fence, Gateway, List, Loaded, Node, Outcome, StoreError, UserItem, Work, Write,
+    Change, Fence, Gateway, List, Loaded, Node, Outcome, Registration, StoreError, UserItem, Work, Write,
 };
-use millrace_protocol::ids::MessageId;
+use millrace_protocol::ids::{MessageId, user_partition};
 
-use super::world::{World, entry, message, node, read, registration, session, until};
+use super::world::{PARTITIONS, World, entry, message, node, read, registration, session, until};
 
 pub type Case = fn(&World<'_>);
 
@@ -28,6 +28,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("register: keep all, newest wins, losers", policies),
     ("register: numbers", login_numbers),
     ("register: a session that resumes displaces the one before", resumed),
+    ("register: by the owner of the user's partition alone", owners_register),
     ("register: routes are bounded", routes_are_bounded),
     ("unregister: compares", unregister_compares),
     ("user groups: idempotent", user_groups),
@@ -328,6 +329,29 @@ fn resumed(world: &World<'_>) {
     let losers: Vec<_> = resumed.losers.iter().map(|r| (r.session, r.login_number)).collect();
     assert_eq!((resumed.lost, losers), (false, vec![(session(1, 1), phone.login_number)]));
     assert_eq!(world.routes("alice").iter().map(|r| r.session).collect::<Vec<_>>(), [session(1, 2)]);
+}
+
+/// Both tries of a client that resumes have its login number: the order in which they reach the store says nothing.
+fn owners_register(world: &World<'_>) {
+    let partition = user_partition("alice", PARTITIONS);
+    let register = |fence: Fence, slot: u32, login_number: u64| {
+        let phone = registration("alice", "phone", "ios", session(1, slot));
+        let claim = Some((partition, fence));
+        world.call(Work::Register(Box::new(Registration { login_number, claim, ..phone })))
+    };
+    let fenced = Err(StoreError::Fenced { partition });
+    let stays = |slot: u32| world.routes("alice").iter().map(|r| r.session).eq([session(1, slot)]);
+    assert_eq!(register(Fence { epoch: 1, nonce: 1 }, 1, 0), fenced, "nobody claimed it");
+    let first = world.claim(partition, "a", 1_000).fence;
+    let Ok(Outcome::Registered { login_number, .. }) = register(first, 2, 0) else { panic!() };
+    let second = world.claim(partition, "a", 1_000).fence;
+    assert!(register(second, 3, login_number).is_ok());
+    assert_eq!(register(first, 4, login_number), fenced, "sent before, it came late");
+    assert_eq!(register(first, 4, 0), fenced);
+    assert!(stays(3));
+    assert_eq!(world.call(Work::Release { partition, fence: second }), Ok(Outcome::Released));
+    assert_eq!(register(second, 5, login_number), fenced, "given up");
+    assert!(stays(3));
 }
 
 fn user_groups(world: &World<'_>) {

@@ -248,7 +248,7 @@ impl<'a> World<'a> {
     }
 
     pub fn register(&self, registration: Registration) -> Registered {
-        match self.call(Work::Register(registration)) {
+        match self.call(Work::Register(Box::new(registration))) {
             Ok(Outcome::Registered { login_number, lost, losers, mut groups }) => {
                 groups.sort();
                 Registered { login_number, lost, losers, groups }
@@ -404,6 +404,7 @@ pub fn registration(user: &str, device: &str, platform: &str, session: SessionId
         login_number: 0,
         wall_ms: 5_000,
         newest_wins: false,
+        claim: None,
     }
 }
 

@@ -148,11 +148,15 @@ impl Shard {
         // A client that was told BUSY meanwhile learns from a notification what became of it all the same.
         let told = slot.filter(|_| pending.is_some());
         let mut missed = None;
-        if !body.joined.is_empty() {
-            missed = self.joined(slot, &body, epoch, told.is_some());
-        }
         // What a former owner says late may be undone since: the present one is asked about everybody.
-        if !body.left.is_empty() && self.uplink.witness(partition, epoch) {
+        let counts = body.joined.is_empty() && body.left.is_empty() || self.uplink.witness(partition, epoch);
+        if !body.joined.is_empty() {
+            match slot {
+                Some(slot) if !counts => self.attach_group(slot, &body.joined),
+                _ => missed = self.joined(slot, &body, epoch, told.is_some()),
+            }
+        }
+        if !body.left.is_empty() && counts {
             self.left(slot, &body.left, &body.user, told);
         }
         // A page that comes too late to be handed on changes nothing: the client asks for it again.

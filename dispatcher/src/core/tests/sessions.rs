@@ -201,6 +201,25 @@ fn groups_come_with_the_registration() {
 }
 
 #[test]
+fn who_lost_its_claim_registers_nobody_and_claims_again() {
+    let mut world = World::serving(1, &[1]);
+    let partition = user_partition("ann", PARTITIONS);
+    let claimed = world.nodes[0].claimed[&partition];
+    world.store.fences.remove(&partition);
+    world.register(0, session(1, 1), "ann", "phone", "ios");
+    world.run();
+    let answer: Vec<wire::Registered> = world.take(0, 1, Kind::Registered);
+    assert_eq!(answer[0].refused, Code::Busy as u32);
+    assert!(world.store.routes.get("ann").is_none_or(Vec::is_empty));
+    world.pass(200);
+    world.run();
+    assert!(world.nodes[0].claimed[&partition] > claimed);
+    world.register(0, session(1, 1), "ann", "phone", "ios");
+    world.run();
+    assert_eq!(world.take::<wire::Registered>(0, 1, Kind::Registered)[0].refused, 0);
+}
+
+#[test]
 fn a_session_that_resumed_keeps_its_route_when_the_one_before_ends() {
     let mut world = World::serving(1, &[1]);
     world.store.gateways.insert(1, 1);

@@ -308,6 +308,14 @@ impl Shared {
     fn at_once(&self, work: Work) -> Result<Result<Outcome, StoreError>, Work> {
         Ok(Ok(match work {
             Work::Register(registration) => {
+                // One claim has an epoch here, and who gave it up is nobody's any more.
+                if let Some((partition, fence)) = registration.claim {
+                    let owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+                    let owner = owners.get(usize::from(partition));
+                    if !owner.is_some_and(|(node, epoch)| !node.is_empty() && *epoch == fence.epoch) {
+                        return Ok(Err(StoreError::Fenced { partition }));
+                    }
+                }
                 let (login_number, verdict) = self.routes.register(&registration);
                 // After the route is in: whoever adds the user to a group from now on sees the route.
                 let groups = if verdict.lost {

@@ -233,6 +233,7 @@ mod tests {
             login_number: 0,
             wall_ms: 1_000,
             newest_wins: false,
+            claim: None,
         }
     }
 

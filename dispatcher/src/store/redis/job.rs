@@ -26,7 +26,7 @@ pub(super) enum Reading {
     Cursors { partition: Partition, conversation: String },
     UserItems,
     UserList { limit: usize },
-    Register,
+    Register { partition: Partition },
     Unregister,
     Routes,
     Leave { node: String },
@@ -174,7 +174,7 @@ fn at_most(limit: Option<usize>) -> Value {
 
 pub(super) fn register(keys: &Keys, registration: &Registration) -> (Vec<Command>, Reading) {
     let user = registration.user.as_str();
-    let args = vec![
+    let mut args = vec![
         text(&registration.device),
         text(&registration.platform),
         hex(registration.session),
@@ -184,8 +184,13 @@ pub(super) fn register(keys: &Keys, registration: &Registration) -> (Vec<Command
         number(u64::from(registration.newest_wins)),
         number(ROUTES_PER_USER_MAX as u64),
     ];
-    let names = vec![keys.routes(user), keys.list(user, List::Groups), keys.logins(user)];
-    (vec![Command::script(ScriptId::Register, names, args)], Reading::Register)
+    let mut names = vec![keys.routes(user), keys.list(user, List::Groups), keys.logins(user)];
+    if let Some((partition, fence)) = registration.claim {
+        names.push(keys.fence(partition));
+        args.extend(shown(fence));
+    }
+    let partition = registration.claim.map_or(0, |(partition, _)| partition);
+    (vec![Command::script(ScriptId::Register, names, args)], Reading::Register { partition })
 }
 
 pub(super) fn unregister(
@@ -238,7 +243,7 @@ impl Reading {
             | Reading::Cursors { .. }
             | Reading::UserItems
             | Reading::UserList { .. } => true,
-            Reading::Register
+            Reading::Register { .. }
             | Reading::Unregister
             | Reading::Routes
             | Reading::Leave { .. }
@@ -286,8 +291,9 @@ impl Reading {
                 items.truncate(*limit);
                 Outcome::UserList { items, more }
             }
-            Reading::Register => {
-                let [login_number, lost, losers, groups] = fixed(one()?)?;
+            Reading::Register { partition } => {
+                let found = Value::Array(refusal(*partition, 0, one()?)?);
+                let [login_number, lost, losers, groups] = fixed(found)?;
                 let mut losers = reply::routes(losers)?;
                 losers.sort_by_key(|route| route.login_number);
                 Outcome::Registered {

@@ -92,6 +92,45 @@ fn a_new_owner_is_subscribed_to_and_asked_for_the_hole() {
 }
 
 #[test]
+fn a_join_of_long_ago_is_asked_about() {
+    let mut world = two_nodes();
+    let conn = world.session(0, "alice");
+    let partition = partition_of("g:g1", PARTITIONS);
+    let join = request::Op::GroupJoin(GroupJoin { group: "g1".into() });
+    world.request(conn, 2, join);
+    let (record, asked) = world.take_one::<wire::ClientRequest>(0, Kind::ClientRequest);
+    world.announce(1, 0..PARTITIONS, 11);
+    assert_eq!(refused(&world.seen(conn)), Code::Busy, "what the old owner was sent");
+    // It had done it, and the user was removed by the new one since.
+    let joined = wire::Reply {
+        token: asked.token,
+        joined: "g:g1".into(),
+        joined_head: 4,
+        members_version: 7,
+        ..wire::Reply::default()
+    };
+    world.say(0, Kind::Reply, partition, 10, record.session.0, &joined);
+    world.run();
+    assert_eq!(told(&world.seen(conn)), [], "nobody is attached yet");
+    let (_, ask) = world.take_one::<wire::Subscribe>(1, Kind::Subscribe);
+    assert_eq!((ask.conversation.as_str(), &ask.users[..]), ("g:g1", &["alice".to_owned()][..]));
+    let refused = wire::Subscribed {
+        conversation: ask.conversation,
+        version: ask.version,
+        head: 9,
+        refused: ask.users,
+        ..wire::Subscribed::default()
+    };
+    world.say(1, Kind::Subscribed, partition, 11, 0, &refused);
+    world.fan_out(1, 11, "g:g1", 10, 0);
+    world.run();
+    assert_eq!(told(&world.seen(conn)), [Told::Removed]);
+    world.closed(conn);
+    world.run();
+    world.assert_empty();
+}
+
+#[test]
 fn not_owner_goes_to_the_owner_known_now_or_waits_for_one() {
     let mut world = two_nodes();
     let conn = world.session(0, "alice");

@@ -1,6 +1,11 @@
 -- One session registers: the highest login number stays. The same rule in Rust, with its reasons: store/policy.rs.
--- KEYS: 1 routes, 2 groups, 3 the partition's login counter
--- ARGV: device, platform, session (16 hex digits), incarnation, login number or 0, wall ms, newest wins 0|1, routes at most
+-- KEYS: 1 routes, 2 groups, 3 the partition's login counter, 4 its fence, if that is to be compared
+-- ARGV: device, platform, session (16 hex digits), incarnation, login number or 0, wall ms, newest wins 0|1, routes at most,
+--   epoch, nonce
+if KEYS[4] then
+  local fence = redis.call('HMGET', KEYS[4], 'e', 'n')
+  if fence[1] ~= ARGV[9] or fence[2] ~= ARGV[10] then return {'fenced'} end
+end
 local device, platform, session = ARGV[1], ARGV[2], ARGV[3]
 local counter, login = tonumber(redis.call('GET', KEYS[3]) or '0'), tonumber(ARGV[5])
 if login == 0 then login = math.max(counter + 1, tonumber(ARGV[6])) end
@@ -20,7 +25,7 @@ if login > counter then redis.call('SET', KEYS[3], string.format('%.0f', login))
 local number = string.format('%.0f', login)
 for _, route in ipairs(routes) do
   if route.rival and not route.own and (route.login > login or (route.login == login and not route.same)) then
-    return {number, 1, {}, {}}
+    return {'ok', number, 1, {}, {}}
   end
 end
 
@@ -47,4 +52,4 @@ end
 -- A group's name, without what is kept with it.
 local groups = redis.call('ZRANGE', KEYS[2], 0, -1)
 for at, group in ipairs(groups) do groups[at] = string.match(group, '^%Z*') end
-return {number, 0, losers, groups}
+return {'ok', number, 0, losers, groups}
