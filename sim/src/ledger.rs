@@ -164,6 +164,8 @@ pub struct Ledger {
     writers: BTreeMap<(Partition, u64), (Who, u32)>,
     /// Ids of messages that the store lost though it had promised to keep them.
     pub(crate) lost: BTreeSet<u64>,
+    /// Who became a member of a group in a copy of the store that was given up.
+    members_in_vain: BTreeSet<(String, String)>,
     /// Where devices' own messages stood that the store lost: (device, conversation, seq).
     lost_own: BTreeSet<(usize, String, u64)>,
     /// User and name of each device.
@@ -244,10 +246,18 @@ impl Ledger {
     /// The same, in a copy of the store that was given up.
     pub fn appended_in_vain(&mut self, batch: &Batch) {
         for write in &batch.writes {
-            if let Write::Message(entry) = write
-                && let Some(deliver) = deliver_of(&entry.notify)
-            {
-                self.loses(&deliver);
+            match write {
+                Write::Message(entry) => {
+                    if let Some(deliver) = deliver_of(&entry.notify) {
+                        self.loses(&deliver);
+                    }
+                }
+                Write::GroupCreate { conversation, members: add, .. }
+                | Write::Members { conversation, add, .. } => {
+                    let member = |user: &String| (conversation.clone(), user.clone());
+                    self.members_in_vain.extend(add.iter().map(member));
+                }
+                _ => {}
             }
         }
     }
@@ -424,6 +434,7 @@ impl Ledger {
         let again = self.members.get(&deliver.conversation).is_some_and(|members| members.contains(&user));
         let left_at = self.left_at.get(&(deliver.conversation.clone(), user.clone()));
         let again = again || left_at.is_some_and(|head| deliver.seq <= *head);
+        let again = again || self.members_in_vain.contains(&(deliver.conversation.clone(), user.clone()));
         let outside = match Conversation::parse(&deliver.conversation) {
             Some(Conversation::Direct(a, b)) => a != user && b != user,
             Some(Conversation::Group(_)) => {

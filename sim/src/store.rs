@@ -291,6 +291,8 @@ impl Store {
                 }
                 outcome
             }
+            // Without a majority of the Sentinels behind it nothing is claimed.
+            Work::Claim { .. } if in_vain => Err(StoreError::Unavailable("no majority".into())),
             Work::Claim { partition, node, incarnation, wall_ms } => {
                 let holder = self.model.fences.get(&partition).map(|(holder, _)| holder.clone());
                 let holder = holder.filter(|holder| *holder != node && self.nodes.contains_key(holder));
@@ -298,9 +300,6 @@ impl Store {
                 let mut outcome = self.model.carry_out(work);
                 if let Ok(Outcome::Claimed { fence, copy, .. }) = &mut outcome {
                     *copy = self.copy;
-                    if in_vain {
-                        return outcome;
-                    }
                     ledger.claimed(now_us, seat, partition, fence.epoch);
                     if let Some(holder) = holder {
                         witness::preempted(ledger, now_us, partition, &holder, &node);

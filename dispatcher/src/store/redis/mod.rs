@@ -35,6 +35,7 @@ use tokio::sync::Notify;
 use self::keys::Keys;
 use self::replicas::Mark;
 use self::round::Rounds;
+use self::sentinels::Sentinels;
 use self::session::{REPLY_WAIT, Session};
 use self::sweep::Sweeper;
 pub use self::topology::Topology;
@@ -194,15 +195,19 @@ impl RedisStore {
                 match first(&own, config, &keys, settings.connect_timeout).await {
                     Err(error) => drop(tell.send(Err(error))),
                     Ok((session, mark)) => {
+                        let config = session.client.client_config();
+                        let sentinels = Sentinels::of(&config, |config| self::client(config).ok());
+                        if let Some(sentinels) = &sentinels {
+                            sentinels.ask().await;
+                        }
                         drop(tell.send(Ok(())));
                         let client = session.client.clone();
-                        let connect = |config| self::client(config).ok();
-                        tokio::select! {
-                            () = Rounds::new(own, session, keys, mark).run() => {}
-                            () = async {
-                                sentinels::watch(client.clone(), connect).await;
-                                std::future::pending().await
-                            } => {}
+                        match sentinels {
+                            None => Rounds::new(own, session, keys, mark, None).run().await,
+                            Some(sentinels) => tokio::select! {
+                                () = Rounds::new(own, session, keys, mark, Some(sentinels.agreement())).run() => {}
+                                () = sentinels.watch(client.clone()) => {}
+                            },
                         }
                         let _ = tokio::time::timeout(REPLY_WAIT, client.quit()).await;
                     }

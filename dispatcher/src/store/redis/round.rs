@@ -21,6 +21,7 @@ use super::command::{Command, text, to_text};
 use super::job::{self, Reading};
 use super::keys::{FORMAT, Keys};
 use super::replicas::{self, Mark, Unmet};
+use super::sentinels::Agreement;
 use super::session::Session;
 use super::view::{self, Own};
 use super::{Shared, Trouble};
@@ -29,6 +30,8 @@ use crate::store::{Done, Durability, Job, Node, Outcome, Replies, StoreError, Wo
 
 /// Jobs of one round at about most: the server works on them for some 20 ms, well within the bound of a reply.
 const ROUND_JOBS_MAX: usize = 1_024;
+/// Why nothing is claimed.
+const NO_MAJORITY: &str = "no majority of the Sentinels has named this primary in the last 1.5 s";
 /// How often an idle task looks at the connection.
 const IDLE_TICK: Duration = Duration::from_millis(250);
 
@@ -41,6 +44,8 @@ pub(super) struct Rounds {
     mark: Mark,
     /// The connections are those that were looked at and marked.
     looked_at: bool,
+    /// What the Sentinels said, where there are some.
+    agreement: Option<Arc<Agreement>>,
 }
 
 /// An answer, the servers whose replicas it waits for, and where it goes.
@@ -75,8 +80,14 @@ enum Step {
 
 impl Rounds {
     /// Over a session that was just looked at.
-    pub(super) fn new(shared: Arc<Shared>, session: Session, keys: Keys, mark: Mark) -> Self {
-        Self { shared, session, keys, own: Own::default(), mark, looked_at: true }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        session: Session,
+        keys: Keys,
+        mark: Mark,
+        agreement: Option<Arc<Agreement>>,
+    ) -> Self {
+        Self { shared, session, keys, own: Own::default(), mark, looked_at: true, agreement }
     }
 
     /// Runs until the intake is closed and empty.
@@ -141,7 +152,11 @@ impl Rounds {
         }
         let holders = Holders::of(&self.session, &self.keys, &commands, &claimers);
         let mut results = self.session.run(&commands).await.into_iter().enumerate();
-        let claimed = claims(&self.session, &self.keys, &claimers).await;
+        let may_claim = self.agreement.as_ref().is_none_or(|agreement| agreement.is_on(&self.session.client));
+        let claimed = match may_claim {
+            true => claims(&self.session, &self.keys, &claimers).await,
+            false => claimers.iter().map(|_| Err(StoreError::Unavailable(NO_MAJORITY.into()))).collect(),
+        };
         let mut claimed: Vec<_> = claimed.into_iter().map(Some).collect();
         let mut hints: Vec<(Partition, u64, String)> = Vec::new();
         let (mut answers, mut owed) = (Vec::new(), Vec::new());
