@@ -5,7 +5,7 @@
 //! again, at a bounded rate and under its old number, and told to look at what it may have missed until then.
 
 use millrace_protocol::conversation::is_name;
-use millrace_protocol::ids::{SessionId, user_partition};
+use millrace_protocol::ids::{Partition, SessionId, user_partition};
 use millrace_protocol::link::Kind;
 use millrace_protocol::messages::client::{
     self, Code, LoginAck, Refused, Removed, Response, notify, response,
@@ -240,7 +240,7 @@ impl Shard {
             .map(|_| id.slot())
     }
 
-    pub(super) fn on_registered(&mut self, id: SessionId, body: Registered) {
+    pub(super) fn on_registered(&mut self, id: SessionId, owner: (Partition, u64), body: Registered) {
         let partition_user = body.user.clone();
         let here = self.slot_of(id).filter(|slot| {
             let session = &self.sessions.get(*slot).expect("found above");
@@ -256,6 +256,15 @@ impl Shard {
             return;
         };
         let session = self.sessions.get_mut(slot).expect("found above");
+        if !self.uplink.witness(owner.0, owner.1) {
+            // What a former owner wrote may be lost with its copy of the store.
+            self.stats.stale_epochs += 1;
+            if session.state == State::Registering || session.is(REREGISTERING) {
+                let conn = session.conn(slot);
+                self.want_register(conn);
+            }
+            return;
+        }
         if body.refused != 0 {
             let code = Code::try_from(body.refused as i32).unwrap_or(Code::Unavailable);
             if session.state == State::Live && matches!(code, Code::Busy | Code::Unavailable) {
@@ -424,15 +433,18 @@ impl Shard {
         while self.reregister_rate.take(self.now.mono_us) {
             let Some(slot) = self.sessions.next_used(at) else { return };
             at = slot + 1;
-            let session = self.sessions.get_mut(slot).expect("used");
-            if session.state == State::Live {
-                session.flags |= REREGISTERING;
-                self.stats.reregisters += 1;
-                let conn = session.conn(slot);
-                self.want_register(conn);
-            }
+            self.register_live(slot);
         }
         self.reregister_at = Some(at);
+    }
+
+    /// A session that is logged in is registered again.
+    pub(super) fn register_live(&mut self, slot: u32) {
+        let Some(session) = self.sessions.get_mut(slot).filter(|it| it.state == State::Live) else { return };
+        session.flags |= REREGISTERING;
+        self.stats.reregisters += 1;
+        let conn = session.conn(slot);
+        self.want_register(conn);
     }
 
     /// Renews the gateway's lease, by another node when the last one did not answer.

@@ -32,10 +32,21 @@ impl From<millrace_protocol::prost::DecodeError> for BadRecord {
 }
 
 /// A set of partitions.
-type Partitions = [u64; PARTITIONS_MAX as usize / 64];
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Partitions([u64; PARTITIONS_MAX as usize / 64]);
 
-fn contains(set: &Partitions, partition: u16) -> bool {
-    set[usize::from(partition) / 64] >> (partition % 64) & 1 == 1
+impl Partitions {
+    pub(super) fn insert(&mut self, partition: u16) {
+        self.0[usize::from(partition) / 64] |= 1 << (partition % 64);
+    }
+
+    pub(super) fn contains(&self, partition: u16) -> bool {
+        self.0[usize::from(partition) / 64] >> (partition % 64) & 1 == 1
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        *self == Partitions::default()
+    }
 }
 
 impl Shard {
@@ -162,7 +173,9 @@ impl Shard {
         use millrace_protocol::messages::link as body;
         let Record { partition, epoch, session, body: bytes, .. } = record;
         match record.kind {
-            Kind::Registered => self.on_registered(session, body::Registered::decode(bytes)?),
+            Kind::Registered => {
+                self.on_registered(session, (partition, epoch), body::Registered::decode(bytes)?);
+            }
             Kind::Subscribed => self.on_subscribed(partition, epoch, body::Subscribed::decode(bytes)?),
             Kind::Reply => self.on_reply(session, partition, epoch, body::Reply::decode(bytes)?),
             Kind::FanOut => self.on_fan_out(partition, epoch, body::FanOut::decode(bytes)?),
@@ -184,8 +197,7 @@ impl Shard {
     }
 
     fn on_announce(&mut self, key: NodeKey, body: Announce) {
-        let mut changed: Partitions = [0; PARTITIONS_MAX as usize / 64];
-        let mut any = false;
+        let mut changed = Partitions::default();
         for owned in body.owned {
             match self.uplink.announce(key, &owned) {
                 Announced::Nothing => continue,
@@ -195,22 +207,20 @@ impl Shard {
                 }
                 Announced::Owner => {}
                 Announced::OwnerOfAnotherCopy(former) => {
-                    self.resync.begin(self.sessions.end());
+                    self.resync.begin_moved(owned.partition as u16, self.sessions.end());
                     if let Some(former) = former {
                         self.tell_superseded(former, owned.partition as u16);
                     }
                 }
             }
-            let at = owned.partition as usize;
-            changed[at / 64] |= 1 << (at % 64);
-            any = true;
+            changed.insert(owned.partition as u16);
         }
-        if !any {
+        if changed.is_empty() {
             return;
         }
         // What the former owner was sent it may have done or not; only the new one can tell, when asked again.
-        self.give_up_sent(&|partition, node| node != Some(key) && contains(&changed, partition));
-        self.resubscribe(&|partition| contains(&changed, partition));
+        self.give_up_sent(&|partition, node| node != Some(key) && changed.contains(partition));
+        self.resubscribe(&|partition| changed.contains(partition));
     }
 
     /// A node serves a partition, of which a higher epoch is known here. Between two copies of the store that one may be the

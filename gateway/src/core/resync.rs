@@ -6,11 +6,14 @@
 //! that keeps it right: whenever a link begins anew and its records were not all taken over by its peer's successor, every
 //! session that acknowledges is told, at a bounded rate, to look at its direct conversations. So it is when an owner has its
 //! claim from another copy of the store than the one before: what that one acknowledged or said last may be lost, and a
-//! session that looked earlier, when it registered again, may have been answered by it.
+//! session that looked earlier, when it registered again, may have been answered by it. Routes are lost like that, too: the
+//! sessions of its users are registered again.
 
+use millrace_protocol::ids::user_partition;
 use millrace_protocol::messages::client::{Resync, notify};
 
 use super::limits::{LINK_STATE_KEPT_US, RESYNC_PER_S};
+use super::records::Partitions;
 use super::session::*;
 use super::shard::Shard;
 use super::uplink::Node;
@@ -22,17 +25,30 @@ pub(super) struct Sweep {
     next: u32,
     /// So many slots, from there on, are still to be looked at.
     left: u32,
+    /// Partitions whose users' sessions are registered again.
+    moved: Partitions,
     rate: super::admission::Rate,
 }
 
 impl Sweep {
     pub(super) fn new() -> Self {
-        Sweep { next: 0, left: 0, rate: super::admission::Rate::new(RESYNC_PER_S) }
+        Sweep {
+            next: 0,
+            left: 0,
+            moved: Partitions::default(),
+            rate: super::admission::Rate::new(RESYNC_PER_S),
+        }
     }
 
     /// All sessions are to be told from now on, those again that were a moment ago.
     pub(super) fn begin(&mut self, slots: u32) {
         self.left = slots;
+    }
+
+    /// The same, and those of this partition's users are to be registered again.
+    pub(super) fn begin_moved(&mut self, partition: u16, slots: u32) {
+        self.moved.insert(partition);
+        self.begin(slots);
     }
 
     pub(super) fn is_under_way(&self) -> bool {
@@ -84,9 +100,28 @@ impl Shard {
             self.resync.next = next;
             self.resync.left = left.saturating_sub(passed.max(1));
             if next > 0 && passed <= left {
-                self.look_at_directs(next - 1);
+                match self.is_of_moved(next - 1) {
+                    // It is told to look when that is done.
+                    true => self.register_live(next - 1),
+                    false => self.look_at_directs(next - 1),
+                }
             }
         }
+        if !self.resync.is_under_way() {
+            self.resync.moved = Partitions::default();
+        }
+    }
+
+    /// Whether a session's route was in a copy of the store that was given up.
+    fn is_of_moved(&self, slot: u32) -> bool {
+        if self.resync.moved.is_empty() {
+            return false;
+        }
+        let named = self.sessions.get(slot).filter(|session| session.is_named());
+        named.is_some_and(|session| {
+            let user = self.users.text(session.user);
+            self.resync.moved.contains(user_partition(user, self.config.partitions))
+        })
     }
 
     /// A session may have missed messages of direct conversations: it is told to look.

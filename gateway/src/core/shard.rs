@@ -240,8 +240,8 @@ impl Shard {
         more |= self.turn_owed();
         more |= self.turn_gathered();
         self.turn_fetches();
-        self.turn_registers();
         self.turn_resync();
+        self.turn_registers();
         self.turn_corked();
         self.turn_parked();
         self.turn_nodes();

@@ -433,7 +433,7 @@ fn check(seed: u64) -> BTreeSet<&'static str> {
 }
 
 /// Counters that these events don't move: most are about what is full, too many or too large.
-const ELSEWHERE: [&str; 25] = [
+const ELSEWHERE: [&str; 26] = [
     "displaced",
     "resyncs_swept",
     "accept_refused",
@@ -452,6 +452,7 @@ const ELSEWHERE: [&str; 25] = [
     "acks_dropped",
     "owed_overflowed",
     "refused_forgotten",
+    "early_refused",
     "superseded",
     "topic_limit",
     "duplicates",
