@@ -453,7 +453,8 @@ impl Device {
     fn called(&mut self, out: &mut Outside, op: &Op, outcome: Option<Outcome>) {
         match (op, outcome) {
             (Op::RoomJoin(_), Some(Outcome::Joined(joined))) => {
-                out.ledger.in_room(self.index, &joined.conversation, joined.head);
+                let at = (joined.epoch, joined.head);
+                out.ledger.in_room(self.index, &joined.conversation, at);
                 self.rooms.insert(joined.conversation);
             }
             (Op::RoomLeave(ask), _) => {

@@ -41,8 +41,8 @@ struct Place {
 #[derive(Debug, Default)]
 pub struct Shelf {
     places: BTreeMap<String, Place>,
-    /// Rooms that the session is in, and how far it was sent them.
-    rooms: BTreeMap<String, u64>,
+    /// Rooms that the session is in, and how far it was sent them: under which epoch, and to which seq.
+    rooms: BTreeMap<String, (u64, u64)>,
     /// What this process was shown in rooms: it is not shown again, though it may be sent again.
     seen: BTreeSet<(String, u64)>,
 }
@@ -93,11 +93,12 @@ impl Ledger {
         place.from = place.from.max(seq.min(read));
     }
 
-    /// The session is in a room: everything after `head` is sent to it.
-    pub fn in_room(&mut self, device: usize, room: &str, head: u64) {
-        let at = self.shelves[device].rooms.entry(room.into()).or_insert(head);
+    /// The session is in a room: everything after `head` is sent to it. Where the store lost something, a head under a higher
+    /// epoch is that of another log, however far that has come; under the same one the lower is the older.
+    pub fn in_room(&mut self, device: usize, room: &str, (epoch, head): (u64, u64)) {
+        let at = self.shelves[device].rooms.entry(room.into()).or_insert((epoch, head));
         if !self.lost.is_empty() {
-            *at = head.min(*at);
+            *at = if epoch > at.0 { (epoch, head) } else { (at.0, head.min(at.1)) };
         }
     }
 
@@ -117,8 +118,8 @@ impl Ledger {
     pub fn told(&mut self, now_us: u64, device: usize, event: &Event) {
         match event {
             Event::Connected { .. } | Event::Disconnected { .. } => self.shelves[device].rooms.clear(),
-            Event::Head { conversation, seq, .. } if conversation.starts_with("r:") => {
-                self.in_room(device, conversation, *seq);
+            Event::Head { conversation, epoch, seq } if conversation.starts_with("r:") => {
+                self.in_room(device, conversation, (*epoch, *seq));
             }
             Event::Removed { conversation } if conversation.starts_with("r:") => {
                 self.out_of_room(device, conversation);
@@ -126,7 +127,7 @@ impl Ledger {
             Event::Removed { conversation } => self.left(device, conversation),
             Event::Gap { conversation, to, .. } => {
                 if let Some(at) = self.shelves[device].rooms.get_mut(conversation) {
-                    *at = (*at).max(*to);
+                    at.1 = at.1.max(*to);
                 }
             }
             Event::Message(message) if message.conversation.starts_with("r:") => {
@@ -143,7 +144,7 @@ impl Ledger {
     fn in_order(&mut self, now_us: u64, device: usize, message: &Message) {
         let Message { conversation, seq, .. } = message;
         let (user, name) = &self.names[device];
-        let Some(at) = self.shelves[device].rooms.get(conversation).copied() else {
+        let Some((epoch, at)) = self.shelves[device].rooms.get(conversation).copied() else {
             let detail = format!("{user}/{name} got {seq} of {conversation}, in which it is not");
             return self.broken(Invariant::ShownInOrder, now_us, detail);
         };
@@ -155,7 +156,7 @@ impl Ledger {
             self.broken(Invariant::ShownInOrder, now_us, detail);
         }
         let shelf = &mut self.shelves[device];
-        shelf.rooms.insert(conversation.clone(), *seq);
+        shelf.rooms.insert(conversation.clone(), (epoch.max(message.epoch), *seq));
         if !shelf.seen.insert((conversation.clone(), *seq)) && self.lost.is_empty() {
             let (user, name) = &self.names[device];
             let detail = format!("{user}/{name} is shown {seq} of {conversation} again");
