@@ -333,8 +333,9 @@ impl Ledger {
                 let entry = there.zip(index).and_then(|(log, index)| log.entries.get(index as usize));
                 entry.is_some_and(|entry| entry.message_id.0 == id)
             };
-            let goes = |seq: &u64, kept: &mut Kept| !stays(*seq, kept.deliver.message_id);
-            gone.extend(log.extract_if(.., goes).map(|(_, kept)| kept.deliver));
+            let goes = |kept: &&Kept| !stays(kept.deliver.seq, kept.deliver.message_id);
+            gone.extend(log.values().filter(goes).map(|kept| kept.deliver.clone()));
+            log.retain(|seq, kept| stays(*seq, kept.deliver.message_id));
         }
         gone.iter().for_each(|deliver| self.loses(deliver));
         let logs = &self.logs;
