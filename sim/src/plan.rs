@@ -137,8 +137,7 @@ impl Plan {
             "failover" => Allowed { failover: true, clock: false, ..all },
             "deaf" => Allowed { deaf: true, ..NOTHING },
             "tight" => Allowed { network: true, ..NOTHING },
-            // Who lost its place is known to the owner alone: should that one end first, nobody tells the loser (not mended yet).
-            "copies" => Allowed { copies: true, network: true, ..NOTHING },
+            "copies" => Allowed { copies: true, crash: true, network: true, ..NOTHING },
             "moves" => Allowed { moves: true, leave: true, ..NOTHING },
             _ => NOTHING,
         };
