@@ -3,9 +3,10 @@
 //! The rule: a route that leads to no session, or to somebody else's, is answered NoSession, so that it is corrected.
 
 use millrace_protocol::frame::SharedFrame;
-use millrace_protocol::ids::Partition;
+use millrace_protocol::ids::{Partition, SessionId, user_partition};
+use millrace_protocol::link::{Kind, Record};
 use millrace_protocol::messages::client::{Code, Notify, Resync, notify};
-use millrace_protocol::messages::link::{Direct, DirectGap};
+use millrace_protocol::messages::link::{Direct, DirectGap, NoSession, Target};
 use millrace_protocol::peek::peek_deliver;
 use millrace_protocol::prost::Message;
 
@@ -13,6 +14,7 @@ use super::action::Payload;
 use super::owed::Of;
 use super::session::*;
 use super::shard::Shard;
+use super::uplink::record;
 
 impl Shard {
     pub(super) fn on_direct(&mut self, partition: Partition, epoch: u64, body: Direct) {
@@ -76,5 +78,31 @@ impl Shard {
             self.doom(slot, Code::SlowConsumer, "messages came faster than they were read", 0);
         }
         false
+    }
+
+    /// The slot of a target, if its session is here and still the same user's.
+    pub(super) fn target_here(&mut self, target: &Target) -> Option<u32> {
+        let slot = self.slot_of(SessionId(target.session))?;
+        let session = self.sessions.get(slot)?;
+        (session.is_named() && self.users.text(session.user) == target.user).then_some(slot)
+    }
+
+    /// Corrects a route that points to no session.
+    pub(super) fn no_session(&mut self, target: Target) {
+        self.stats.no_sessions += 1;
+        let partition = user_partition(&target.user, self.config.partitions);
+        let Target { session, user, device, login_number } = target;
+        let body = NoSession { user, device, login_number, session };
+        self.send_or_park(record(Kind::NoSession, partition, SessionId(session), &body));
+    }
+
+    /// Whether the session that a waiting NoSession denies has come since: a new process gives the same ids again, and a
+    /// session that resumed has the number that it had.
+    pub(super) fn is_here_now(&mut self, record: &Record) -> bool {
+        let Ok(NoSession { user, device, login_number, session }) = NoSession::decode(record.body.clone())
+        else {
+            return false;
+        };
+        self.target_here(&Target { session, user, device, login_number }).is_some()
     }
 }

@@ -15,6 +15,7 @@ mod direct;
 pub mod event;
 mod fanout;
 pub mod limits;
+mod listeners;
 mod login;
 pub mod outbox;
 mod owed;

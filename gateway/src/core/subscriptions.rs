@@ -6,12 +6,10 @@
 
 use millrace_protocol::conversation::{Conversation, is_name};
 use millrace_protocol::frame::SharedFrame;
-use millrace_protocol::ids::{Partition, SessionId, partition_of, user_partition};
-use millrace_protocol::link::{Kind, Record};
-use millrace_protocol::messages::client::{Code, Gap, Head, Joined, Notify, notify};
-use millrace_protocol::messages::link::{
-    Attach, NoSession, Remove, Reply, Subscribe, Subscribed, Target, Unsubscribe,
-};
+use millrace_protocol::ids::{Partition, SessionId, partition_of};
+use millrace_protocol::link::Kind;
+use millrace_protocol::messages::client::{Head, Notify, notify};
+use millrace_protocol::messages::link::{Subscribe, Subscribed, Unsubscribe};
 use millrace_protocol::planted::{self, Fault};
 use millrace_protocol::prost::Message;
 
@@ -19,8 +17,6 @@ use super::event::Conn;
 use super::fanout::Hole;
 use super::limits::*;
 use super::pass::{Fan, Item, RESTART};
-use super::requests::Refuse;
-use super::session::Session;
 use super::shard::Shard;
 use super::topics::Members;
 use super::uplink::{Unsent, record};
@@ -31,7 +27,7 @@ pub(super) struct Waiter {
     /// Of the Subscribe that asked for it; 0: not asked yet.
     version: u64,
     /// The request to be answered; 0: told by a Head.
-    id: u64,
+    pub id: u64,
     /// It is told, but not attached: pages bring it there.
     pub catches_up: bool,
 }
@@ -66,7 +62,7 @@ pub(super) struct Topic {
     /// In the queue of those with something to ask.
     queued: bool,
     /// Ask about all users.
-    ask_all: bool,
+    pub ask_all: bool,
     /// Of the last Subscribe sent, and of the first that counts.
     version: u64,
     counts_from: u64,
@@ -74,7 +70,7 @@ pub(super) struct Topic {
     /// Highest seq taken in; meaningful once `known`.
     pub last: u64,
     pub known: bool,
-    members_version: u64,
+    pub members_version: u64,
     pub waiters: Vec<Waiter>,
     pub hole: Option<Box<Hole>>,
 }
@@ -116,7 +112,7 @@ impl Shard {
         topic.is_some_and(|topic| topic.members.contains(slot))
     }
 
-    fn open_topic(&mut self, conversation: &str) -> u32 {
+    pub(super) fn open_topic(&mut self, conversation: &str) -> u32 {
         if let Some(topic) = self.conversations.find(conversation) {
             return topic;
         }
@@ -155,7 +151,7 @@ impl Shard {
         self.wait_for(slot, &conversation, 0);
     }
 
-    fn want(&mut self, topic: u32) {
+    pub(super) fn want(&mut self, topic: u32) {
         if let Some(it) = self.topics.get_mut(topic).filter(|it| !it.queued) {
             it.queued = true;
             self.wanting.push_back(topic);
@@ -367,234 +363,8 @@ impl Shard {
         self.drop_if_empty(topic);
     }
 
-    fn attach_waiter(&mut self, topic: u32, waiter: Waiter, body: &Subscribed) {
-        let slot = waiter.conn.slot;
-        if self.session(waiter.conn).is_none_or(|session| !session.is_open()) {
-            return;
-        }
-        let Some(it) = self.topics.get(topic) else { return };
-        let (epoch, conversation) = (it.epoch, body.conversation.clone());
-        if waiter.catches_up && !it.members.contains(slot) {
-            let seq = body.head.max(it.last);
-            if let Some(session) = self.sessions.get_mut(slot) {
-                session.topics.remove(topic);
-            }
-            return self.notify(slot, notify::Event::Head(Head { conversation, epoch, seq }));
-        }
-        let seq = self.attach(slot, topic, body.head);
-        let members = self.topics.get(topic).map_or(0, |it| it.members.len() as u32);
-        if waiter.id != 0 {
-            let joined = Joined { conversation, epoch, head: seq, members };
-            self.answer_join(waiter.conn, waiter.id, Ok(joined));
-        } else {
-            self.notify(slot, notify::Event::Head(Head { conversation, epoch, seq }));
-        }
-    }
-
-    /// Puts a session into a topic. Returns the head as of which it listens.
-    fn attach(&mut self, slot: u32, topic: u32, head: u64) -> u64 {
-        let capacity = self.config.slots_max;
-        let Some(it) = self.topics.get_mut(topic) else { return head };
-        if it.members.contains(slot) {
-            return it.fan.delivered_to(slot, it.last);
-        }
-        let told = head.max(it.last);
-        it.members.insert(slot, capacity);
-        if (!it.fan.is_idle() || told > it.last) && !planted::is(Fault::JoinedSeesThePast) {
-            it.fan.joined(slot, told);
-        }
-        if let Some(session) = self.sessions.get_mut(slot) {
-            session.topics.insert(topic);
-        }
-        told
-    }
-
-    /// A room that is subscribed already takes a session at once: (epoch, head, members here).
-    pub(super) fn join_subscribed(&mut self, slot: u32, topic: u32) -> Option<(u64, u64, u32)> {
-        self.topics.get(topic).filter(|it| it.stand == Stand::Subscribed)?;
-        let head = self.attach(slot, topic, 0);
-        let it = self.topics.get(topic)?;
-        Some((it.epoch, head, it.members.len() as u32))
-    }
-
-    /// The owner made a session's user a member, and subscribed this shard. Returns what the session is to be told
-    /// besides the response: what it has missed, or the head, when the response comes too late to be handed on.
-    pub(super) fn joined(
-        &mut self,
-        slot: Option<u32>,
-        body: &Reply,
-        epoch: u64,
-        answered: bool,
-    ) -> Option<notify::Event> {
-        let conversation = group_id(&body.joined)?;
-        let (head, members_version) = (body.joined_head, body.members_version);
-        let Some(slot) = slot else {
-            if self.conversations.find(&conversation).is_none() {
-                self.unsubscribe(&conversation);
-            }
-            return None;
-        };
-        let topic = self.open_topic(&conversation);
-        let it = self.topics.get_mut(topic).expect("open");
-        it.members_version = it.members_version.max(members_version);
-        if !it.known {
-            (it.known, it.last, it.epoch) = (true, head, epoch);
-            // The owner listens already; but an Unsubscribe of before may have been on its way to it.
-            it.ask_all = true;
-            self.want(topic);
-        }
-        let seq = self.attach(slot, topic, head);
-        if !answered {
-            return Some(notify::Event::Head(Head { conversation, epoch, seq }));
-        }
-        (seq > head).then(|| notify::Event::Gap(Gap { conversation, from: head + 1, to: seq }))
-    }
-
-    /// A user left: all of its sessions are taken out, and told unless it is the one that is `told` by a response.
-    pub(super) fn left(&mut self, asker: Option<u32>, conversation: &str, user: &str, told: Option<u32>) {
-        let Some(conversation) = group_id(conversation) else { return };
-        let asker = asker.and_then(|slot| self.sessions.get(slot)).map(|session| session.user);
-        let user = match (user, asker) {
-            ("", Some(asker)) if asker != super::users::NONE => self.users.text(asker).to_owned(),
-            _ => user.to_owned(),
-        };
-        let Some(topic) = self.conversations.find(&conversation) else { return };
-        for slot in self.slots_of(&user) {
-            if self.detach(topic, slot) && told != Some(slot) {
-                self.notify_removed(slot, &conversation);
-            }
-        }
-    }
-
-    /// Takes a session out of a topic. Returns whether it was in it.
-    pub(super) fn detach(&mut self, topic: u32, slot: u32) -> bool {
-        let listed = self.sessions.get_mut(slot).is_some_and(|session| session.topics.remove(topic));
-        if listed {
-            self.leave_topic(topic, slot);
-        }
-        listed
-    }
-
-    fn expel(&mut self, topic: u32, conversation: &str, user: &str) {
-        for slot in self.slots_of(user) {
-            if self.detach(topic, slot) {
-                self.notify_removed(slot, conversation);
-            }
-        }
-    }
-
-    /// Users are no members any more. Those who wait to be attached are left to the answer to their Subscribe: they may be
-    /// members again since.
-    pub(super) fn on_remove(&mut self, partition: Partition, epoch: u64, body: Remove) {
-        if planted::is(Fault::RemovedStays) {
-            return;
-        }
-        if !self.uplink.witness(partition, epoch) {
-            self.stats.stale_epochs += 1;
-            return;
-        }
-        let Some(topic) = self.conversations.find(&body.conversation) else { return };
-        for slot in body.users.iter().flat_map(|user| self.slots_of(user)).collect::<Vec<_>>() {
-            let listens = self.topics.get(topic).is_some_and(|it| it.members.contains(slot));
-            if listens && self.detach(topic, slot) {
-                self.notify_removed(slot, &body.conversation);
-            }
-        }
-        if let Some(it) = self.conversations.find(&body.conversation).and_then(|id| self.topics.get_mut(id)) {
-            it.members_version = it.members_version.max(body.members_version);
-        }
-    }
-
-    /// The group is no more.
-    fn end_topic(&mut self, topic: u32, conversation: &str) {
-        let Some(it) = self.topics.get_mut(topic) else { return };
-        let mut slots: Vec<u32> = it.waiters.iter().map(|waiter| waiter.conn.slot).collect();
-        let mut at = 0;
-        while let Some(slot) = it.members.next_from(at) {
-            slots.push(slot);
-            at = slot + 1;
-        }
-        for slot in slots {
-            if self.detach(topic, slot) {
-                self.notify_removed(slot, conversation);
-            }
-        }
-    }
-
-    pub(super) fn on_attach(&mut self, body: Attach) {
-        for target in body.targets {
-            match self.target_here(&target) {
-                Some(slot) => match self.sessions.get_mut(slot).and_then(Session::login_mut) {
-                    // Told after its LoginAck, with the others.
-                    Some(login) if login.groups.len() < self.config.topics_per_session_max as usize => {
-                        login.groups.extend(group_id(&body.conversation));
-                    }
-                    Some(_) => self.stats.topic_limit += 1,
-                    None => self.attach_group(slot, &body.conversation),
-                },
-                None => self.no_session(target),
-            }
-        }
-    }
-
-    /// The slot of a target, if its session is here and still the same user's.
-    pub(super) fn target_here(&mut self, target: &Target) -> Option<u32> {
-        let slot = self.slot_of(SessionId(target.session))?;
-        let session = self.sessions.get(slot)?;
-        (session.is_named() && self.users.text(session.user) == target.user).then_some(slot)
-    }
-
-    /// Corrects a route that points to no session.
-    pub(super) fn no_session(&mut self, target: Target) {
-        self.stats.no_sessions += 1;
-        let partition = user_partition(&target.user, self.config.partitions);
-        let Target { session, user, device, login_number } = target;
-        let body = NoSession { user, device, login_number, session };
-        self.send_or_park(record(Kind::NoSession, partition, SessionId(session), &body));
-    }
-
-    /// Whether the session that a waiting NoSession denies has come since: a new process gives the same ids again, and a
-    /// session that resumed has the number that it had.
-    pub(super) fn is_here_now(&mut self, record: &Record) -> bool {
-        let Ok(NoSession { user, device, login_number, session }) = NoSession::decode(record.body.clone())
-        else {
-            return false;
-        };
-        self.target_here(&Target { session, user, device, login_number }).is_some()
-    }
-
-    /// A session that is no longer in `session.topics` leaves: as a member and as a waiter.
-    pub(super) fn leave_topic(&mut self, topic: u32, slot: u32) {
-        let capacity = self.config.slots_max;
-        let Some(it) = self.topics.get_mut(topic) else { return };
-        it.members.remove(slot, capacity);
-        it.fan.left(slot);
-        self.owed_forget(slot, topic);
-        let Some(it) = self.topics.get_mut(topic) else { return };
-        let gone: Vec<Waiter> = it.waiters.extract_if(.., |waiter| waiter.conn.slot == slot).collect();
-        for waiter in gone.into_iter().filter(|waiter| waiter.id != 0) {
-            self.answer_join(waiter.conn, waiter.id, Err(Refuse(Code::NotJoined, "left meanwhile", 0)));
-        }
-        self.drop_if_empty(topic);
-    }
-
-    /// A join was given up. Returns whether it was still waiting.
-    pub(super) fn forget_waiter(&mut self, topic: u32, conn: Conn, id: u64) -> bool {
-        let Some(it) = self.topics.get_mut(topic) else { return false };
-        let at = it.waiters.iter().position(|waiter| waiter.conn == conn && waiter.id == id);
-        at.map(|at| it.waiters.swap_remove(at)).is_some()
-    }
-
-    /// Takes a topic off a session's list when the session neither listens nor waits.
-    pub(super) fn unlist_if_gone(&mut self, topic: u32, slot: u32) {
-        let Some(it) = self.topics.get(topic) else { return };
-        if !it.members.contains(slot) && !it.waiters.iter().any(|waiter| waiter.conn.slot == slot) {
-            self.detach(topic, slot);
-        }
-    }
-
     /// Ends the subscription of a topic that nobody listens to or waits for.
-    fn drop_if_empty(&mut self, topic: u32) {
+    pub(super) fn drop_if_empty(&mut self, topic: u32) {
         let Some(it) = self.topics.get(topic) else { return };
         if !it.members.is_empty() || !it.waiters.is_empty() {
             return;
