@@ -439,7 +439,7 @@ fn released(world: &World<'_>) {
     world.reopen();
     assert_eq!(world.call(claim.batch(vec![message("g:tea", 2)])), refused, "and after a start");
     let mut next = world.claim(3, "b", 500);
-    assert_eq!((next.fence.epoch, next.position), (1_001, claim.position));
+    assert!(next.fence.epoch > 1_000 && next.position == claim.position);
     world.append(&mut next, vec![message("g:tea", 2)]);
 }
 

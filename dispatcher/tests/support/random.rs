@@ -138,7 +138,8 @@ impl Owner {
     }
 
     fn claim(&mut self, worlds: [&World<'_>; 2], partition: Partition) {
-        self.wall_ms += self.random.below(3);
+        // Further than a store may step by itself.
+        self.wall_ms += 1_000_001 + self.random.below(3);
         let [ours, theirs] = worlds.map(|world| world.claim(partition, "a", self.wall_ms));
         assert_eq!(
             (ours.fence.epoch, ours.position, ours.last_message_id, &ours.outstanding),
