@@ -3,10 +3,12 @@
 -- ARGV: judged epoch or '', judged nonce or '', node, incarnation, wall ms, new nonce
 local fence = redis.call('HMGET', KEYS[1], 'e', 'n', 'p', 'l')
 if (fence[1] or '') ~= ARGV[1] or (fence[2] or '') ~= ARGV[2] then return {'changed'} end
--- Above the stored one by a random step: where the clock is behind it, a copy of the store that is given up and the one that
--- takes its place would give the same epoch to two owners.
-local step = fence[1] and 1 + tonumber(string.sub(ARGV[6], -6)) or 1
-local epoch = math.max(tonumber(fence[1] or '0') + step, tonumber(ARGV[5]))
+local stored, epoch = tonumber(fence[1] or '0'), tonumber(ARGV[5])
+if epoch <= stored then
+  -- The clock is behind: by a random step, as a copy of the store that is given up and the one that takes its place would
+  -- give the same epoch to two owners else.
+  epoch = stored + 1 + tonumber(string.sub(ARGV[6], -6))
+end
 epoch = string.format('%.0f', epoch)
 local position, last = fence[3], fence[4] or ''
 if not position then
