@@ -53,9 +53,16 @@ scripts! {
     Hint = "hint.lua",
 }
 
+/// What stands before the scripts that ask for the copy.
+const COPY: &str = include_str!("scripts/copy.lua");
+
 /// All scripts with their hashes, indexed by [`ScriptId`].
 pub(super) fn all_scripts() -> Vec<Script> {
-    TEXTS.iter().map(|text| Script::from_lua(*text)).collect()
+    let whole = |text: &&str| match text.contains("copy()") {
+        true => Script::from_lua(format!("{COPY}{text}")),
+        false => Script::from_lua(*text),
+    };
+    TEXTS.iter().map(whole).collect()
 }
 
 impl Command {

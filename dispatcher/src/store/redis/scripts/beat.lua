@@ -27,7 +27,4 @@ for _, life in ipairs(redis.call('SMEMBERS', KEYS[3])) do
     dead[#dead + 1] = life
   end
 end
-local info = redis.pcall('INFO', 'replication')
-local id = type(info) == 'string' and string.match(info, 'master_replid:(%x+)')
-local copy = id and tonumber(string.sub(id, 1, 12), 16) + 1 or 1
-return {holder, nodes, live, dead, redis.call('HGETALL', KEYS[4]), copy}
+return {holder, nodes, live, dead, redis.call('HGETALL', KEYS[4]), copy()}

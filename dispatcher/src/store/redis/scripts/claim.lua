@@ -17,7 +17,4 @@ if not position then
   position = newest and string.format('%.0f', tonumber(string.match(newest[1], '^%d+')) + 1) or '1'
 end
 redis.call('HSET', KEYS[1], 'e', epoch, 'n', ARGV[6], 'w', ARGV[3], 'i', ARGV[4], 'p', position, 'l', last)
-local info = redis.pcall('INFO', 'replication')
-local id = type(info) == 'string' and string.match(info, 'master_replid:(%x+)')
-local copy = id and tonumber(string.sub(id, 1, 12), 16) + 1 or 1
-return {'ok', epoch, position, last, redis.call('LRANGE', KEYS[2], 0, -1), copy}
+return {'ok', epoch, position, last, redis.call('LRANGE', KEYS[2], 0, -1), copy()}

@@ -1,9 +1,7 @@
 -- Grants or renews a gateway's lease, unless another life of that id holds it that this one does not replace. One that was
 -- held is renewed by the copy of the store that granted it, or it is gone.
 -- KEYS: 1 lease, 2 lives of gateways    ARGV: gateway, incarnation, ttl ms, incarnation replaced or 0, copy or 0
-local info = redis.pcall('INFO', 'replication')
-local id = type(info) == 'string' and string.match(info, 'master_replid:(%x+)')
-local copy = id and tonumber(string.sub(id, 1, 12), 16) + 1 or 1
+local copy = copy()
 local holder = redis.call('GET', KEYS[1])
 if ARGV[5] ~= '0' and (holder ~= ARGV[2] or tonumber(ARGV[5]) ~= copy) then return {0, 1, copy} end
 if holder and holder ~= ARGV[2] and holder ~= ARGV[4] then return {0, 0, copy} end
