@@ -137,8 +137,8 @@ impl Walk {
         }
     }
 
-    /// Standings came. Refusals that may be older than an attachment, those left out, those without the newest message because the answer was full, and those of owners
-    /// that were busy are asked for again.
+    /// Standings came. Refusals that may be older than an attachment, those left out, those without the newest message because
+    /// the answer was full, and those of owners that were busy are asked for again.
     pub(super) fn peeked(&mut self, peeked: Peeked, inbox: &mut Inbox, told: &mut Told, now_ms: u64) {
         let Some((_, Asked::Peek(mut asked))) = self.asked.take() else { return };
         let attached = std::mem::take(&mut self.attached);

@@ -4,8 +4,7 @@
 
 use millrace_protocol::planted::{self, Fault};
 
-use super::batch::Effect;
-use super::batch::Owner;
+use super::batch::{Effect, Owner};
 use super::conversation::Conversation;
 use super::fanned::Reached;
 use super::hub::{Asker, Cx, PartitionJob};

@@ -19,7 +19,7 @@ use super::holds::Need;
 use super::hub::{Asker, Cx};
 use super::limits::REPEATS_MAX;
 use super::refer::{self, Judged};
-use super::streams::Check;
+use super::streams::{Check, stream_of};
 use super::{fates, retention};
 use crate::store::{Answer, Change, Entry, List, StreamKey, UserItem, Work, Write};
 
@@ -49,8 +49,7 @@ pub fn send(
         cx.refuse(from, asker, Code::PayloadTooLarge, &reason);
         return Ok(());
     }
-    let stream = if planted::is(Fault::StreamIgnored) { 1 } else { ask.stream };
-    let key = StreamKey { user, device, stream };
+    let key = stream_of(user, device, ask.stream);
     if conversation.holds.holds(&key) {
         return Err((key, None));
     }

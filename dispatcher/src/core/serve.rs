@@ -22,6 +22,7 @@ use super::holds::Need;
 use super::hub::{Asker, Cx, From, PartitionJob};
 use super::limits::{CLAIM_WAITING_MAX, REANNOUNCE_US};
 use super::partition::{Partition, Phase, Serving};
+use super::streams::stream_of;
 use super::{
     admin, cursors, group_members, lists, pair, presence, receipts, register, send, standing, subscribe,
     sync, typing,
@@ -79,7 +80,7 @@ impl Partition {
                 Wait::Waits => {}
                 Wait::Load => {
                     let fence = owner.fence;
-                    let stream = stream_of(&ask);
+                    let stream = stream_of_ask(&ask);
                     let (conversation, asked) = (name.clone(), stream.clone());
                     let work = Work::Load { partition: self.id, fence, conversation, stream };
                     self.store(cx, work, PartitionJob::Load(name, asked));
@@ -334,11 +335,10 @@ fn user_request(cx: &mut Cx, from: From, asker: Asker, ask: Client) {
 }
 
 /// The stream of a message, so that its answers are loaded with its conversation.
-fn stream_of(ask: &Ask) -> Option<StreamKey> {
+fn stream_of_ask(ask: &Ask) -> Option<StreamKey> {
     match ask {
         Ask::Client(Client { user, device, op: Op::Send(ask), .. }) => {
-            let stream = if planted::is(Fault::StreamIgnored) { 1 } else { ask.stream };
-            Some(StreamKey { user: user.clone(), device: device.clone(), stream })
+            Some(stream_of(user.clone(), device.clone(), ask.stream))
         }
         _ => None,
     }

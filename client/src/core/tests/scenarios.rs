@@ -526,11 +526,8 @@ fn who_joined_meanwhile_is_not_removed_by_what_was_so_before() {
     }
 }
 
-#[test]
-fn a_new_device_does_not_begin_at_a_head_that_came_while_its_page_was_read() {
-    let mut world = World::new(21, &["g:tea"]);
-    fill(&mut world, "g:tea", 20);
-    let asks = |op: &Op| matches!(op, Op::Sync(sync) if sync.after.is_none());
+/// Until such a request is on its way to the server.
+fn until_asked(world: &mut World, asks: impl Fn(&Op) -> bool) {
     for _ in 0..1_000 {
         world.tick(1);
         if world.to_server.iter().any(|(_, _, op)| asks(op)) {
@@ -539,6 +536,14 @@ fn a_new_device_does_not_begin_at_a_head_that_came_while_its_page_was_read() {
         world.deliver_request();
         world.deliver_frame();
     }
+}
+
+#[test]
+fn a_new_device_does_not_begin_at_a_head_that_came_while_its_page_was_read() {
+    let mut world = World::new(21, &["g:tea"]);
+    fill(&mut world, "g:tea", 20);
+    let asks = |op: &Op| matches!(op, Op::Sync(sync) if sync.after.is_none());
+    until_asked(&mut world, asks);
     let conversation = "g:tea".into();
     let page = SyncPage { conversation, epoch: 1, head: 20, more: true, ..SyncPage::default() };
     answer(&mut world, Outcome::SyncPage(page), asks);
@@ -552,14 +557,7 @@ fn a_page_that_nobody_waits_for_any_more_still_ends_what_comes_live() {
     world.started.extend(["g:tea".to_owned()]);
     fill(&mut world, "g:tea", 20);
     let asks = |op: &Op| matches!(op, Op::Sync(_));
-    for _ in 0..1_000 {
-        world.tick(1);
-        if world.to_server.iter().any(|(_, _, op)| asks(op)) {
-            break;
-        }
-        world.deliver_request();
-        world.deliver_frame();
-    }
+    until_asked(&mut world, asks);
     // It begins at the head by joining, while a page from further back is on its way.
     let join = Op::GroupJoin(millrace_protocol::messages::client::GroupJoin { group: "tea".into() });
     world.step(Event::Call { key: 1_000, op: join, deadline_ms: world.now_ms + 1_000 });
@@ -576,14 +574,7 @@ fn a_servers_cursor_that_was_lost_is_no_place_to_begin() {
     let mut world = World::new(20, &["g:tea"]);
     fill(&mut world, "g:tea", 3);
     let asks = |op: &Op| matches!(op, Op::Sync(sync) if sync.after.is_none());
-    for _ in 0..1_000 {
-        world.tick(1);
-        if world.to_server.iter().any(|(_, _, op)| asks(op)) {
-            break;
-        }
-        world.deliver_request();
-        world.deliver_frame();
-    }
+    until_asked(&mut world, asks);
     let page = SyncPage {
         conversation: "g:tea".into(),
         truncated: Some(Cursor::default()),
