@@ -19,6 +19,7 @@ mod listeners;
 mod login;
 pub mod outbox;
 mod owed;
+mod partitions;
 mod parts;
 pub mod pass;
 mod pending;

@@ -1,7 +1,7 @@
 //! What comes over links: nodes that come and go, records to where they belong, and records that found no owner.
 
 use millrace_protocol::bytes::Bytes;
-use millrace_protocol::ids::{PARTITIONS_MAX, SessionId};
+use millrace_protocol::ids::SessionId;
 use millrace_protocol::link::end::LinkEvent;
 use millrace_protocol::link::{Kind, Record};
 use millrace_protocol::messages::link::{
@@ -13,6 +13,7 @@ use thiserror::Error;
 use super::action::Action;
 use super::event::{Conn, NodeKey};
 use super::limits::*;
+use super::partitions::Partitions;
 use super::session::*;
 use super::shard::Shard;
 use super::uplink::{Announced, Unsent};
@@ -28,24 +29,6 @@ struct BadRecord;
 impl From<millrace_protocol::prost::DecodeError> for BadRecord {
     fn from(_: millrace_protocol::prost::DecodeError) -> Self {
         BadRecord
-    }
-}
-
-/// A set of partitions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Partitions([u64; PARTITIONS_MAX as usize / 64]);
-
-impl Partitions {
-    pub(super) fn insert(&mut self, partition: u16) {
-        self.0[usize::from(partition) / 64] |= 1 << (partition % 64);
-    }
-
-    pub(super) fn contains(&self, partition: u16) -> bool {
-        self.0[usize::from(partition) / 64] >> (partition % 64) & 1 == 1
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        *self == Partitions::default()
     }
 }
 

@@ -13,7 +13,7 @@ use millrace_protocol::ids::user_partition;
 use millrace_protocol::messages::client::{Resync, notify};
 
 use super::limits::{LINK_STATE_KEPT_US, RESYNC_PER_S};
-use super::records::Partitions;
+use super::partitions::Partitions;
 use super::session::*;
 use super::shard::Shard;
 use super::uplink::Node;
