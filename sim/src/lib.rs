@@ -2,8 +2,8 @@
 //!
 //! | file | its idea |
 //! |---|---|
-//! | [`world`] | hands out what is due; faults; when a run is over |
-//! | [`plan`], [`schedule`] | what a world looks like; what happens to it |
+//! | [`world`] | hands out what is due; when a run is over |
+//! | [`plan`], [`schedule`], `strikes` | what a world looks like; what happens to it, and is done |
 //! | [`agenda`], [`clock`], [`random`] | order, time and chance |
 //! | [`network`], [`store`] | what lies between the processes, and fails |
 //! | [`thread`], [`gateway`], [`dispatcher`] | processes: what their shells do |
@@ -46,6 +46,7 @@ pub mod shelf;
 pub mod shrink;
 pub mod store;
 pub mod stray;
+mod strikes;
 pub mod thread;
 pub mod trace;
 pub mod wiretap;

@@ -1,7 +1,7 @@
 //! A world: processes, devices, a network, a store, and one thing after the other.
 //!
-//! One thread, one seed, no clock but the agenda's. It hands out what is due, carries out faults, and decides when a run
-//! is over: after the work and the last fault everything must come right within a bounded time.
+//! One thread, one seed, no clock but the agenda's. It hands out what is due and decides when a run is over: after
+//! the work and the last fault everything must come right within a bounded time.
 
 use millrace_gateway::core::limits::{HELD_BYTES_MAX, PARKED_BYTES_MAX};
 
@@ -15,8 +15,8 @@ use crate::network::{ConnId, End, Item, Network};
 use crate::outside::Outside;
 use crate::plan::Plan;
 use crate::random::Random;
-use crate::schedule::{Fault, Kind};
-use crate::store::{Store, Trouble};
+use crate::schedule::Fault;
+use crate::store::Store;
 use crate::stray::Stray;
 use crate::thread::{Burn, Process};
 use crate::trace::Trace;
@@ -32,7 +32,7 @@ const FAULT_US_MAX: u64 = 6 * SECOND;
 const CLOSED_US: u64 = 4 * SECOND;
 
 /// A kernel gives up on a silent peer within this, us.
-const GIVE_UP_US: u64 = 4 * SECOND;
+pub(crate) const GIVE_UP_US: u64 = 4 * SECOND;
 
 /// How a run went.
 #[derive(Clone, Debug)]
@@ -62,13 +62,13 @@ enum Phase {
 
 /// See the module's head.
 pub struct World {
-    out: Outside,
-    plan: Plan,
-    faults: Vec<Fault>,
-    gateways: Vec<Gateway>,
-    nodes: Vec<Node>,
-    devices: Vec<Device>,
-    strays: Vec<Stray>,
+    pub(crate) out: Outside,
+    pub(crate) plan: Plan,
+    pub(crate) faults: Vec<Fault>,
+    pub(crate) gateways: Vec<Gateway>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) devices: Vec<Device>,
+    pub(crate) strays: Vec<Stray>,
     think_at_us: Vec<u64>,
     random: Random,
     /// For what users do besides.
@@ -417,120 +417,6 @@ impl World {
                 }
             }
         }
-    }
-
-    // ---- faults ----
-
-    fn who(&self, process: usize) -> Who {
-        match process.checked_sub(self.gateways.len()) {
-            None => Who::Gateway(process),
-            Some(node) => Who::Node(node % self.nodes.len()),
-        }
-    }
-
-    fn fault(&mut self, index: usize) {
-        let kind = self.faults[index].kind;
-        self.out.trace.number(index as u64 | 0xfa << 32);
-        self.out.trace.say(self.out.now_us, |text| *text += &format!("**** fault {index}: {kind:?}"));
-        let now_us = self.out.now_us;
-        match kind {
-            Kind::Crash { process, steps, down_us, silently } => {
-                self.light(process, steps, Burn::Crash { down_us, silently });
-            }
-            Kind::Stop { process, thread, steps, for_us } => {
-                self.light(process, steps, Burn::Stop { thread, for_us });
-            }
-            Kind::Jump { process, by_ms } => match self.who(process) {
-                Who::Gateway(index) => self.gateways[index].clock.jump(by_ms),
-                Who::Node(index) => self.nodes[index].clock.jump(by_ms),
-            },
-            Kind::Leave { process } => match self.who(process) {
-                Who::Gateway(index) if self.gateways[index].alive => {
-                    self.gateways[index].drain(&mut self.out, 2 * SECOND);
-                }
-                Who::Node(index) if self.nodes[index].alive => {
-                    let control = self.nodes[index].threads.control();
-                    self.nodes[index].threads.push(&mut self.out, control, dispatcher::Input::Leave);
-                }
-                _ => {}
-            },
-            Kind::Drop { link, which } => {
-                if let Some(id) = self.connection(link, which) {
-                    let Outside { network, agenda, .. } = &mut self.out;
-                    network.drop_now(agenda, now_us, id, GIVE_UP_US);
-                }
-            }
-            Kind::Cut { link, which, side, for_us } => {
-                if let Some(id) = self.connection(link, which) {
-                    let Outside { network, agenda, .. } = &mut self.out;
-                    network.cut(agenda, now_us, id, side, for_us);
-                }
-            }
-            Kind::Stall { link, which, side, for_us } => {
-                if let Some(id) = self.connection(link, which) {
-                    self.out.network.stall(now_us, id, side, for_us);
-                }
-            }
-            Kind::Double { device } => {
-                let index = device % self.devices.len();
-                self.devices[index].change_network(&mut self.out, true);
-            }
-            Kind::CrashClient { device, down_us, silently } => {
-                let index = device % self.devices.len();
-                self.devices[index].crash(&mut self.out, down_us, silently);
-            }
-            Kind::BusyClient { device, for_us } => {
-                let index = device % self.devices.len();
-                self.devices[index].be_busy(&mut self.out, for_us);
-            }
-            Kind::Strand { node, for_us } => {
-                let index = node % self.nodes.len();
-                let Outside { network, agenda, .. } = &mut self.out;
-                for (id, side) in
-                    network.sides_of(|end| matches!(end, End::NodeLink(node, _) if node == index))
-                {
-                    network.cut(agenda, now_us, id, side, GIVE_UP_US);
-                }
-                self.out.after(for_us, Due::End(Who::Node(index), self.nodes[index].life));
-            }
-            Kind::Trouble { process, refused, unknown, slow_us, for_us } => {
-                let of = process.map(|process| self.who(process));
-                let until_us = now_us + for_us;
-                self.out.store.trouble(Trouble { until_us, refused, unknown, of, slow_us });
-            }
-            Kind::StoreStops { for_us } => self.out.store.stall(now_us + for_us),
-            Kind::FallBack { by_us } => self.out.store.fall_back(&mut self.out.ledger, now_us, by_us),
-            Kind::Empty => self.out.store.empty(&mut self.out.ledger),
-            Kind::LateWords { process, for_us } => {
-                let who = self.who(process);
-                let network = &mut self.out.network;
-                let says =
-                    |end: End| matches!((end, who), (End::NodeLink(node, _), Who::Node(it)) if node == it);
-                for (id, side) in network.sides_of(says) {
-                    network.stall(now_us, id, side, for_us);
-                }
-            }
-            Kind::DeafClient { device, for_us } => {
-                let index = device % self.devices.len();
-                self.devices[index].be_deaf(now_us + for_us);
-            }
-            Kind::CopyClient { device } => {
-                let index = device % self.devices.len();
-                self.devices[index].be_copied(&mut self.out);
-            }
-        }
-    }
-
-    fn light(&mut self, process: usize, steps: u32, burn: Burn) {
-        match self.who(process) {
-            Who::Gateway(index) => self.gateways[index].fuse.light(steps, burn),
-            Who::Node(index) => self.nodes[index].fuse.light(steps, burn),
-        }
-    }
-
-    fn connection(&self, link: bool, which: usize) -> Option<ConnId> {
-        let all = self.out.network.of_kind(link);
-        (!all.is_empty()).then(|| all[which % all.len()])
     }
 
     // ---- progress ----
