@@ -305,7 +305,8 @@ impl Link {
         } else {
             self.next_address += 1;
         }
-        let until_ms = now_ms + pause.as_millis() as u64;
+        // Never the present millisecond: its work may be done, and nobody wakes up for it again.
+        let until_ms = now_ms + (pause.as_millis() as u64).max(1);
         if self.first_deadline_ms.is_some_and(|deadline_ms| until_ms >= deadline_ms) {
             self.first_deadline_ms = None;
             actions.push(Action::First(Err(ConnectError::Deadline(reason.clone()))));

@@ -4,13 +4,14 @@ use bytes::Bytes;
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
 use millrace_protocol::messages::client::{
-    Code, Cursor, Deliver, Head, Joined, Notify, Peeked, PresenceSubscribe, Removed, Response, Resync,
-    RoomJoin, Standing, SyncPage, Typing, notify,
+    Code, Cursor, Deliver, Head, Joined, LoginAck, Notify, Peeked, PresenceSubscribe, Removed, Response,
+    Resync, RoomJoin, Standing, SyncPage, Typing, notify,
 };
 
 use super::server::Frame;
 use super::world::World;
-use crate::core::{Event, Start};
+use crate::Reason;
+use crate::core::{Action, Event, Machine, Settings, Start};
 use crate::event::Event as Notice;
 
 fn text(seq: u64) -> Bytes {
@@ -524,6 +525,29 @@ fn who_joined_meanwhile_is_not_removed_by_what_was_so_before() {
         assert!(!world.notices.contains(&Notice::Removed { conversation: "g:tea".into() }));
         assert_eq!(world.saved["g:tea"].seq, 5);
     }
+}
+
+#[test]
+fn a_login_that_is_given_up_is_tried_again_though_the_pause_is_none() {
+    let mut settings = Settings::new("gateway:1", "device0");
+    // Less than a millisecond, always.
+    settings.backoff_ms = (1, 1);
+    settings.connect_deadline_ms = 1_000;
+    let mut machine = Machine::new(settings, 22, Vec::new(), 0);
+    let dials = |actions: Vec<Action>| actions.iter().any(|it| matches!(it, Action::Connect { .. }));
+    let asked = machine.step(0, Event::Tick);
+    let [Action::Token { conn }] = asked[..] else { panic!("{asked:?}") };
+    assert!(dials(machine.step(0, Event::Token { conn, token: Ok("me".into()) })));
+    machine.step(0, Event::Opened { conn });
+    let ack = Outcome::LoginAck(LoginAck { resume_ticket: "ticket".into(), ..LoginAck::default() });
+    machine.step(0, Event::Response { conn, response: Response { id: 1, outcome: Some(ack) } });
+    machine.step(1, Event::Lost { conn, reason: Reason::Network("cut".into()) });
+    let mut dialled = 0;
+    for _ in 0..6 {
+        let at_ms = machine.next_ms().expect("it pauses, or waits for an answer");
+        dialled += u32::from(dials(machine.step(at_ms, Event::Tick)));
+    }
+    assert_eq!(dialled, 3);
 }
 
 /// Until such a request is on its way to the server.
