@@ -191,8 +191,8 @@ impl Store {
 
     /// A batch of this partition is answered then.
     fn answers(&mut self, seat: Seat, partition: Option<Partition>, at_us: u64) {
-        if let Some(partition) = partition {
-            self.batches.insert((seat, partition), at_us);
+        if let Some(until_us) = partition.and_then(|partition| self.batches.get_mut(&(seat, partition))) {
+            *until_us = at_us;
         }
     }
 
@@ -258,7 +258,9 @@ impl Store {
         in_vain: bool,
     ) -> Result<Outcome, StoreError> {
         match work {
-            Work::Heartbeat { node, replaces, ttl_ms } => Ok(self.heartbeat(now_us, node, replaces, ttl_ms)),
+            Work::Heartbeat { node, replaces, ttl_ms } => {
+                Ok(self.heartbeat(now_us, seat.who, node, replaces, ttl_ms))
+            }
             Work::Leave { node, incarnation } => {
                 if self.nodes.get(&node).is_some_and(|lease| lease.node.incarnation == incarnation) {
                     self.nodes.remove(&node);
@@ -319,7 +321,7 @@ impl Store {
         }
     }
 
-    fn heartbeat(&mut self, now_us: u64, node: Node, replaces: u64, ttl_ms: u32) -> Outcome {
+    fn heartbeat(&mut self, now_us: u64, who: Who, node: Node, replaces: u64, ttl_ms: u32) -> Outcome {
         let holder = self.nodes.get(&node.name).map_or(0, |lease| lease.node.incarnation);
         if ![0, node.incarnation, replaces].contains(&holder) {
             let view = self.model.view(self.partitions, false);
@@ -333,6 +335,10 @@ impl Store {
         self.show_leases();
         let was_missing =
             held.is_some_and(|(held, copy)| held == incarnation && (!there || copy != self.copy));
+        if was_missing {
+            // It forgets its batches when it hears of that, and what it was giving up is given up as it is.
+            self.batches.retain(|(seat, _), _| seat.who != who);
+        }
         Outcome::View(Arc::new(self.model.view(self.partitions, was_missing)))
     }
 
