@@ -208,6 +208,7 @@ fn carry_out(job: Job) -> Done {
             position: 0,
             last_message_id: MessageId::default(),
             outstanding: Vec::new(),
+            losers: Vec::new(),
             copy: 1,
         },
         Work::Answers { .. } => Outcome::Answers(Vec::new()),

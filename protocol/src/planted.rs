@@ -143,6 +143,8 @@ faults! {
     LowestLoginWins = 21,
     /// a Close is sent once
     CloseNotRepeated = 21,
+    /// a new owner does not close the sessions that its predecessor was to close
+    LosersIgnored = 21,
     /// a route is removed without comparing login number and incarnation
     UnregisterUncompared = 21,
     /// a link goes on whatever the peer's incarnation is

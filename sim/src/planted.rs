@@ -74,7 +74,7 @@ fn plans(fault: Fault) -> &'static [&'static str] {
         F::ReleasedTooEarly => &["leave", "moves"],
         F::OldEpochsKept => &["moves"],
         F::LeaseFromAnswer => &["pause", "network", "mixed"],
-        F::CloseNotRepeated => &["copies"],
+        F::CloseNotRepeated | F::LosersIgnored => &["copies"],
         // Where devices connect again while their old connections live, or registering is done twice.
         F::GenerationIgnored => &["network", "mixed"],
         F::LowestLoginWins => &["mixed", "store"],

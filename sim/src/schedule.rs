@@ -200,21 +200,12 @@ pub fn draw(plan: &Plan, seed: u64) -> Vec<Fault> {
             Fault { at_us, kind }
         })
         .collect();
-    if allowed.copies {
-        // Gateways alone end: who lost its place is known to the owner alone, and is told by nobody should that one end
-        // first, which is not mended yet.
-        for fault in &mut faults {
-            if let Kind::Crash { process, .. } | Kind::Stop { process, .. } = &mut fault.kind {
-                *process %= plan.gateways;
-            }
-        }
-    }
     if allowed.moves {
         add_moves(&mut faults, &mut random, plan);
     }
     // Mostly near the end of the work: what is said later mends what nobody was told.
     let mut random = Random::fork(seed, 9);
-    if allowed.crash && !allowed.copies && random.chance(400) {
+    if allowed.crash && random.chance(400) {
         let before_end_us = random.below(2 * SECOND);
         let kind = Kind::Strand { node: random.index(64), for_us: random.between(20 * MS, 800 * MS) };
         faults.push(Fault { at_us: plan.busy_until_us().saturating_sub(before_end_us), kind });

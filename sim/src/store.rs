@@ -405,7 +405,8 @@ impl Store {
     /// Everything is gone.
     pub fn empty(&mut self, ledger: &mut Ledger) {
         let nonce = self.model.nonce + 1_000;
-        self.model = ModelStore { nonce, ..ModelStore::default() };
+        self.model = ModelStore::default();
+        self.model.nonce = nonce;
         self.copies.clear();
         self.nodes.clear();
         self.gateways.clear();

@@ -22,7 +22,7 @@ use super::event::{Claim, LinkKey, Sibling};
 use super::fanned::Reached;
 use super::hub::{Cx, From, PartitionJob, Pending};
 use super::limits::{CURSORS_US, SUPERSEDED_US};
-use super::{fates, pair, presence, receipts};
+use super::{fates, pair, presence, receipts, register};
 use crate::store::{Outcome, StoreError, Work};
 
 /// One partition of this shard.
@@ -214,12 +214,22 @@ impl Partition {
     pub(super) fn claimed(&mut self, cx: &mut Cx, outcome: Result<Outcome, StoreError>) {
         let Phase::Claiming { release, .. } = self.phase else { return };
         match outcome {
-            Ok(Outcome::Claimed { fence, position, mut last_message_id, mut outstanding, copy }) => {
+            Ok(Outcome::Claimed {
+                fence,
+                position,
+                mut last_message_id,
+                mut outstanding,
+                mut losers,
+                copy,
+            }) => {
                 if planted::is(Fault::IdsFromTheClock) {
                     last_message_id = MessageId::default();
                 }
                 if planted::is(Fault::OutstandingIgnored) {
                     outstanding.clear();
+                }
+                if planted::is(Fault::LosersIgnored) {
+                    losers.clear();
                 }
                 self.tries = 0;
                 cx.hub.stats.claims += 1;
@@ -246,6 +256,9 @@ impl Partition {
                 }
                 cx.tell_siblings(|| Sibling::Serving { partition, claim: Some(claim) });
                 cx.actions.push(Action::Claimed { partition, epoch });
+                for (user, loser) in losers {
+                    register::close(cx, self.from(), &user, loser);
+                }
                 self.recover(cx, &outstanding);
                 self.go_on(cx);
             }

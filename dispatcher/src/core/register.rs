@@ -1,11 +1,11 @@
 //! Users' sessions: registering them, removing routes that are wrong, and closing sessions that lost to newer ones.
 //!
 //! The policy itself (who loses to whom) is one atomic step of the store. The rule that keeps it right: a Close is
-//! repeated until the gateway answers it or is gone.
+//! repeated until the gateway answers it or is gone; until then the store knows who lost, for the next owner.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
-use millrace_protocol::ids::{SessionId, user_partition};
+use millrace_protocol::ids::{Partition, SessionId, user_partition};
 use millrace_protocol::link::{Kind, Record};
 use millrace_protocol::messages::client::Code;
 use millrace_protocol::messages::link::{Close, NoSession, Register, Registered, Unregister};
@@ -38,12 +38,15 @@ pub struct Closes {
     open: FxHashMap<SessionId, Closing>,
     /// In order of time; answered ones are skipped.
     due: VecDeque<(u64, SessionId)>,
+    /// Closed or gone: the store need not know them any more.
+    over: BTreeMap<Partition, Vec<(String, Route)>>,
 }
 
 #[derive(Debug)]
 struct Closing {
-    link: LinkKey,
-    incarnation: u64,
+    of: From,
+    user: String,
+    loser: Route,
     record: Record,
     tries: u32,
 }
@@ -59,6 +62,11 @@ impl Closes {
     /// Closes not answered yet.
     pub fn count(&self) -> usize {
         self.open.len()
+    }
+
+    /// It needs no Close any more.
+    fn over(&mut self, partition: Partition, user: String, loser: Route) {
+        self.over.entry(partition).or_default().push((user, loser));
     }
 
     /// When the next one is due.
@@ -97,7 +105,10 @@ pub fn registered(cx: &mut Cx, login: Login, outcome: Result<Outcome, StoreError
     match outcome {
         Ok(Outcome::Registered { login_number, lost, losers, mut groups }) => {
             for loser in losers {
-                close(cx, &login, loser);
+                // A session that is registered again under its own number does not lose to itself.
+                if loser.session != login.session {
+                    close(cx, login.from, &login.user, loser);
+                }
             }
             if lost {
                 return refuse(cx, &login, Code::Displaced, "a newer login of this device took its place");
@@ -148,59 +159,64 @@ fn refuse(cx: &mut Cx, login: &Login, code: Code, reason: &str) {
     cx.send(login.link, login.from.record(Kind::Registered, login.session, &registered));
 }
 
-/// Tells the gateway of a session that it lost.
-fn close(cx: &mut Cx, winner: &Login, loser: Route) {
-    // A session that is registered again under its own number does not lose to itself.
-    if loser.session == winner.session || !cx.hub.cluster.may_be_there(&loser) {
-        return;
+/// Tells the gateway of a user's session that it lost.
+pub fn close(cx: &mut Cx, of: From, user: &str, loser: Route) {
+    if !cx.hub.cluster.may_be_there(&loser) {
+        return cx.hub.closes.over(of.partition, user.to_owned(), loser);
     }
     cx.hub.stats.losers += 1;
     let message = Close {
-        user: winner.user.clone(),
+        user: user.to_owned(),
         device: loser.device.clone(),
         login_number: loser.login_number,
         code: Code::Displaced as u32,
         reason: "a newer login took its place".into(),
     };
-    let record = winner.from.record(Kind::Close, loser.session, &message);
-    let link = link_of(loser.session);
-    cx.send(link, record.clone());
+    let record = of.record(Kind::Close, loser.session, &message);
+    cx.send(link_of(loser.session), record.clone());
     let closes = &mut cx.hub.closes;
     if closes.due.len() >= CLOSES_MAX {
         cx.hub.stats.closes_untracked += 1;
         return;
     }
-    let incarnation = loser.incarnation;
-    let known = closes.open.insert(loser.session, Closing { link, incarnation, record, tries: 1 });
+    let session = loser.session;
+    let known = closes.open.insert(session, Closing { of, user: user.to_owned(), loser, record, tries: 1 });
     if known.is_none() {
-        closes.due.push_back((cx.now.mono_us + CLOSE_REPEAT_US, loser.session));
+        closes.due.push_back((cx.now.mono_us + CLOSE_REPEAT_US, session));
     }
 }
 
 /// The Close of a session was carried out.
 pub fn closed(cx: &mut Cx, session: SessionId) {
-    cx.hub.closes.open.remove(&session);
+    let closes = &mut cx.hub.closes;
+    if let Some(Closing { of, user, loser, .. }) = closes.open.remove(&session) {
+        closes.over(of.partition, user, loser);
+    }
 }
 
-/// Sends again what was not answered in time.
-pub fn repeat_closes(cx: &mut Cx) {
-    if planted::is(Fault::CloseNotRepeated) {
-        return;
+/// Sends again what was not answered in time, and tells the store what is over.
+pub fn turn(cx: &mut Cx) {
+    if !planted::is(Fault::CloseNotRepeated) {
+        repeat_closes(cx);
     }
+    for (partition, losers) in std::mem::take(&mut cx.hub.closes.over) {
+        cx.store(Work::ForgetLosers { partition, losers }, Pending::Unwatched);
+    }
+}
+
+fn repeat_closes(cx: &mut Cx) {
     while cx.hub.closes.due.front().is_some_and(|(at_us, _)| *at_us <= cx.now.mono_us) {
         let Some((_, session)) = cx.hub.closes.due.pop_front() else { break };
         let Some(closing) = cx.hub.closes.open.get_mut(&session) else { continue };
         closing.tries += 1;
         // The view may be some heartbeats old: a gateway is gone when a later one doesn't show it either.
-        let lease = cx.hub.cluster.gateways.get(&closing.link.gateway);
-        let gone = lease != Some(&closing.incarnation) && closing.tries > 5;
-        if gone {
-            cx.hub.closes.open.remove(&session);
+        if closing.tries > 5 && !cx.hub.cluster.is_there(&closing.loser) {
+            closed(cx, session);
             continue;
         }
-        let (link, record) = (closing.link, closing.record.clone());
+        let record = closing.record.clone();
         cx.hub.stats.close_repeats += 1;
-        cx.send(link, record);
+        cx.send(link_of(session), record);
         cx.hub.closes.due.push_back((cx.now.mono_us + CLOSE_REPEAT_US, session));
     }
 }

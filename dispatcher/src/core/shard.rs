@@ -176,7 +176,7 @@ impl Shard {
         }
         delivery::turn(cx);
         presence::turn(cx);
-        register::repeat_closes(cx);
+        register::turn(cx);
         announce(cx);
         announce_again(cx);
         for link in cx.hub.links.expired(now) {

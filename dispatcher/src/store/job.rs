@@ -138,6 +138,13 @@ pub enum Work {
         /// Compared.
         incarnation: u64,
     },
+    /// Sessions that lost their place are closed, or gone with their gateway: no claim needs to name them any more. Not fenced.
+    ForgetLosers {
+        /// The partition of their users.
+        partition: Partition,
+        /// As a registration or a claim named them, with their users.
+        losers: Vec<(String, Route)>,
+    },
     /// All routes of these users, dead ones included (the caller judges by the view).
     Routes {
         /// Whose.
@@ -282,6 +289,8 @@ pub enum Outcome {
         last_message_id: MessageId,
         /// Messages that may not have been fanned out: conversation and seq, oldest first.
         outstanding: Vec<(String, u64)>,
+        /// Sessions that lost their place and may not have been closed, with their users: at most [`super::LOSERS_TOLD_MAX`].
+        losers: Vec<(String, Route)>,
         /// The copy of the store that granted it: as for leases.
         copy: u64,
     },
@@ -323,13 +332,16 @@ pub enum Outcome {
         login_number: u64,
         /// It lost to a session with a higher number: it must be closed.
         lost: bool,
-        /// Sessions that lost to it, those that it resumed included.
+        /// Sessions that lost to it, those that it resumed included; and what lost its place earlier under a claim, until
+        /// [`Work::ForgetLosers`].
         losers: Vec<Route>,
         /// The user's groups (conversation ids).
         groups: Vec<String>,
     },
     /// Gone, or it was another's.
     Unregistered,
+    /// They are named no more.
+    LosersForgotten,
     /// Routes, one list per user asked for, in that order.
     Routes(Vec<Vec<Route>>),
     /// The node's lease holds.

@@ -23,6 +23,7 @@ pub mod embedded;
 mod intake;
 mod job;
 mod kept;
+mod losers;
 pub mod model;
 mod pack;
 mod policy;
@@ -56,6 +57,10 @@ pub const ANSWERS_MAX: usize = 64;
 
 /// How long they are kept at least, after the stream's last message there.
 pub const ANSWERS_DAYS: u64 = 7;
+
+/// Sessions that a claim tells to have lost their place at most. Further ones are told when their user logs in, or at the
+/// next claim.
+pub const LOSERS_TOLD_MAX: usize = 10_000;
 
 /// Streams of one device in one conversation that are kept: the newest ones.
 pub const STREAMS_PER_DEVICE_MAX: usize = 8;

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use millrace_protocol::ids::{MessageId, Partition};
 use millrace_protocol::planted;
 
+use super::losers::Losers;
 use super::policy::{self, Verdict};
 use super::*;
 
@@ -41,6 +42,7 @@ pub struct ModelStore {
     pub outstanding: BTreeMap<(Partition, u64), Vec<(String, u64)>>,
     pub events: BTreeMap<(Partition, u64), Event>,
     pub routes: BTreeMap<String, Vec<Route>>,
+    pub(crate) losers: Losers,
     pub nodes: Vec<Node>,
     pub gateways: BTreeMap<u16, u64>,
     pub next_login: u64,
@@ -223,6 +225,10 @@ impl ModelStore {
                 });
                 Ok(Outcome::Unregistered)
             }
+            Work::ForgetLosers { partition, losers } => {
+                self.losers.forget(partition, &losers);
+                Ok(Outcome::LosersForgotten)
+            }
             Work::Routes { users } => {
                 if self.fail_routes > 0 {
                     self.fail_routes -= 1;
@@ -270,6 +276,7 @@ impl ModelStore {
             position: self.positions.get(&partition).copied().unwrap_or(FIRST_POSITION),
             last_message_id: self.last_ids.get(&partition).copied().unwrap_or_default(),
             outstanding: outstanding.flat_map(|(_, messages)| messages.clone()).collect(),
+            losers: self.losers.of(partition),
             copy: 1,
         })
     }
@@ -401,7 +408,10 @@ impl ModelStore {
         let groups = self.lists.get(&(new.user.clone(), List::Groups));
         let groups = groups.into_iter().flat_map(|list| list.keys().cloned()).collect();
         let routes = self.routes.entry(new.user.clone()).or_default();
-        let Verdict { lost, losers } = policy::register(routes, &new, login_number);
+        let Verdict { lost, mut losers } = policy::register(routes, &new, login_number);
+        if let Some((partition, _)) = new.claim.filter(|_| !lost) {
+            losers = self.losers.note(partition, &new, losers);
+        }
         Outcome::Registered { login_number, lost, losers, groups }
     }
 }

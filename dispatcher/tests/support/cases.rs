@@ -29,6 +29,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("register: numbers", login_numbers),
     ("register: a session that resumes displaces the one before", resumed),
     ("register: by the owner of the user's partition alone", owners_register),
+    ("register: who lost is kept until it is closed", losers_are_kept),
     ("register: routes are bounded", routes_are_bounded),
     ("unregister: compares", unregister_compares),
     ("user groups: idempotent", user_groups),
@@ -353,6 +354,55 @@ fn owners_register(world: &World<'_>) {
     assert_eq!(world.call(Work::Release { partition, fence: second }), Ok(Outcome::Released));
     assert_eq!(register(second, 5, login_number), fenced, "given up");
     assert!(stays(3));
+}
+
+fn losers_are_kept(world: &World<'_>) {
+    let partition = user_partition("alice", PARTITIONS);
+    let other = partition ^ 1;
+    let fence = world.claim(partition, "a", 1_000).fence;
+    let register = |fence: Fence, device: &str, slot: u32, login_number: u64| {
+        let session = registration("alice", device, "ios:17", session(1, slot));
+        let claim = Some((partition, fence));
+        let registered =
+            world.register(Registration { login_number, claim, newest_wins: device == "watch", ..session });
+        let mut slots: Vec<_> = registered.losers.iter().map(|route| route.session.slot()).collect();
+        slots.sort_unstable();
+        (registered.login_number, registered.lost, slots)
+    };
+    let (first, ..) = register(fence, "phone", 1, 0);
+    let (second, _, lost) = register(fence, "phone", 2, 0);
+    assert_eq!(lost, [1]);
+    assert_eq!(
+        register(fence, "phone", 2, second),
+        (second, false, vec![1]),
+        "the answer may have been lost"
+    );
+    assert_eq!(register(fence, "phone", 1, first), (first, true, vec![]), "it hears so itself");
+    assert_eq!(register(fence, "phone", 3, second).2, [1, 2], "resumed");
+    assert_eq!(register(fence, "phone", 2, second).2, [1, 3], "it is back");
+    assert_eq!(register(fence, "watch", 4, 0).2, [1, 2, 3], "on another device");
+    let claim = world.claim(partition, "a", 1_000);
+    let named: Vec<_> = claim.losers.iter().map(|(user, it)| (user.as_str(), it.session.slot())).collect();
+    let mut slots: Vec<_> = named.iter().map(|(_, slot)| *slot).collect();
+    slots.sort_unstable();
+    assert_eq!(slots, [1, 2, 3]);
+    assert!(named.iter().all(|(user, _)| *user == "alice"));
+    let (_, one) = claim.losers.iter().find(|(_, it)| it.session.slot() == 1).unwrap().clone();
+    assert_eq!((one.device.as_str(), one.platform.as_str()), ("phone", "ios:17"));
+    assert_eq!((one.login_number, one.incarnation), (first, 1_001));
+    assert!(world.claim(other, "a", 1_000).losers.is_empty(), "of another partition");
+
+    let forget = |losers| {
+        assert_eq!(world.call(Work::ForgetLosers { partition, losers }), Ok(Outcome::LosersForgotten));
+        world.claim(partition, "a", 1_000).losers.len()
+    };
+    let mut another_life = one.clone();
+    another_life.incarnation += 1;
+    assert_eq!(forget(vec![("alice".into(), another_life), ("bob".into(), one.clone())]), 3);
+    assert_eq!(forget(vec![("alice".into(), one.clone())]), 2);
+    assert_eq!(forget(claim.losers), 0, "one of them was not there any more");
+    let fence = world.claim(partition, "a", 1_000).fence;
+    assert_eq!(register(fence, "watch", 5, 0).2, [4]);
 }
 
 fn user_groups(world: &World<'_>) {

@@ -145,8 +145,8 @@ impl<'a> World<'a> {
     pub fn try_claim(&self, partition: Partition, node: &str, wall_ms: u64) -> Result<Claim, StoreError> {
         let work = Work::Claim { partition, node: node.into(), incarnation: 1, wall_ms };
         match self.call(work)? {
-            Outcome::Claimed { fence, position, last_message_id, outstanding, copy } => {
-                Ok(Claim { partition, fence, position, last_message_id, outstanding, copy })
+            Outcome::Claimed { fence, position, last_message_id, outstanding, losers, copy } => {
+                Ok(Claim { partition, fence, position, last_message_id, outstanding, losers, copy })
             }
             other => panic!("{other:?}"),
         }
@@ -314,6 +314,7 @@ pub struct Claim {
     pub position: u64,
     pub last_message_id: MessageId,
     pub outstanding: Vec<(String, u64)>,
+    pub losers: Vec<(String, Route)>,
     pub copy: u64,
 }
 

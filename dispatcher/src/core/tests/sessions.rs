@@ -115,6 +115,40 @@ fn losers_are_closed_again_and_again_until_they_answer() {
 }
 
 #[test]
+fn who_lost_is_closed_by_the_next_owner_if_the_one_that_knew_it_is_gone() {
+    let mut world = World::new(2, 1);
+    let partition = user_partition("ann", PARTITIONS);
+    for node in 0..2 {
+        world.connect(node, 1, 1);
+    }
+    world.store.gateways.insert(1, 1);
+    world.view();
+    world.claim(0, partition);
+    world.run();
+    world.register(0, session(1, 1), "ann", "phone", "ios");
+    world.run();
+    world.register(0, session(1, 2), "ann", "phone", "ios");
+    world.run();
+    let first: Vec<wire::Close> = world.take(0, 1, Kind::Close);
+    world.nodes[0].alive = false;
+    world.store.nodes.retain(|node| node.name == "node-1");
+    world.claim(1, partition);
+    world.run();
+    let second: Vec<wire::Close> = world.take(1, 1, Kind::Close);
+    assert_eq!((first.len(), &first), (1, &second));
+    let closed =
+        wire::Closed { user: "ann".into(), device: "phone".into(), login_number: first[0].login_number };
+    world.say(1, 1, Kind::Closed, partition, session(1, 1), &closed);
+    world.run();
+    world.release(1, partition);
+    world.run();
+    world.clear();
+    world.claim(1, partition);
+    world.run();
+    assert!(world.take::<wire::Close>(1, 1, Kind::Close).is_empty(), "closed once and for all");
+}
+
+#[test]
 fn an_older_login_is_refused_and_one_that_registers_again_keeps_its_number() {
     let mut world = World::serving(1, &[1]);
     let partition = user_partition("ann", PARTITIONS);

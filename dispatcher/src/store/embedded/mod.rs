@@ -34,7 +34,7 @@ use self::disk::{Disk, FormatError};
 use self::leases::Leases;
 use self::loads::{Load, Loads};
 use self::room::Room;
-use self::round::{Engine, Failure};
+use self::round::{Engine, Failure, Shares};
 use self::routes::Routes;
 use super::intake::{Intake, LATE_RETRY, Submission};
 use super::{ASYNC_SYNC_MS, Done, Durability, Gateway, Job, Outcome, Replies, Store, StoreError, View, Work};
@@ -150,10 +150,8 @@ pub struct Embedded {
 struct Shared {
     intake: Intake,
     routes: Routes,
-    leases: Arc<Mutex<Leases>>,
-    owners: Arc<Mutex<Vec<(String, u64)>>>,
+    shares: Shares,
     disk: Disk,
-    room: Arc<Room>,
     failed: AtomicBool,
     failure: OnceLock<String>,
     rounds: AtomicU64,
@@ -197,16 +195,18 @@ impl Embedded {
             // There are no replicas: what is on the disk is the most that can be had.
             Durability::Fsync | Durability::Replicated(_) => None,
         };
-        let (leases, owners) = <(Arc<Mutex<Leases>>, Arc<Mutex<Vec<_>>>)>::default();
-        let room = Arc::new(Room::new(dir.to_owned(), settings.disk_reserve_bytes));
+        let shares = Shares {
+            room: Arc::new(Room::new(dir.to_owned(), settings.disk_reserve_bytes)),
+            leases: Arc::default(),
+            owners: Arc::default(),
+            losers: Arc::default(),
+        };
         let mut engine = Engine::new(
             disk.clone(),
             settings.partitions,
             NonZeroU64::new(settings.events_max),
             sync_within,
-            Arc::clone(&room),
-            Arc::clone(&leases),
-            Arc::clone(&owners),
+            shares.clone(),
         )
         .map_err(|e| unreadable(e.to_string()))?;
         prepare(&mut engine);
@@ -220,10 +220,8 @@ impl Embedded {
         let shared = Arc::new(Shared {
             intake: Intake::new(Box::new(ring)),
             routes: Routes::default(),
-            leases,
-            owners,
+            shares,
             disk,
-            room,
             failed: AtomicBool::new(false),
             failure: OnceLock::new(),
             rounds: AtomicU64::new(0),
@@ -271,7 +269,7 @@ impl Store for Embedded {
         if self.shared.failed.load(Ordering::Acquire) {
             return Some(self.shared.failure().to_owned());
         }
-        self.shared.room.shortage()
+        self.shared.shares.room.shortage()
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
@@ -310,13 +308,17 @@ impl Shared {
             Work::Register(registration) => {
                 // One claim has an epoch here, and who gave it up is nobody's any more.
                 if let Some((partition, fence)) = registration.claim {
-                    let owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+                    let owners = self.shares.owners.lock().unwrap_or_else(PoisonError::into_inner);
                     let owner = owners.get(usize::from(partition));
                     if !owner.is_some_and(|(node, epoch)| !node.is_empty() && *epoch == fence.epoch) {
                         return Ok(Err(StoreError::Fenced { partition }));
                     }
                 }
-                let (login_number, verdict) = self.routes.register(&registration);
+                let (login_number, mut verdict) = self.routes.register(&registration);
+                if let Some((partition, _)) = registration.claim.filter(|_| !verdict.lost) {
+                    let mut losers = self.shares.losers.lock().unwrap_or_else(PoisonError::into_inner);
+                    verdict.losers = losers.note(partition, &registration, verdict.losers);
+                }
                 // After the route is in: whoever adds the user to a group from now on sees the route.
                 let groups = if verdict.lost {
                     Vec::new()
@@ -332,12 +334,16 @@ impl Shared {
                 self.routes.unregister(&user, &device, session, login_number, incarnation);
                 Outcome::Unregistered
             }
+            Work::ForgetLosers { partition, losers } => {
+                self.shares.losers.lock().unwrap_or_else(PoisonError::into_inner).forget(partition, &losers);
+                Outcome::LosersForgotten
+            }
             Work::Routes { users } => {
                 Outcome::Routes(users.iter().map(|user| self.routes.of(user)).collect())
             }
             Work::Heartbeat { node, replaces, ttl_ms } => {
                 let now = Instant::now();
-                let owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let owners = self.shares.owners.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 let mut leases = self.leases();
                 let (was_missing, held_by) = leases.renew_node(now, node, replaces, ttl_ms);
                 let view = leases.view(now, owners);
@@ -358,7 +364,7 @@ impl Shared {
     }
 
     fn leases(&self) -> MutexGuard<'_, Leases> {
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shares.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn failure(&self) -> &str {

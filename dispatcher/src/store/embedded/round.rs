@@ -20,6 +20,7 @@ use super::disk::{Disk, FenceRecord, read_error};
 use super::leases::Leases;
 use super::lists::item_key;
 use super::room::Room;
+use crate::store::losers::Losers;
 use crate::store::{Change, FIRST_POSITION, Fence, Outcome, StoreError, UserItem, Work};
 
 /// Why a job was not carried out.
@@ -61,12 +62,19 @@ pub(super) struct Engine {
     unsynced_since: Option<Instant>,
     /// How long that may be; none: not beyond the round.
     sync_within: Option<Duration>,
-    room: Arc<Room>,
-    leases: Arc<Mutex<Leases>>,
-    /// The owners column of the view.
-    owners: Arc<Mutex<Vec<(String, u64)>>>,
+    shares: Shares,
     #[cfg(test)]
     pub(super) sync_fails: Arc<std::sync::atomic::AtomicBool>,
+}
+
+/// What it shares with the callers' threads.
+#[derive(Clone)]
+pub(super) struct Shares {
+    pub(super) room: Arc<Room>,
+    pub(super) leases: Arc<Mutex<Leases>>,
+    /// The owners column of the view.
+    pub(super) owners: Arc<Mutex<Vec<(String, u64)>>>,
+    pub(super) losers: Arc<Mutex<Losers>>,
 }
 
 impl Engine {
@@ -75,9 +83,7 @@ impl Engine {
         partitions: u16,
         events_kept: Option<NonZeroU64>,
         sync_within: Option<Duration>,
-        room: Arc<Room>,
-        leases: Arc<Mutex<Leases>>,
-        owners: Arc<Mutex<Vec<(String, u64)>>>,
+        shares: Shares,
     ) -> Result<Self, StoreError> {
         let fences = (0..partitions).map(|p| disk.fence(p)).collect::<Result<Vec<_>, _>>()?;
         let outstanding = (0..partitions)
@@ -86,7 +92,7 @@ impl Engine {
         let row = |fence: &Option<FenceRecord>| {
             fence.as_ref().map_or_else(Default::default, |f| (f.node.clone(), f.fence.epoch))
         };
-        *owners.lock().unwrap_or_else(PoisonError::into_inner) = fences.iter().map(row).collect();
+        *shares.owners.lock().unwrap_or_else(PoisonError::into_inner) = fences.iter().map(row).collect();
         Ok(Self {
             pending: disk.db.batch().durability(None),
             disk,
@@ -97,9 +103,7 @@ impl Engine {
             pending_items: HashMap::new(),
             unsynced_since: None,
             sync_within,
-            room,
-            leases,
-            owners,
+            shares,
             #[cfg(test)]
             sync_fails: Arc::default(),
         })
@@ -109,19 +113,19 @@ impl Engine {
     pub(super) fn execute(&mut self, work: Work) -> Result<Outcome, Failure> {
         match work {
             Work::Claim { partition, node, incarnation, wall_ms } => {
-                self.room.admit_owner()?;
+                self.shares.room.admit_owner()?;
                 self.claim(partition, node, incarnation, wall_ms)
             }
             Work::Release { partition, fence } => {
-                self.room.admit_owner()?;
+                self.shares.room.admit_owner()?;
                 self.release(partition, fence)
             }
             Work::Append(batch) => {
-                self.room.admit(&batch)?;
+                self.shares.room.admit(&batch)?;
                 self.append(batch)
             }
             Work::UserItems(items) => {
-                self.room.admit_items(&items)?;
+                self.shares.room.admit_items(&items)?;
                 self.user_items(items)
             }
             reading => {
@@ -188,7 +192,7 @@ impl Engine {
         let stored = self.slot(partition)?;
         if let Some(held) = &stored
             && held.node != node
-            && self.leases.lock().unwrap_or_else(PoisonError::into_inner).node_lives(
+            && self.shares.leases.lock().unwrap_or_else(PoisonError::into_inner).node_lives(
                 Instant::now(),
                 &held.node,
                 held.incarnation,
@@ -210,7 +214,8 @@ impl Engine {
             FenceRecord { fence, node: node.clone(), incarnation, position, last_message_id },
         );
         self.set_owner(partition, node, fence.epoch);
-        Ok(Outcome::Claimed { fence, position, last_message_id, outstanding, copy: 1 })
+        let losers = self.shares.losers.lock().unwrap_or_else(PoisonError::into_inner).of(partition);
+        Ok(Outcome::Claimed { fence, position, last_message_id, outstanding, losers, copy: 1 })
     }
 
     /// Another nonce under the same epoch: the fence is nobody's from now on.
@@ -317,7 +322,7 @@ impl Engine {
     }
 
     fn set_owner(&self, partition: Partition, node: String, epoch: u64) {
-        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut owners = self.shares.owners.lock().unwrap_or_else(PoisonError::into_inner);
         owners[usize::from(partition)] = (node, epoch);
     }
 }

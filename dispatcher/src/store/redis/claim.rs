@@ -11,7 +11,7 @@ use super::job::draw_nonce;
 use super::keys::Keys;
 use super::reply;
 use super::session::Session;
-use crate::store::{Fence, Outcome, StoreError};
+use crate::store::{Fence, LOSERS_TOLD_MAX, Outcome, StoreError};
 
 /// How often a claim is judged anew when the fence changes under it. Each time another claimer got further.
 const TRIES_MAX: usize = 3;
@@ -105,9 +105,15 @@ async fn attempt(
                     number(claimer.incarnation),
                     number(claimer.wall_ms),
                     number(nonce),
+                    number(LOSERS_TOLD_MAX as u64),
                 ];
                 let partition = claimer.partition;
-                let names = vec![keys.fence(partition), keys.outstanding(partition), keys.events(partition)];
+                let names = vec![
+                    keys.fence(partition),
+                    keys.outstanding(partition),
+                    keys.events(partition),
+                    keys.lost(partition),
+                ];
                 takes.push(Command::script(ScriptId::Claim, names, args));
                 takers.push((at, nonce));
             }
@@ -139,12 +145,13 @@ fn taken(nonce: u64, reply: Value) -> Result<Option<Outcome>, StoreError> {
         // 'changed'
         return Ok(None);
     }
-    let [_, epoch, position, last, outstanding, copy] = fixed(Value::Array(parts))?;
+    let [_, epoch, position, last, outstanding, losers, copy] = fixed(Value::Array(parts))?;
     Ok(Some(Outcome::Claimed {
         fence: Fence { epoch: to_number(epoch)?, nonce },
         position: to_number(position)?,
         last_message_id: MessageId(to_number(last)?),
         outstanding: reply::outstanding(outstanding)?,
+        losers: reply::losers(losers)?,
         copy: to_number(copy)?,
     }))
 }

@@ -12,7 +12,7 @@ use super::keys::Keys;
 use super::reply;
 use crate::store::policy::ROUTES_PER_USER_MAX;
 use crate::store::{
-    Change, CursorsOf, Fence, List, Outcome, Registration, StoreError, StreamKey, UserItem, Work,
+    Change, CursorsOf, Fence, List, Outcome, Registration, Route, StoreError, StreamKey, UserItem, Work,
 };
 
 /// How the replies of a job are read.
@@ -28,6 +28,7 @@ pub(super) enum Reading {
     UserList { limit: usize },
     Register { partition: Partition },
     Unregister,
+    ForgetLosers,
     Routes,
     Leave { node: String },
     GatewayLease,
@@ -186,8 +187,9 @@ pub(super) fn register(keys: &Keys, registration: &Registration) -> (Vec<Command
     ];
     let mut names = vec![keys.routes(user), keys.list(user, List::Groups), keys.logins(user)];
     if let Some((partition, fence)) = registration.claim {
-        names.push(keys.fence(partition));
+        names.extend([keys.fence(partition), keys.lost(partition)]);
         args.extend(shown(fence));
+        args.push(text(user));
     }
     let partition = registration.claim.map_or(0, |(partition, _)| partition);
     (vec![Command::script(ScriptId::Register, names, args)], Reading::Register { partition })
@@ -203,6 +205,18 @@ pub(super) fn unregister(
 ) -> (Vec<Command>, Reading) {
     let args = vec![text(device), number(login_number), number(incarnation), hex(session)];
     (vec![Command::script(ScriptId::Unregister, vec![keys.routes(user)], args)], Reading::Unregister)
+}
+
+pub(super) fn forget_losers(
+    keys: &Keys,
+    partition: Partition,
+    losers: &[(String, Route)],
+) -> (Vec<Command>, Reading) {
+    let members = losers.iter().map(|(user, route)| {
+        let Route { device, platform, session, incarnation, login_number } = route;
+        text(&format!("{user}\0{device}\0{login_number}:{incarnation}:{:016x}:{platform}", session.0))
+    });
+    (vec![Command::plain("ZREM", keys.lost(partition), members.collect())], Reading::ForgetLosers)
 }
 
 pub(super) fn routes(keys: &Keys, users: &[String]) -> (Vec<Command>, Reading) {
@@ -245,6 +259,7 @@ impl Reading {
             | Reading::UserList { .. } => true,
             Reading::Register { .. }
             | Reading::Unregister
+            | Reading::ForgetLosers
             | Reading::Routes
             | Reading::Leave { .. }
             | Reading::GatewayLease => false,
@@ -304,6 +319,7 @@ impl Reading {
                 }
             }
             Reading::Unregister => Outcome::Unregistered,
+            Reading::ForgetLosers => Outcome::LosersForgotten,
             Reading::Routes => Outcome::Routes(replies.map(reply::routes).collect::<Result<_, _>>()?),
             Reading::Leave { .. } => Outcome::Left,
             Reading::GatewayLease => {

@@ -10,6 +10,7 @@
 //! {mr:<cluster>:p<n>}:r:<user>     hash    device -> login:incarnation:session:platform
 //! {mr:<cluster>:p<n>}:u:<l>:<user> zset    list l of a user: item \0 value, all of score 0: in byte order
 //! {mr:<cluster>:p<n>}:logins       number  the highest login number
+//! {mr:<cluster>:p<n>}:lost         zset    sessions to be closed: user \0 device \0 login:incarnation:session:platform
 //! {mr:<cluster>:nodes}:n:<name>    text    incarnation:address, expires        …:names     set
 //! {mr:<cluster>:nodes}:g:<id>      text    incarnation, expires                …:lives     set of id:incarnation
 //! {mr:<cluster>:nodes}:owners      hash    partition -> epoch:node
@@ -109,6 +110,10 @@ impl Keys {
 
     pub(super) fn logins(&self, user: &str) -> String {
         self.of_partition(self.home(user), "logins", "")
+    }
+
+    pub(super) fn lost(&self, partition: Partition) -> String {
+        self.of_partition(partition, "lost", "")
     }
 
     pub(super) fn node(&self, name: &str) -> String {

@@ -129,6 +129,20 @@ pub(super) fn routes(value: Value) -> Result<Vec<Route>, StoreError> {
     Ok(routes)
 }
 
+/// Sessions that lost their place: user \0 device \0 packed route.
+pub(super) fn losers(reply: Value) -> Result<Vec<(String, Route)>, StoreError> {
+    let one = |member| {
+        let member = to_text(member)?;
+        let parse = || {
+            let (user, rest) = member.split_once('\0')?;
+            let (device, packed) = rest.split_once('\0')?;
+            Some((user.to_owned(), route(device, packed)?))
+        };
+        parse().ok_or_else(|| StoreError::Corrupted(format!("the session «{member}» that lost its place")))
+    };
+    list(reply)?.into_iter().map(one).collect()
+}
+
 fn route(device: &str, packed: &str) -> Option<Route> {
     let mut parts = packed.splitn(4, ':');
     Some(Route {

@@ -293,6 +293,7 @@ impl Rounds {
             Work::Unregister { user, device, session, login_number, incarnation } => {
                 job::unregister(keys, &user, &device, session, login_number, incarnation)
             }
+            Work::ForgetLosers { partition, losers } => job::forget_losers(keys, partition, &losers),
             Work::Routes { users } => job::routes(keys, &users),
             Work::Leave { node, incarnation } => job::leave(keys, node, incarnation),
             Work::GatewayLease { gateway, incarnation, replaces, copy, ttl_ms } => {

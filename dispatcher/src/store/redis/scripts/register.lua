@@ -1,7 +1,7 @@
 -- One session registers: the highest login number stays. The same rule in Rust, with its reasons: store/policy.rs.
--- KEYS: 1 routes, 2 groups, 3 the partition's login counter, 4 its fence, if that is to be compared
--- ARGV: device, platform, session (16 hex digits), incarnation, login number or 0, wall ms, newest wins 0|1, routes at most,
---   epoch, nonce
+-- KEYS: 1 routes, 2 groups, 3 the partition's login counter; under a claim: 4 its fence, 5 sessions that lost their place
+-- ARGV: device, platform, session (16 hex digits), incarnation, login number or 0, wall ms, newest wins 0|1, routes at most;
+--   under a claim: epoch, nonce, user
 if KEYS[4] then
   local fence = redis.call('HMGET', KEYS[4], 'e', 'n')
   if fence[1] ~= ARGV[9] or fence[2] ~= ARGV[10] then return {'fenced'} end
@@ -48,6 +48,22 @@ for at = 1, #stay - tonumber(ARGV[8]) do
   losers[#losers + 1] = stay[at].device
   losers[#losers + 1] = redis.call('HGET', KEYS[1], stay[at].device)
   redis.call('HDEL', KEYS[1], stay[at].device)
+end
+if KEYS[5] then
+  -- Kept until they are closed. One that lost to a session that resumed it may be back.
+  local user = ARGV[11]
+  local before = redis.call('ZRANGEBYLEX', KEYS[5], '[' .. user .. '\0', '(' .. user .. '\1')
+  for at = 1, #losers, 2 do redis.call('ZADD', KEYS[5], 0, user .. '\0' .. losers[at] .. '\0' .. losers[at + 1]) end
+  for _, lost in ipairs(before) do
+    local its_device, packed = string.match(lost, '^%Z*%z(%Z*)%z(.*)$')
+    local incarnation, its_session = string.match(packed, '^%d+:(%d+):(%x+):')
+    if its_session == session and incarnation == ARGV[4] then
+      redis.call('ZREM', KEYS[5], lost)
+    else
+      losers[#losers + 1] = its_device
+      losers[#losers + 1] = packed
+    end
+  end
 end
 -- A group's name, without what is kept with it.
 local groups = redis.call('ZRANGE', KEYS[2], 0, -1)
