@@ -39,7 +39,10 @@ pub struct Node {
 #[derive(Clone, Copy, Default)]
 struct Owner {
     node: Option<NodeKey>,
+    /// The highest that any record carried.
     epoch: u64,
+    /// That of the last announcement: other records of an owner may come before it.
+    announced: u64,
     /// Which copy of the store granted that; 0: not known.
     copy: u64,
 }
@@ -168,11 +171,11 @@ impl Uplink {
         if epoch < owner.epoch {
             return Announced::Outdated;
         }
-        if owner.node == Some(node) && epoch == owner.epoch {
+        if owner.node == Some(node) && epoch == owner.announced {
             return Announced::Nothing;
         }
         let former = owner.node.replace(node).filter(|former| *former != node);
-        owner.epoch = epoch;
+        (owner.epoch, owner.announced) = (epoch, epoch);
         if copy == 0 {
             return Announced::Owner;
         }
@@ -277,7 +280,11 @@ mod tests {
         assert_eq!(uplink.announce(a, &moved), Announced::OwnerOfAnotherCopy(Some(b)));
         let moved = Owned { copy: 4, ..owned(1, 14) };
         assert_eq!(uplink.announce(a, &moved), Announced::OwnerOfAnotherCopy(None), "the same node");
-        uplink.announce(b, &owned(1, 15));
+        assert!(uplink.witness(1, 15));
+        let again = Owned { copy: 4, ..owned(1, 15) };
+        assert_eq!(uplink.announce(a, &again), Announced::Owner, "it answered somebody before it announced");
+        assert_eq!(uplink.announce(a, &again), Announced::Nothing);
+        uplink.announce(b, &owned(1, 16));
         uplink.remove(b);
         assert_eq!(uplink.owner(1), None);
         assert!(!uplink.witness(7, 1));

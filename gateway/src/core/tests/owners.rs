@@ -131,6 +131,28 @@ fn a_join_of_long_ago_is_asked_about() {
 }
 
 #[test]
+fn an_owner_is_subscribed_to_again_though_it_answered_before_it_announced() {
+    let mut world = two_nodes();
+    let conn = world.accept(0, 1, ClientSession::tcp());
+    world.request(conn, 1, login("alice"));
+    world.registered(&["g1"], 1);
+    world.subscribed(0, 10, 4);
+    world.seen(conn);
+    // It claimed again, and its first words under the new epoch are others.
+    world.fan_out(0, 11, "g:g1", 5, 0);
+    world.run();
+    assert_eq!(told(&world.seen(conn)), [], "it is not known how it goes on");
+    world.announce(0, 0..PARTITIONS, 11);
+    world.subscribed(0, 11, 4);
+    world.fan_out(0, 11, "g:g1", 5, 0);
+    world.run();
+    assert_eq!(told(&world.seen(conn)), [Told::Seq(5)]);
+    world.closed(conn);
+    world.run();
+    world.assert_empty();
+}
+
+#[test]
 fn not_owner_goes_to_the_owner_known_now_or_waits_for_one() {
     let mut world = two_nodes();
     let conn = world.session(0, "alice");
