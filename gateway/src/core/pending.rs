@@ -148,7 +148,8 @@ impl Shard {
         // A client that was told BUSY meanwhile learns from a notification what became of it all the same.
         let told = slot.filter(|_| pending.is_some());
         let mut missed = None;
-        // What a former owner says late may be undone since: the present one is asked about everybody.
+        // What a former owner says late may be undone since: the present one is asked about everybody. Until it has answered
+        // nobody listens, and a Joined or a last page would promise the client what may be missed.
         let counts = body.joined.is_empty() && body.left.is_empty() || self.uplink.witness(partition, epoch);
         if !body.joined.is_empty() {
             match slot {
@@ -164,6 +165,10 @@ impl Shard {
             self.syncing(slot, &body.syncing);
         }
         match (pending, slot) {
+            (Some(pending), Some(slot)) if !counts && !body.joined.is_empty() => {
+                self.stats.busy_lost += 1;
+                self.busy(slot, pending.id, "the conversation moved to another server; send it again");
+            }
             (Some(pending), Some(slot)) if pending.id == 0 => self.answer_silent(slot, &body.response),
             (Some(_), Some(slot)) => self.send_frame(slot, FrameKind::Response, &body.response),
             _ => self.stats.replies_late += 1,

@@ -153,6 +153,37 @@ fn an_owner_is_subscribed_to_again_though_it_answered_before_it_announced() {
 }
 
 #[test]
+fn a_join_that_a_former_owner_answers_is_asked_for_again() {
+    let mut world = two_nodes();
+    let conn = world.session(0, "alice");
+    let partition = partition_of("g:g1", PARTITIONS);
+    world.request(conn, 2, request::Op::GroupJoin(GroupJoin { group: "g1".into() }));
+    let (record, asked) = world.take_one::<wire::ClientRequest>(0, Kind::ClientRequest);
+    // The new owner hands on what was outstanding, and has not announced yet.
+    world.say(1, Kind::Direct, partition, 11, 0, &wire::Direct::default());
+    world.run();
+    let joined = Joined { conversation: "g:g1".into(), epoch: 10, head: 4, members: 2 };
+    let response = Response { id: 2, outcome: Some(response::Outcome::Joined(joined)) };
+    let joined = wire::Reply {
+        token: asked.token,
+        joined: "g:g1".into(),
+        joined_head: 4,
+        response: response.encode_to_vec().into(),
+        ..wire::Reply::default()
+    };
+    world.say(0, Kind::Reply, partition, 10, record.session.0, &joined);
+    world.run();
+    assert_eq!(refused(&world.seen(conn)), Code::Busy, "nobody listens there yet");
+    world.announce(1, 0..PARTITIONS, 11);
+    world.subscribed(1, 11, 6);
+    world.run();
+    assert_eq!(told(&world.seen(conn)), [Told::Head(11, 6)]);
+    world.closed(conn);
+    world.run();
+    world.assert_empty();
+}
+
+#[test]
 fn not_owner_goes_to_the_owner_known_now_or_waits_for_one() {
     let mut world = two_nodes();
     let conn = world.session(0, "alice");
