@@ -11,7 +11,8 @@
 //!
 //! What it is answered is judged as for everyone: [`crate::answers`]. The rule that keeps it fair: it waits for all answers
 //! before it does the next thing, and what it says in order it repeats in order, so that the order of its messages in the
-//! log is promised; where a connection took a number that was not due with it, it begins a new stream.
+//! log is promised. A number that it skips to has a later message than it said under the numbers above: where that may be
+//! stored (a connection took the answer with it, or the number was due after all), it begins a new stream.
 
 use std::collections::BTreeMap;
 
@@ -164,14 +165,16 @@ impl Stray {
         let Some((conversation, client_seq, asked)) = wire.asked.remove(&id) else { return };
         out.ledger.answers(out.now_us, &asked, outcome);
         let Some(lane) = self.lanes.get_mut(&conversation) else { return };
-        lane.skips = false;
+        let skipped = std::mem::take(&mut lane.skips);
         match outcome {
+            Outcome::Refused(refused) if refused.code() == Code::OutOfOrder => lane.next = refused.expected,
+            Outcome::Refused(refused) if refused.code() == Code::Conflict => {
+                lane.next = lane.next.max(client_seq + 1);
+            }
+            // Its message may be stored: the number before it was, and only the answer to that was lost. What it said
+            // under later numbers is older, and would follow.
+            _ if skipped => drop(self.lanes.remove(&conversation)),
             Outcome::SendAck(_) => lane.next = lane.next.max(client_seq + 1),
-            Outcome::Refused(refused) => match refused.code() {
-                Code::OutOfOrder => lane.next = refused.expected,
-                Code::Conflict => lane.next = lane.next.max(client_seq + 1),
-                _ => {}
-            },
             _ => {}
         }
     }
