@@ -12,7 +12,7 @@
 //! | [`work`] | what their users do |
 //! | [`ledger`], [`answers`], [`listening`], [`shelf`], [`witness`] | what was promised, and whether it is kept |
 //! | [`outside`], [`trace`], [`wiretap`] | what is handed around; what is told |
-//! | [`run`], [`shrink`], [`report`] | many seeds; fewer faults; what is printed |
+//! | [`run`], [`shrink`], [`report`], [`record`] | many seeds; fewer faults; what is printed; what is kept |
 //! | `planted`, `findings` | rules switched off in the cores, and whether that is noticed |
 //!
 //! The same seed plays the same way, always and everywhere: nothing here reads a clock, a file or a random number, and
@@ -39,6 +39,7 @@ pub mod plan;
 #[cfg(feature = "planted")]
 pub mod planted;
 pub mod random;
+pub mod record;
 pub mod report;
 pub mod run;
 pub mod schedule;

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 use millrace_sim::plan::{NAMES, Plan};
+use millrace_sim::record;
 use millrace_sim::report::{Summary, failure};
 use millrace_sim::run::{Options, play, play_many};
 use millrace_sim::shrink::shrink;
+use serde_json::Value;
 
 /// Plays gateways, dispatchers and clients in one deterministic world, and breaks it.
 #[derive(Parser)]
@@ -25,7 +27,7 @@ enum Command {
         /// A..B, B excluded.
         #[arg(long, default_value = "0..100")]
         seeds: String,
-        /// calm, client, network, crash, pause, store, clock, leave, mixed, failover; or all of them in turn.
+        /// One of docs/VERIFICATION.md; or all of them in turn.
         #[arg(long, default_value = "all")]
         plan: String,
         /// Play seeds from A on until so many hours are over.
@@ -37,6 +39,12 @@ enum Command {
         /// Failures after which to stop; 0: go on.
         #[arg(long, default_value_t = 10)]
         failures: usize,
+        /// Go on from the report that is there: with the seeds after its last, adding to its sums.
+        #[arg(long, requires = "json")]
+        continues: bool,
+        /// What is played, for the report: a version of the sources.
+        #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+        label: String,
         #[command(flatten)]
         work: Work,
     },
@@ -85,8 +93,22 @@ impl Work {
         }
     }
 
+    /// The report that is there, if it is to be gone on from.
+    fn record(&self, continues: bool) -> Result<Value, String> {
+        let path = self.json.as_deref().unwrap_or_default();
+        if !continues || !std::path::Path::new(path).exists() {
+            return Ok(Value::Null);
+        }
+        let text = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+        let record: Value = serde_json::from_str(&text).map_err(|error| format!("{path}: {error}"))?;
+        match record["parts"].is_array() {
+            true => Ok(record),
+            false => Err(format!("{path} has no parts: it is of no run that can be gone on from")),
+        }
+    }
+
     /// Writes the report, if one is wanted.
-    fn report(&self, report: impl FnOnce() -> serde_json::Value) -> std::io::Result<()> {
+    fn report(&self, report: impl FnOnce() -> Value) -> std::io::Result<()> {
         match self.json.as_deref() {
             None => Ok(()),
             Some("-") => {
@@ -127,8 +149,15 @@ struct Faults {
 
 fn main() -> ExitCode {
     match Args::parse().command {
-        Command::Run { seeds, plan, hours, steps, failures, work } => {
-            let Some(seeds) = range(&seeds) else { return usage("--seeds is A..B") };
+        Command::Run { seeds, plan, hours, steps, failures, continues, label, work } => {
+            let Some(mut seeds) = range(&seeds) else { return usage("--seeds is A..B") };
+            let record = match work.record(continues) {
+                Ok(record) => record,
+                Err(error) => return usage(&error),
+            };
+            if continues {
+                seeds.start = seeds.start.max(record::next_seed(&record));
+            }
             let plans: Vec<&'static str> =
                 NAMES.iter().copied().filter(|name| plan == "all" || plan == *name).collect();
             if plans.is_empty() {
@@ -139,7 +168,7 @@ fn main() -> ExitCode {
                 time: hours.map(|hours| Duration::from_secs_f64(hours.max(0.0) * 3_600.0)),
                 failures: if failures == 0 { usize::MAX } else { failures },
             };
-            run(&plans, Options { steps_max: steps, ..Options::default() }, limits, &work)
+            run(&plans, Options { steps_max: steps, ..Options::default() }, limits, &work, (&record, &label))
         }
         Command::Replay(one) => with_fault(&one, replay),
         Command::Shrink(one) => with_fault(&one, shrunk),
@@ -169,6 +198,14 @@ fn range(text: &str) -> Option<std::ops::Range<u64>> {
     Some(from.parse().ok()?..to.parse().ok()?)
 }
 
+/// Time on processors of this process so far, s; 0 where the kernel does not say.
+fn cpu_s() -> f64 {
+    // Behind the name, which may have spaces: fields 14 and 15 of proc_pid_stat(5), in hundredths of a second.
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ');
+    fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
+}
+
 /// How far a run goes.
 struct Limits {
     seeds: std::ops::Range<u64>,
@@ -176,8 +213,21 @@ struct Limits {
     failures: usize,
 }
 
-fn run(plans: &[&'static str], options: Options, limits: Limits, work: &Work) -> ExitCode {
+/// `record`: what earlier runs found, and what this one calls its sources.
+fn run(
+    plans: &[&'static str],
+    options: Options,
+    limits: Limits,
+    work: &Work,
+    (record, label): (&Value, &str),
+) -> ExitCode {
     let began = Instant::now();
+    let from = limits.seeds.start;
+    let report = |summary: &Summary| {
+        let to = from + summary.seeds.div_ceil(plans.len() as u64);
+        let part = record::Part { label, from, to, cpu_s: cpu_s() };
+        work.report(|| record::joined(record, &summary.json(began.elapsed()), part))
+    };
     let state = Mutex::new((Summary::default(), began));
     play_many(plans, limits.seeds, work.threads(), options, |played| {
         let mut state = state.lock().unwrap_or_else(|broken| broken.into_inner());
@@ -189,12 +239,16 @@ fn run(plans: &[&'static str], options: Options, limits: Limits, work: &Work) ->
         if told.elapsed() > Duration::from_secs(10) {
             *told = Instant::now();
             eprintln!("{}", summary.line(began.elapsed()));
+            // What was played is kept should this run be cut off; whether it can be written is told at the end.
+            if work.json.as_deref() != Some("-") {
+                let _ = report(summary);
+            }
         }
         summary.failed.len() < limits.failures && limits.time.is_none_or(|time| began.elapsed() < time)
     });
     let (summary, _) = state.into_inner().unwrap_or_else(|broken| broken.into_inner());
     eprintln!("plans {}: {}", plans.join(", "), summary.line(began.elapsed()));
-    if let Err(error) = work.report(|| summary.json(began.elapsed())) {
+    if let Err(error) = report(&summary) {
         return usage(&format!("{}: {error}", work.json.as_deref().unwrap_or_default()));
     }
     if summary.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
