@@ -19,6 +19,9 @@ use millrace_protocol::planted::{self, Fault};
 /// Own messages above `told` that are remembered; with more the log is read instead.
 const OWN_MAX: usize = 1_024;
 
+/// Changes of the epoch that are remembered: each is a new owner's claim.
+const EPOCHS_MAX: usize = 16;
+
 /// What an entry is to a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -49,6 +52,8 @@ pub(super) struct Place {
     untaken: u32,
     /// Own messages above `told`: their epochs by seq.
     own: BTreeMap<u64, u64>,
+    /// From which seq on which epoch, as far as that was seen, lowest first.
+    epochs: Vec<(u64, u64)>,
 }
 
 impl Place {
@@ -64,6 +69,7 @@ impl Place {
             taken: Cursor::default(),
             untaken: 0,
             own: BTreeMap::new(),
+            epochs: Vec::new(),
         }
     }
 
@@ -79,6 +85,23 @@ impl Place {
     pub(super) fn begin(&mut self, at: Cursor) {
         (self.begun, self.told, self.taken) = (true, at, at);
         self.heard = self.heard.max(at.seq);
+        self.epochs.clear();
+        self.note(at);
+    }
+
+    /// The epoch of the entry that is here under this seq, if it is remembered.
+    pub(super) fn epoch_at(&self, seq: u64) -> Option<u64> {
+        self.epochs.iter().rev().find(|(first, _)| *first <= seq).map(|(_, epoch)| *epoch)
+    }
+
+    fn note(&mut self, at: Cursor) {
+        if at.seq == 0 || self.epochs.last().is_some_and(|(_, epoch)| *epoch == at.epoch) {
+            return;
+        }
+        if self.epochs.len() == EPOCHS_MAX {
+            self.epochs.remove(0);
+        }
+        self.epochs.push((at.seq, at.epoch));
     }
 
     /// What a live entry is.
@@ -103,8 +126,7 @@ impl Place {
 
     /// The application is being told what moves the cursor to `at`.
     pub(super) fn tell(&mut self, at: Cursor) {
-        self.told = at;
-        self.heard = self.heard.max(at.seq);
+        self.pass(at);
         self.untaken += 1;
     }
 
@@ -112,12 +134,15 @@ impl Place {
     pub(super) fn pass(&mut self, at: Cursor) {
         self.told = at;
         self.heard = self.heard.max(at.seq);
+        self.note(at);
     }
 
     /// The log ends at `to` after all.
     pub(super) fn cut(&mut self, to: Cursor) {
         (self.told, self.heard) = (to, to.seq);
         self.untaken += 1;
+        self.epochs.retain(|(first, _)| *first <= to.seq);
+        self.note(to);
     }
 
     /// An own message was stored. It counts when everything below has come.
@@ -141,7 +166,7 @@ impl Place {
             }
             self.own.remove(&seq);
             if seq == self.told.seq + 1 {
-                self.told = Cursor { epoch, seq };
+                self.pass(Cursor { epoch, seq });
             }
         }
     }

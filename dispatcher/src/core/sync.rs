@@ -158,6 +158,8 @@ pub fn answered(
         (Want::After(cursor), Outcome::Entries { entries, first_seq, head }) => {
             // What the store has above is not read: a cursor there is not of this log.
             let head = head.min(paging.durable);
+            // The log has another entry in its place: what its device knows in common with the log lies below.
+            let differs = entries.first().is_some_and(|entry| entry.seq == cursor.seq);
             match after(*cursor, entries, first_seq, head) {
                 Some(Following { mut entries, gap }) => {
                     entries.truncate(paging.limit);
@@ -166,7 +168,7 @@ pub fn answered(
                     false
                 }
                 None => {
-                    let seq = cursor.seq.min(head);
+                    let seq = if differs { cursor.seq - 1 } else { cursor.seq.min(head) };
                     paging.want = Want::End(Cursor { seq, ..*cursor });
                     true
                 }

@@ -118,6 +118,9 @@ impl Inbox {
 
     /// The log was cut above `to`, which is below what is known. Returns whether it is so. Without a cursor here, it was
     /// the server's that the log does not have: the place begins where that is cut to.
+    ///
+    /// The server takes the newest entry that is not of a later epoch for common. What is here under its seq may be of
+    /// another one, if two copies of the store have taken turns: then asking on from that finds what lies further back.
     fn cut(&mut self, conversation: &str, to: Cursor, told: &mut Told) -> bool {
         let Some(place) = self.places.get_mut(conversation) else { return false };
         place.disown(to.seq);
@@ -125,6 +128,8 @@ impl Inbox {
             place.begin(to);
             return true;
         }
+        let here = place.epoch_at(to.seq).unwrap_or(to.epoch);
+        let to = Cursor { epoch: here, ..to };
         let known = place.told();
         let below = to.seq < known.seq || (to.seq == known.seq && to.epoch != known.epoch);
         if below {

@@ -171,6 +171,29 @@ fn a_log_that_lost_its_end_takes_the_application_back() {
 }
 
 #[test]
+fn copies_of_a_log_that_take_turns_are_told_apart() {
+    let mut world = World::new(23, &["g:tea"]);
+    fill(&mut world, "g:tea", 10);
+    world.settle(20_000);
+    let first = world.server.log("g:tea").entries.clone();
+    world.server.takeover("g:tea", 4);
+    for seq in 7..=12 {
+        world.server.append("g:tea", "carol", text(100 + seq));
+    }
+    world.settle(60_000);
+    world.lose();
+    // The first copy is back, with all that it had.
+    world.server.log("g:tea").entries = first;
+    world.server.takeover("g:tea", 0);
+    for seq in 11..=13 {
+        world.server.append("g:tea", "carol", text(200 + seq));
+    }
+    world.settle(60_000);
+    world.check_complete();
+    assert_eq!(world.saved["g:tea"], Cursor { epoch: 3, seq: 13 });
+}
+
+#[test]
 fn a_login_finds_out_that_a_log_lost_its_end_though_nothing_followed() {
     let mut world = World::new(8, &["d:alice:bob"]);
     fill(&mut world, "d:alice:bob", 10);

@@ -407,7 +407,7 @@ impl Server {
                 .entries
                 .iter()
                 .rev()
-                .find(|entry| entry.at.epoch <= after.epoch && entry.at.seq <= after.seq);
+                .find(|entry| entry.at.epoch <= after.epoch && entry.at.seq < after.seq);
             page.truncated = Some(below.map_or(Cursor { epoch: 0, seq: log.first - 1 }, |entry| entry.at));
         } else {
             if after.seq + 1 < log.first {

@@ -239,6 +239,9 @@ fn a_cursor_that_the_log_does_not_have_is_cut_back_to_where_the_logs_part() {
         ((new, 6), None),
         ((new, 7), None),
         ((new, 9), Some((new, 7))),
+        // Of a copy of the store that was given up since: what the log has in its place is not of its device.
+        ((new + 5, 6), Some((old, 5))),
+        ((new + 5, 7), Some((new, 6))),
     ] {
         let token = sync(&mut world, "bob", "r:a", Some(cursor), 0);
         let (_, page) = page(&mut world, token);
