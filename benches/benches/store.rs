@@ -50,6 +50,7 @@ impl Rig {
             node: "bench".into(),
             incarnation: 1,
             wall_ms: 1_800_000_000_000,
+            above: 0,
         };
         for outcome in rig.calls((0..PARTITIONS).map(claim).collect()) {
             let Outcome::Claimed { fence, position, .. } = outcome else { panic!("no claim: {outcome:?}") };

@@ -14,13 +14,16 @@ use millrace_dispatcher::store::{Done, Gateway, Job, Node, Outcome, StoreError, 
 use millrace_protocol::ids::Partition;
 
 use crate::agenda::{Agenda, Due, Seat, Who};
-use crate::clock::MS;
+use crate::clock::{Clock, MS};
 use crate::ledger::Ledger;
 use crate::random::Random;
 use crate::witness::{self, Witness};
 
 /// After this an answer is not waited for, us.
 const TIMEOUT_US: u64 = 1_500 * MS;
+
+/// The clocks of the store's machines are that far from the true time at most, ms.
+const CLOCKS_APART_MS: u64 = 5;
 
 /// Time between two copies that a failover may fall back to, us.
 const COPY_US: u64 = 100 * MS;
@@ -80,8 +83,10 @@ pub struct Store {
     /// The incarnations that ever held a lease here, and the copy that granted it: one that comes again misses it.
     held: BTreeMap<String, (u64, u64)>,
     gateways: BTreeMap<u16, (u64, u64)>,
-    /// Which copy this is: a failover puts another in its place.
+    /// Which copy this is: a failover puts another in its place, on another machine.
     copy: u64,
+    /// That machine's.
+    pub clock: Clock,
     former: Option<Former>,
     last: BTreeMap<(Seat, Partition), u64>,
     last_of_user: BTreeMap<(Seat, String), u64>,
@@ -103,12 +108,13 @@ impl Store {
     /// An empty store.
     pub fn new(partitions: u16, random: Random) -> Self {
         Store {
-            model: ModelStore::default(),
+            model: ModelStore::of_copy(1, 0),
             partitions,
             nodes: BTreeMap::new(),
             held: BTreeMap::new(),
             gateways: BTreeMap::new(),
             copy: 1,
+            clock: Clock::new(0, 0),
             former: None,
             last: BTreeMap::new(),
             last_of_user: BTreeMap::new(),
@@ -295,10 +301,11 @@ impl Store {
             }
             // Without a majority of the Sentinels behind it nothing is claimed.
             Work::Claim { .. } if in_vain => Err(StoreError::Unavailable("no majority".into())),
-            Work::Claim { partition, node, incarnation, wall_ms } => {
+            Work::Claim { partition, node, incarnation, above, .. } => {
                 let holder = self.model.fences.get(&partition).map(|(holder, _)| holder.clone());
                 let holder = holder.filter(|holder| *holder != node && self.nodes.contains_key(holder));
-                let work = Work::Claim { partition, node: node.clone(), incarnation, wall_ms };
+                let wall_ms = self.clock.now(now_us).wall_ms;
+                let work = Work::Claim { partition, node: node.clone(), incarnation, wall_ms, above };
                 let mut outcome = self.model.carry_out(work);
                 if let Ok(Outcome::Claimed { fence, copy, .. }) = &mut outcome {
                     *copy = self.copy;
@@ -395,6 +402,9 @@ impl Store {
         });
         self.copies.truncate(at + 1);
         self.copy += 1;
+        self.model.copy = self.copy;
+        let away_ms = self.random.below(2 * CLOCKS_APART_MS) as i64 - CLOCKS_APART_MS as i64;
+        self.clock = Clock::new(0, away_ms);
         // Nonces are drawn at random: none comes twice.
         self.model.nonce = nonce + 1_000;
         self.show_leases();
@@ -405,8 +415,7 @@ impl Store {
     /// Everything is gone.
     pub fn empty(&mut self, ledger: &mut Ledger) {
         let nonce = self.model.nonce + 1_000;
-        self.model = ModelStore::default();
-        self.model.nonce = nonce;
+        self.model = ModelStore::of_copy(self.copy, nonce);
         self.copies.clear();
         self.nodes.clear();
         self.gateways.clear();

@@ -33,7 +33,13 @@ impl World {
             }
             Kind::Jump { process, by_ms } => match self.who(process) {
                 Who::Gateway(index) => self.gateways[index].clock.jump(by_ms),
-                Who::Node(index) => self.nodes[index].clock.jump(by_ms),
+                Who::Node(index) => {
+                    self.nodes[index].clock.jump(by_ms);
+                    // The store is on the first one's machine. Where it is several, they keep time.
+                    if index == 0 && !self.out.store.keep_copies {
+                        self.out.store.clock.jump(by_ms);
+                    }
+                }
             },
             Kind::Leave { process } => match self.who(process) {
                 Who::Gateway(index) if self.gateways[index].alive => {

@@ -139,7 +139,8 @@ impl Partition {
             partition: self.id,
             node: cx.hub.config.node.clone(),
             incarnation: cx.hub.config.incarnation,
-            wall_ms: cx.now.wall_ms.max(self.known + 1),
+            wall_ms: cx.now.wall_ms,
+            above: self.known,
         };
         self.store(cx, work, PartitionJob::Claim);
     }

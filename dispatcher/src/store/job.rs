@@ -23,8 +23,8 @@ pub struct Job {
 /// The kinds of jobs.
 #[derive(Debug)]
 pub enum Work {
-    /// Takes the partition: epoch = max(stored + 1, `wall_ms`), a new nonce. Refused [`StoreError::Held`] while another
-    /// node that is alive holds it.
+    /// Takes the partition: an epoch above the stored one, above `above`, and not below the clock, and a new nonce. Refused
+    /// [`StoreError::Held`] while another node that is alive holds it.
     Claim {
         /// Which partition.
         partition: Partition,
@@ -32,8 +32,10 @@ pub enum Work {
         node: String,
         /// The node's incarnation.
         incarnation: u64,
-        /// Wall clock of the claimer, ms since 1970.
+        /// Wall clock of the claimer, ms since 1970. A store on a machine of its own goes by its own.
         wall_ms: u64,
+        /// An epoch that the claimer knows, perhaps from another copy of the store.
+        above: u64,
     },
     /// Gives the partition up, so that another may claim it at once. Answered [`Outcome::Released`].
     Release {

@@ -10,7 +10,8 @@
 //! 2. It is refused [`StoreError::Fenced`] unless its fence is the partition's current one, and
 //!    [`StoreError::Position`] unless it begins at the partition's next position: a paused owner can write nothing,
 //!    and an append whose outcome was unknown is found out.
-//! 3. A claim's epoch is greater than every earlier one, also over an emptied store (it takes the wall clock).
+//! 3. A claim's epoch is greater than every earlier one, also over an emptied store (it goes by the clock) and over one that
+//!    lost what a former primary had (it steps over that).
 //! 4. Jobs of one partition from one shard are carried out in order. Jobs of different partitions are not ordered.
 //!    (A load may be overtaken by later jobs: nothing is written to a conversation before it is loaded, and one whose
 //!    fence was lost meanwhile is answered Fenced. Routes and leases may overtake what is queued for the log;
@@ -57,6 +58,10 @@ pub const ANSWERS_MAX: usize = 64;
 
 /// How long they are kept at least, after the stream's last message there.
 pub const ANSWERS_DAYS: u64 = 7;
+
+/// The first epoch that a copy of the store gives in a partition lies so far ahead of its clock, ms: above all that the copy
+/// before it gave and lost, though the clocks of two Redis servers differ by so much.
+pub const COPY_STEP_MS: u64 = 60_000;
 
 /// Sessions that a claim tells to have lost their place at most. Further ones are told when their user logs in, or at the
 /// next claim.

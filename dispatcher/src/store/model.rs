@@ -27,7 +27,11 @@ pub enum Fault {
 
 #[derive(Clone, Debug, Default)]
 pub struct ModelStore {
+    /// Which copy of the store this is.
+    pub copy: u64,
     pub fences: BTreeMap<Partition, (String, Fence)>,
+    /// When each partition was claimed last, by the clock that was shown, and by which copy.
+    pub claims: BTreeMap<Partition, (u64, u64)>,
     pub positions: BTreeMap<Partition, u64>,
     pub last_ids: BTreeMap<Partition, MessageId>,
     pub logs: BTreeMap<String, Log>,
@@ -67,6 +71,11 @@ impl Log {
 }
 
 impl ModelStore {
+    /// An empty one; nonces come after `nonce`.
+    pub fn of_copy(copy: u64, nonce: u64) -> Self {
+        ModelStore { copy, nonce, ..ModelStore::default() }
+    }
+
     pub fn view(&self, partitions: u16, was_missing: bool) -> View {
         let owner = |partition| {
             self.fences
@@ -100,7 +109,9 @@ impl ModelStore {
 
     pub fn carry_out(&mut self, work: Work) -> Result<Outcome, StoreError> {
         match work {
-            Work::Claim { partition, node, wall_ms, .. } => self.claim(partition, node, wall_ms),
+            Work::Claim { partition, node, wall_ms, above, .. } => {
+                self.claim(partition, node, wall_ms, above)
+            }
             Work::Release { partition, fence } => {
                 self.fenced(partition, fence)?;
                 self.nonce += 1;
@@ -245,7 +256,13 @@ impl ModelStore {
         }
     }
 
-    fn claim(&mut self, partition: Partition, node: String, wall_ms: u64) -> Result<Outcome, StoreError> {
+    fn claim(
+        &mut self,
+        partition: Partition,
+        node: String,
+        wall_ms: u64,
+        above: u64,
+    ) -> Result<Outcome, StoreError> {
         if self.fail_claims > 0 {
             self.fail_claims -= 1;
             return Err(StoreError::Unavailable("told so".into()));
@@ -266,8 +283,16 @@ impl ModelStore {
             () if planted::is(planted::Fault::EpochNotRaised) && stored > 0 => stored,
             () if planted::is(planted::Fault::EpochWithoutStored) => wall_ms,
             () if planted::is(planted::Fault::EpochWithoutClock) => stored + 1,
-            () => wall_ms.max(stored + 1),
+            () => {
+                let (claimed_ms, copy) = self.claims.get(&partition).copied().unwrap_or((wall_ms, 0));
+                let passed = wall_ms.saturating_sub(claimed_ms);
+                let (step, passed) =
+                    if copy == self.copy { (0, passed * 9 / 10) } else { (COPY_STEP_MS, passed) };
+                let epoch = (wall_ms + step).max(stored + passed.max(1));
+                if epoch > above { epoch } else { above + 1 + self.nonce % 1_000 }
+            }
         };
+        self.claims.insert(partition, (wall_ms, self.copy));
         let fence = Fence { epoch, nonce: self.nonce };
         self.fences.insert(partition, (node, fence));
         let outstanding = self.outstanding.range((partition, 0)..(partition, u64::MAX));
@@ -277,7 +302,7 @@ impl ModelStore {
             last_message_id: self.last_ids.get(&partition).copied().unwrap_or_default(),
             outstanding: outstanding.flat_map(|(_, messages)| messages.clone()).collect(),
             losers: self.losers.of(partition),
-            copy: 1,
+            copy: self.copy.max(1),
         })
     }
 

@@ -143,7 +143,7 @@ impl<'a> World<'a> {
     }
 
     pub fn try_claim(&self, partition: Partition, node: &str, wall_ms: u64) -> Result<Claim, StoreError> {
-        let work = Work::Claim { partition, node: node.into(), incarnation: 1, wall_ms };
+        let work = Work::Claim { partition, node: node.into(), incarnation: 1, wall_ms, above: 0 };
         match self.call(work)? {
             Outcome::Claimed { fence, position, last_message_id, outstanding, losers, copy } => {
                 Ok(Claim { partition, fence, position, last_message_id, outstanding, losers, copy })

@@ -83,14 +83,6 @@ struct Slot {
     addresses: [SocketAddr; 2],
 }
 
-/// Something that ended by itself.
-#[derive(Clone, Debug)]
-pub(super) struct Ended {
-    pub(super) node: Node,
-    /// How, and the end of its log.
-    pub(super) how: String,
-}
-
 /// All processes.
 pub(super) struct Fleet {
     pub(super) net: Net,
@@ -389,14 +381,14 @@ impl Fleet {
         }
     }
 
-    /// Notices who ended without having been told.
-    pub(super) fn tend(&mut self) -> Vec<Ended> {
+    /// Notices who ended without having been told: how, and the end of its log.
+    pub(super) fn tend(&mut self) -> Vec<String> {
         let mut ended = Vec::new();
-        for (&node, slot) in &mut self.slots {
+        for slot in self.slots.values_mut() {
             let Some(child) = slot.child.as_mut().filter(|_| !slot.is_down) else { continue };
             if let Err(error) = child.check() {
                 slot.child = None;
-                ended.push(Ended { node, how: error.to_string() });
+                ended.push(error.to_string());
             }
         }
         ended

@@ -8,7 +8,7 @@ use millrace_edge::clock::boot_us;
 use super::faults::Kind;
 use super::fleet::Fleet;
 use super::net::Node;
-use super::strike::{Struck, Told};
+use super::strike::Told;
 use crate::rig::RunError;
 
 /// A process that ended by itself is started again after this time, in us.
@@ -17,8 +17,8 @@ const RESTART_US: u64 = 300_000;
 /// The Sentinels are asked so often who the primary is, in us.
 const ASK_US: u64 = 300_000;
 
-/// What a gateway whose store found the disk full must have said.
-const NO_SPACE: &str = "No space left on device";
+/// What a gateway whose store found the disk full must have said, and a Redis: of a write that was cut short it says no more.
+const NO_SPACE: [&str; 2] = ["No space left on device", "AOF write error"];
 
 /// Who ended by itself and is not back, and since when.
 #[derive(Debug, Default)]
@@ -70,14 +70,14 @@ impl Watch {
         for ended in fleet.tend() {
             let mut told = told.lock().expect("not poisoned");
             // A store that can't write its files ends itself: that is what the full disk is for.
-            let is_full = told.struck.iter().any(|s| s.kind == Kind::DiskFull && is_near(s));
-            let said_full = matches!(ended.node, Node::Redis(_)) || ended.how.contains(NO_SPACE);
-            if ended.how.contains("failpoint ") {
+            let is_full = told.struck.iter().any(|s| s.kind == Kind::DiskFull);
+            let said_full = NO_SPACE.iter().any(|said| ended.contains(said));
+            if ended.contains("failpoint ") {
                 told.crashes += 1;
             } else if is_full && said_full {
                 told.full_ends += 1;
             } else {
-                told.ended.push(ended.how);
+                told.ended.push(ended);
             }
         }
         let now_us = boot_us();
@@ -104,9 +104,4 @@ impl Watch {
         }
         Ok(())
     }
-}
-
-/// Under way, or over for less than a second.
-fn is_near(struck: &Struck) -> bool {
-    struck.ended_us.is_none_or(|us| boot_us() < us + 1_000_000)
 }

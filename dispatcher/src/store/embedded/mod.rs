@@ -528,7 +528,7 @@ mod tests {
         .unwrap();
         let (replies, answers) = mailbox(64, Waker::new().unwrap());
         let claim = |ticket| {
-            let work = Work::Claim { partition: 1, node: "a".into(), incarnation: 1, wall_ms: 5 };
+            let work = Work::Claim { partition: 1, node: "a".into(), incarnation: 1, wall_ms: 5, above: 0 };
             store.submit(vec![Job { ticket, work }], &replies);
             let deadline = Instant::now() + Duration::from_secs(10);
             while Instant::now() < deadline {
@@ -568,7 +568,7 @@ mod tests {
             assert_eq!(all.len(), count, "an answer to each");
             all
         };
-        let claim = || Work::Claim { partition: 1, node: "a".into(), incarnation: 1, wall_ms: 5 };
+        let claim = || Work::Claim { partition: 1, node: "a".into(), incarnation: 1, wall_ms: 5, above: 0 };
         let Ok(Outcome::Claimed { fence, position, .. }) = call(vec![claim()]).remove(0).outcome else {
             panic!()
         };

@@ -112,9 +112,9 @@ impl Engine {
     /// Carries out one job; its answer may be sent after [`Engine::finish`] only.
     pub(super) fn execute(&mut self, work: Work) -> Result<Outcome, Failure> {
         match work {
-            Work::Claim { partition, node, incarnation, wall_ms } => {
+            Work::Claim { partition, node, incarnation, wall_ms, above } => {
                 self.shares.room.admit_owner()?;
-                self.claim(partition, node, incarnation, wall_ms)
+                self.claim(partition, node, incarnation, wall_ms.max(above + 1))
             }
             Work::Release { partition, fence } => {
                 self.shares.room.admit_owner()?;
@@ -187,7 +187,7 @@ impl Engine {
         partition: Partition,
         node: String,
         incarnation: u64,
-        wall_ms: u64,
+        least: u64,
     ) -> Result<Outcome, Failure> {
         let stored = self.slot(partition)?;
         if let Some(held) = &stored
@@ -208,7 +208,7 @@ impl Engine {
         }
         let (last_epoch, position, last_message_id) = stored
             .map_or((0, FIRST_POSITION, MessageId(0)), |s| (s.fence.epoch, s.position, s.last_message_id));
-        let fence = Fence { epoch: (last_epoch + 1).max(wall_ms), nonce };
+        let fence = Fence { epoch: (last_epoch + 1).max(least), nonce };
         self.set_fence(
             partition,
             FenceRecord { fence, node: node.clone(), incarnation, position, last_message_id },

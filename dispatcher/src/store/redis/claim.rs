@@ -11,7 +11,7 @@ use super::job::draw_nonce;
 use super::keys::Keys;
 use super::reply;
 use super::session::Session;
-use crate::store::{Fence, LOSERS_TOLD_MAX, Outcome, StoreError};
+use crate::store::{COPY_STEP_MS, Fence, LOSERS_TOLD_MAX, Outcome, StoreError};
 
 /// How often a claim is judged anew when the fence changes under it. Each time another claimer got further.
 const TRIES_MAX: usize = 3;
@@ -22,7 +22,8 @@ pub(super) struct Claimer {
     pub(super) partition: Partition,
     pub(super) node: String,
     pub(super) incarnation: u64,
-    pub(super) wall_ms: u64,
+    /// An epoch of another copy, perhaps.
+    pub(super) above: u64,
 }
 
 /// A fence as read.
@@ -103,9 +104,10 @@ async fn attempt(
                     text(&fence.nonce),
                     text(&claimer.node),
                     number(claimer.incarnation),
-                    number(claimer.wall_ms),
+                    number(claimer.above),
                     number(nonce),
                     number(LOSERS_TOLD_MAX as u64),
+                    number(COPY_STEP_MS),
                 ];
                 let partition = claimer.partition;
                 let names = vec![

@@ -4,7 +4,8 @@
 //! cluster too; what belongs to no partition (leases, owners) shares another.
 //!
 //! ```text
-//! {mr:<cluster>:p<n>}:fence        hash    e epoch, n nonce, w node, i incarnation, p next position, l highest message id
+//! {mr:<cluster>:p<n>}:fence        hash    e epoch, n nonce, w node, i incarnation, p next position, l highest message id,
+//!                                           t when it was claimed, c by which copy of the store
 //! {mr:<cluster>:p<n>}:l:<conv>     stream  id <seq>-0, field e: the record
 //! {mr:<cluster>:p<n>}:m:<conv>     hash    '' -> version, member -> ''
 //! {mr:<cluster>:p<n>}:r:<user>     hash    device -> login:incarnation:session:platform

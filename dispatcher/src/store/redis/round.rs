@@ -256,8 +256,8 @@ impl Rounds {
     fn step(&self, work: Work, commands: &mut Vec<Command>, claimers: &mut Vec<Claimer>) -> Step {
         let keys = &self.keys;
         let (own, reading) = match work {
-            Work::Claim { partition, node, incarnation, wall_ms } => {
-                claimers.push(Claimer { partition, node, incarnation, wall_ms });
+            Work::Claim { partition, node, incarnation, above, .. } => {
+                claimers.push(Claimer { partition, node, incarnation, above });
                 return Step::Claim { at: claimers.len() - 1 };
             }
             Work::Heartbeat { node, replaces, ttl_ms } => {
