@@ -17,6 +17,7 @@ use rustc_hash::FxHashMap;
 
 use super::action::Action;
 use super::batch::Owner;
+use super::closes::Closes;
 use super::cursors::Marking;
 use super::delivery::{Ask, Delivery};
 use super::event::{Claim, LinkKey, Sibling};
@@ -27,7 +28,7 @@ use super::limits::{BACKOFF_MS, BUSY_RETRY_MS, TELL_WINDOW_US};
 use super::links::Links;
 use super::presence::Presence;
 use super::receipts::Position;
-use super::register::{Closes, Login};
+use super::register::Login;
 use super::retention::Clocks;
 use super::shard::Config;
 use super::standing::Peeking;

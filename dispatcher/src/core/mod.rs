@@ -18,12 +18,13 @@
 //! | [`lease`] | which life of a node holds its name |
 //! | [`typing`] | who is typing |
 //! | [`presence`], [`watches`], [`visible`] | who is online, who watches, who is shown what |
-//! | [`register`], [`delivery`] | users' sessions; messages for single sessions |
+//! | [`register`], [`closes`], [`delivery`] | users' sessions; those that lost their place; messages for single sessions |
 
 pub mod action;
 pub mod admin;
 pub mod ask;
 pub mod batch;
+pub mod closes;
 pub mod conversation;
 pub mod credit;
 mod cursors;

@@ -22,7 +22,7 @@ use super::event::{Claim, LinkKey, Sibling};
 use super::fanned::Reached;
 use super::hub::{Cx, From, PartitionJob, Pending};
 use super::limits::{CURSORS_US, SUPERSEDED_US};
-use super::{fates, pair, presence, receipts, register};
+use super::{closes, fates, pair, presence, receipts};
 use crate::store::{Outcome, StoreError, Work};
 
 /// One partition of this shard.
@@ -258,7 +258,7 @@ impl Partition {
                 cx.tell_siblings(|| Sibling::Serving { partition, claim: Some(claim) });
                 cx.actions.push(Action::Claimed { partition, epoch });
                 for (user, loser) in losers {
-                    register::close(cx, self.from(), &user, loser);
+                    closes::close(cx, self.from(), &user, loser);
                 }
                 self.recover(cx, &outstanding);
                 self.go_on(cx);

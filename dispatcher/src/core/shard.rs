@@ -16,6 +16,7 @@ use millrace_protocol::messages::link as wire;
 use millrace_protocol::prost::Message;
 
 use super::action::Action;
+use super::closes::{self, Closes};
 use super::delivery::{self, Delivery};
 use super::event::{Claim, Event, LinkKey, Sibling};
 use super::events;
@@ -25,7 +26,7 @@ use super::limits::{Limits, REANNOUNCE_US};
 use super::links::Links;
 use super::partition::Partition;
 use super::presence::{self, Presence};
-use super::register::{self, Closes};
+use super::register;
 use super::retention::Clocks;
 use super::stats::Stats;
 use super::{lists, pair};
@@ -176,7 +177,7 @@ impl Shard {
         }
         delivery::turn(cx);
         presence::turn(cx);
-        register::turn(cx);
+        closes::turn(cx);
         announce(cx);
         announce_again(cx);
         for link in cx.hub.links.expired(now) {
@@ -315,7 +316,7 @@ fn handle(cx: &mut Cx, partitions: &mut [Partition], link: LinkKey, record: Reco
             wire::Unregister::decode(body).map(|ask| register::unregister(cx, link, record.session, ask))
         }
         Kind::NoSession => wire::NoSession::decode(body).map(|answer| register::no_session(cx, link, answer)),
-        Kind::Closed => wire::Closed::decode(body).map(|_| register::closed(cx, record.session)),
+        Kind::Closed => wire::Closed::decode(body).map(|_| closes::closed(cx, record.session)),
         _ => {
             match own(partitions, cx, record.partition) {
                 Some(partition) => partition.handle(cx, link, record),
