@@ -87,9 +87,10 @@ fn a_partition_of_which_a_gateway_knows_a_higher_epoch_is_claimed_above_that() {
     assert_eq!(world.nodes[0].claimed[&partition], epoch, "the other may be the one that is given up");
     world.pass(1_000);
     world.pass(100);
-    assert_eq!(world.nodes[0].claimed[&partition], epoch + 1_000_001);
+    let above = world.nodes[0].claimed[&partition];
+    assert!(above > epoch + 1_000_000);
     let announced: Vec<wire::Announce> = world.take(0, 1, Kind::Announce);
-    assert_eq!(announced.last().unwrap().owned[0].epoch, epoch + 1_000_001);
+    assert_eq!(announced.last().unwrap().owned[0].epoch, above);
     // A node that does not serve it has nothing to do.
     let record = Record {
         kind: Kind::Superseded,
