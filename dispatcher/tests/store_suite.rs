@@ -233,6 +233,11 @@ fn redis_is_another_copy_after_a_failover() {
     assert!(!world.beat("a", 60_000).was_missing);
     let (granted, _, copy) = world.gateway_held(5, (1, 0), 0, 60_000);
     assert!(granted && world.claim(3, "a", 1_000).copy == copy);
+    // Its first replica, for which the server takes another replication id.
+    let replica = server.replica();
+    assert!(!world.beat("a", 60_000).was_missing);
+    assert_eq!(world.gateway_held(5, (1, 0), copy, 60_000), (true, false, copy));
+    drop(replica);
     // A replica that is promoted.
     server.cli(&["REPLICAOF", "127.0.0.1", "1"]);
     server.cli(&["REPLICAOF", "NO", "ONE"]);
