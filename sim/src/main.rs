@@ -119,7 +119,10 @@ impl Work {
                 if let Some(directory) = std::path::Path::new(path).parent() {
                     std::fs::create_dir_all(directory)?;
                 }
-                std::fs::write(path, format!("{:#}\n", report()))
+                // Beside it first: should this process be ended, the record of earlier runs is still there.
+                let beside = format!("{path}.new");
+                std::fs::write(&beside, format!("{:#}\n", report()))?;
+                std::fs::rename(&beside, path)
             }
         }
     }
@@ -151,17 +154,20 @@ fn main() -> ExitCode {
     match Args::parse().command {
         Command::Run { seeds, plan, hours, steps, failures, continues, label, work } => {
             let Some(mut seeds) = range(&seeds) else { return usage("--seeds is A..B") };
-            let record = match work.record(continues) {
-                Ok(record) => record,
-                Err(error) => return usage(&error),
-            };
-            if continues {
-                seeds.start = seeds.start.max(record::next_seed(&record));
-            }
             let plans: Vec<&'static str> =
                 NAMES.iter().copied().filter(|name| plan == "all" || plan == *name).collect();
             if plans.is_empty() {
                 return usage(&format!("plans are {} and all", NAMES.join(", ")));
+            }
+            let record = match work.record(continues) {
+                Ok(record) => record,
+                Err(error) => return usage(&error),
+            };
+            if continues && !record::is_of(&record, &plans) {
+                return usage("the report that is there is of other plans");
+            }
+            if continues {
+                seeds.start = seeds.start.max(record::next_seed(&record));
             }
             let limits = Limits {
                 seeds: if hours.is_some() { seeds.start..u64::MAX } else { seeds },
@@ -224,7 +230,7 @@ fn run(
     let began = Instant::now();
     let from = limits.seeds.start;
     let report = |summary: &Summary| {
-        let to = from + summary.seeds.div_ceil(plans.len() as u64);
+        let to = summary.highest.map_or(from, |seed| seed + 1);
         let part = record::Part { label, from, to, cpu_s: cpu_s() };
         work.report(|| record::joined(record, &summary.json(began.elapsed()), part))
     };

@@ -12,16 +12,23 @@ pub struct Part<'a> {
     pub label: &'a str,
     /// The first seed of each plan.
     pub from: u64,
-    /// The seed after the last.
+    /// The seed after the highest.
     pub to: u64,
     /// Time on processors, of all threads, s.
     pub cpu_s: f64,
 }
 
-/// The first seed that no part of a record has played.
+/// The seed after all that a record has played: of a run that was cut off, the few that were under way are left out.
 pub fn next_seed(record: &Value) -> u64 {
     let parts = record["parts"].as_array().into_iter().flatten();
     parts.filter_map(|part| part["to"].as_u64()).max().unwrap_or(0)
+}
+
+/// Whether a record, if there is one, is of these plans: seeds are counted for all of them together.
+pub fn is_of(record: &Value, plans: &[&str]) -> bool {
+    record["plans"]
+        .as_object()
+        .is_none_or(|table| table.len() == plans.len() && plans.iter().all(|plan| table.contains_key(*plan)))
 }
 
 /// A record and a run's report as one record.

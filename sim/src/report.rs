@@ -12,6 +12,8 @@ use crate::run::Played;
 pub struct Summary {
     /// Seeds played.
     pub seeds: u64,
+    /// The highest of them.
+    pub highest: Option<u64>,
     /// Core steps.
     pub steps: u64,
     /// Time of the worlds, us.
@@ -28,6 +30,7 @@ impl Summary {
     /// Takes a seed in.
     pub fn add(&mut self, played: &Played) {
         self.seeds += 1;
+        self.highest = self.highest.max(Some(played.seed));
         self.steps += played.outcome.steps;
         self.world_us += played.outcome.world_us;
         let plan = self.plans.entry(played.plan).or_default();

@@ -73,10 +73,18 @@ pub fn close(cx: &mut Cx, of: From, user: &str, loser: Route) {
         return;
     }
     let session = loser.session;
-    let known = closes.open.insert(session, Closing { of, user: user.to_owned(), loser, record, tries: 1 });
-    if known.is_none() {
-        closes.due.push_back((cx.now.mono_us + CLOSE_REPEAT_US, session));
+    let closing = Closing { of, user: user.to_owned(), loser: loser.clone(), record, tries: 1 };
+    match closes.open.insert(session, closing) {
+        None => closes.due.push_back((cx.now.mono_us + CLOSE_REPEAT_US, session)),
+        // Of an earlier life of the gateway: its sessions are gone.
+        Some(before) if before.loser != loser => closes.over(before.of.partition, before.user, before.loser),
+        Some(_) => {}
     }
+}
+
+/// A session is registered: what lost under its id is not there any more, or is this one.
+pub fn registered(cx: &mut Cx, session: SessionId) {
+    cx.hub.closes.open.remove(&session);
 }
 
 /// The Close of a session was carried out.

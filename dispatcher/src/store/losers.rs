@@ -24,9 +24,8 @@ impl Losers {
     ) -> Vec<Route> {
         let users = self.0.entry(partition).or_default();
         let mut all = users.remove(&registration.user).unwrap_or_default();
-        // It may have lost to one that resumed it, and be back.
-        let own = (registration.session, registration.incarnation);
-        all.retain(|route| (route.session, route.incarnation) != own);
+        // It may have lost to one that resumed it, and be back; or it is gone with its gateway, and this session has its id.
+        all.retain(|route| route.session != registration.session);
         all.extend(lost);
         all.sort_by_key(|route| route.login_number);
         if !all.is_empty() {

@@ -286,8 +286,7 @@ impl ModelStore {
             () => {
                 let (claimed_ms, copy) = self.claims.get(&partition).copied().unwrap_or((wall_ms, 0));
                 let passed = wall_ms.saturating_sub(claimed_ms);
-                let (step, passed) =
-                    if copy == self.copy { (0, passed * 9 / 10) } else { (COPY_STEP_MS, passed) };
+                let (step, passed) = if copy == self.copy { (0, passed / 2) } else { (COPY_STEP_MS, passed) };
                 let epoch = (wall_ms + step).max(stored + passed.max(1));
                 if epoch > above { epoch } else { above + 1 + self.nonce % 1_000 }
             }

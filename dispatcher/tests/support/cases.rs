@@ -411,6 +411,11 @@ fn losers_are_kept(world: &World<'_>) {
     assert_eq!(forget(claim.losers), 0, "one of them was not there any more");
     let fence = world.claim(partition, "a", 1_000).fence;
     assert_eq!(register(fence, "watch", 5, 0).2, [4]);
+    let same_id = registration("alice", "phone", "ios:17", session(1, 4));
+    let claim = Some((partition, fence));
+    let in_its_place = world.register(Registration { incarnation: 4_242, claim, ..same_id });
+    assert!(in_its_place.losers.is_empty(), "what had the id of this session is gone");
+    assert!(world.claim(partition, "a", 1_000).losers.is_empty());
 }
 
 fn user_groups(world: &World<'_>) {

@@ -8,13 +8,14 @@ if (fence[1] or '') ~= ARGV[1] or (fence[2] or '') ~= ARGV[2] then return {'chan
 local time = redis.call('TIME')
 local now, this = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000), string.format('%.0f', copy())
 -- Of copies that go on from one state, each without what the others wrote, the one that takes over later gives the higher
--- epochs: it begins a step ahead of the clock; and what is ahead of the clock goes on with time, within a copy a tenth
--- slower, until the clock has caught up.
+-- epochs: it begins a step ahead of the clock; and what is ahead of the clock goes on with time, within a copy at half the
+-- speed, until the clock has caught up.
 local is_new = fence[6] ~= this
 local epoch = is_new and now + tonumber(ARGV[8]) or now
 if fence[1] then
-  local passed = now - tonumber(fence[5] or now)
-  epoch = math.max(epoch, tonumber(fence[1]) + math.max(1, is_new and passed or math.floor(passed * 0.9)))
+  -- Claims of earlier versions have no time: by chance then.
+  local passed = fence[5] and now - tonumber(fence[5]) or tonumber(string.sub(ARGV[6], -3))
+  epoch = math.max(epoch, tonumber(fence[1]) + math.max(1, is_new and passed or math.floor(passed / 2)))
 end
 local above = tonumber(ARGV[5])
 -- By chance, as another copy may be asked for the same.
@@ -29,4 +30,4 @@ end
 redis.call('HSET', KEYS[1], 'e', epoch, 'n', ARGV[6], 'w', ARGV[3], 'i', ARGV[4], 'p', position, 'l', last,
   't', string.format('%.0f', now), 'c', this)
 local losers = redis.call('ZRANGE', KEYS[4], 0, tonumber(ARGV[7]) - 1)
-return {'ok', epoch, position, last, redis.call('LRANGE', KEYS[2], 0, -1), losers, copy()}
+return {'ok', epoch, position, last, redis.call('LRANGE', KEYS[2], 0, -1), losers, tonumber(this)}

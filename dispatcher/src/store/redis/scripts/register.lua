@@ -50,14 +50,14 @@ for at = 1, #stay - tonumber(ARGV[8]) do
   redis.call('HDEL', KEYS[1], stay[at].device)
 end
 if KEYS[5] then
-  -- Kept until they are closed. One that lost to a session that resumed it may be back.
+  -- Kept until they are closed. One that lost to a session that resumed it may be back; or it is gone with its gateway, and
+  -- its id is that of this session now.
   local user = ARGV[11]
   local before = redis.call('ZRANGEBYLEX', KEYS[5], '[' .. user .. '\0', '(' .. user .. '\1')
   for at = 1, #losers, 2 do redis.call('ZADD', KEYS[5], 0, user .. '\0' .. losers[at] .. '\0' .. losers[at + 1]) end
   for _, lost in ipairs(before) do
     local its_device, packed = string.match(lost, '^%Z*%z(%Z*)%z(.*)$')
-    local incarnation, its_session = string.match(packed, '^%d+:(%d+):(%x+):')
-    if its_session == session and incarnation == ARGV[4] then
+    if string.match(packed, '^%d+:%d+:(%x+):') == session then
       redis.call('ZREM', KEYS[5], lost)
     else
       losers[#losers + 1] = its_device
