@@ -181,6 +181,9 @@ fn a_comparison_that_is_killed_or_interrupted_leaves_nothing() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{signal}: {}", output.status);
         assert!(signal != "-INT" || said.contains("interrupted before anything was measured"), "{said}");
-        assert!(eventually_clean(scratch.path()), "{signal} left: {:?}", processes_of(scratch.path()));
+        let is_clean = eventually_clean(scratch.path());
+        let files = Command::new("find").arg(scratch.path()).output().expect("find runs").stdout;
+        let (processes, files) = (processes_of(scratch.path()), String::from_utf8_lossy(&files));
+        assert!(is_clean, "{signal} left: {processes:?}\n{files}");
     }
 }

@@ -5,7 +5,7 @@
 //! dies. It is not measured; the server and what that starts are.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -98,7 +98,8 @@ pub fn serve(args: WardenArgs) -> io::Result<()> {
             break status;
         }
         if TcpStream::connect_timeout(&args.address, READY_LOOK).is_ok() {
-            println!("listening tcp={} pid={group}", args.address);
+            // Nobody may listen any more: that is heard on stdin, and this must not end before that is done.
+            let _ = writeln!(io::stdout(), "listening tcp={} pid={group}", args.address);
             break server.wait()?;
         }
         if Instant::now() > end {
