@@ -2,15 +2,15 @@
 //!
 //! One thread takes everything that is queued, carries it out ([`round`]) and answers after one fsync for all of it;
 //! between two rounds it reads a slice of what is to be loaded ([`loads`]).
-//! Routes and leases are answered at once on the caller's thread, so that a login never waits for a disk. What a
-//! process that is alone needs no store for ends with it: after a start nobody is connected and every partition is
-//! claimed anew, under a greater epoch.
+//! Routes and leases are answered at once on the caller's thread ([`directory`]). What a process that is alone needs no
+//! store for ends with it: after a start nobody is connected and every partition is claimed anew, under a greater epoch.
 //!
 //! The rules that keep it right: one process has the directory, by a lock that ends with it; and a failed write is
 //! the end: the store refuses everything and says so, once, to `on_fatal`.
 
 mod append;
 mod conversations;
+mod directory;
 mod disk;
 mod leases;
 mod lists;
@@ -25,19 +25,18 @@ use std::fs::File;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use self::conversations::Reading;
+use self::directory::Directory;
 use self::disk::{Disk, FormatError};
-use self::leases::Leases;
 use self::loads::{Load, Loads};
 use self::room::Room;
-use self::round::{Engine, Failure, Shares};
-use self::routes::Routes;
+use self::round::{Engine, Failure};
 use super::intake::{Intake, LATE_RETRY, Submission};
-use super::{ASYNC_SYNC_MS, Done, Durability, Gateway, Job, Outcome, Replies, Store, StoreError, View, Work};
+use super::{ASYNC_SYNC_MS, Done, Durability, Job, Replies, Store, StoreError, Work};
 
 /// Jobs of one round at about most: enough to fill an fsync, few enough to bound how long the first one waits.
 const ROUND_JOBS_MAX: usize = 4_096;
@@ -149,9 +148,9 @@ pub struct Embedded {
 
 struct Shared {
     intake: Intake,
-    routes: Routes,
-    shares: Shares,
+    directory: Arc<Directory>,
     disk: Disk,
+    room: Arc<Room>,
     failed: AtomicBool,
     failure: OnceLock<String>,
     rounds: AtomicU64,
@@ -195,18 +194,15 @@ impl Embedded {
             // There are no replicas: what is on the disk is the most that can be had.
             Durability::Fsync | Durability::Replicated(_) => None,
         };
-        let shares = Shares {
-            room: Arc::new(Room::new(dir.to_owned(), settings.disk_reserve_bytes)),
-            leases: Arc::default(),
-            owners: Arc::default(),
-            losers: Arc::default(),
-        };
+        let directory = Arc::<Directory>::default();
+        let room = Arc::new(Room::new(dir.to_owned(), settings.disk_reserve_bytes));
         let mut engine = Engine::new(
             disk.clone(),
             settings.partitions,
             NonZeroU64::new(settings.events_max),
             sync_within,
-            shares.clone(),
+            Arc::clone(&room),
+            Arc::clone(&directory),
         )
         .map_err(|e| unreadable(e.to_string()))?;
         prepare(&mut engine);
@@ -219,9 +215,9 @@ impl Embedded {
         };
         let shared = Arc::new(Shared {
             intake: Intake::new(Box::new(ring)),
-            routes: Routes::default(),
-            shares,
+            directory,
             disk,
+            room,
             failed: AtomicBool::new(false),
             failure: OnceLock::new(),
             rounds: AtomicU64::new(0),
@@ -252,7 +248,7 @@ impl Store for Embedded {
         }
         let (mut answers, mut queued) = (Vec::new(), Vec::new());
         for Job { ticket, work } in jobs {
-            match shared.at_once(work) {
+            match shared.directory.at_once(&shared.disk, work) {
                 Ok(outcome) => answers.push(Done { ticket, outcome }),
                 Err(work) => queued.push(Job { ticket, work }),
             }
@@ -269,7 +265,7 @@ impl Store for Embedded {
         if self.shared.failed.load(Ordering::Acquire) {
             return Some(self.shared.failure().to_owned());
         }
-        self.shared.shares.room.shortage()
+        self.shared.room.shortage()
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
@@ -278,7 +274,7 @@ impl Store for Embedded {
             ("store_appends_total", self.shared.appends.load(Ordering::Relaxed)),
         ];
         counters.extend(self.shared.intake.counters());
-        counters.extend(self.shared.routes.counters());
+        counters.extend(self.shared.directory.counters());
         counters
     }
 
@@ -302,71 +298,6 @@ impl Drop for Embedded {
 }
 
 impl Shared {
-    /// Serves what needs no disk write; hands the rest back.
-    fn at_once(&self, work: Work) -> Result<Result<Outcome, StoreError>, Work> {
-        Ok(Ok(match work {
-            Work::Register(registration) => {
-                // One claim has an epoch here, and who gave it up is nobody's any more.
-                if let Some((partition, fence)) = registration.claim {
-                    let owners = self.shares.owners.lock().unwrap_or_else(PoisonError::into_inner);
-                    let owner = owners.get(usize::from(partition));
-                    if !owner.is_some_and(|(node, epoch)| !node.is_empty() && *epoch == fence.epoch) {
-                        return Ok(Err(StoreError::Fenced { partition }));
-                    }
-                }
-                let (login_number, mut verdict) = self.routes.register(&registration);
-                if let Some((partition, _)) = registration.claim.filter(|_| !verdict.lost) {
-                    let mut losers = self.shares.losers.lock().unwrap_or_else(PoisonError::into_inner);
-                    verdict.losers = losers.note(partition, &registration, verdict.losers);
-                }
-                // After the route is in: whoever adds the user to a group from now on sees the route.
-                let groups = if verdict.lost {
-                    Vec::new()
-                } else {
-                    match self.disk.user_groups(&registration.user) {
-                        Ok(groups) => groups,
-                        Err(error) => return Ok(Err(error)),
-                    }
-                };
-                Outcome::Registered { login_number, lost: verdict.lost, losers: verdict.losers, groups }
-            }
-            Work::Unregister { user, device, session, login_number, incarnation } => {
-                self.routes.unregister(&user, &device, session, login_number, incarnation);
-                Outcome::Unregistered
-            }
-            Work::ForgetLosers { partition, losers } => {
-                self.shares.losers.lock().unwrap_or_else(PoisonError::into_inner).forget(partition, &losers);
-                Outcome::LosersForgotten
-            }
-            Work::Routes { users } => {
-                Outcome::Routes(users.iter().map(|user| self.routes.of(user)).collect())
-            }
-            Work::Heartbeat { node, replaces, ttl_ms } => {
-                let now = Instant::now();
-                let owners = self.shares.owners.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let mut leases = self.leases();
-                let (was_missing, held_by) = leases.renew_node(now, node, replaces, ttl_ms);
-                let view = leases.view(now, owners);
-                Outcome::View(Arc::new(View { was_missing, held_by, ..view }))
-            }
-            Work::Leave { node, incarnation } => {
-                self.leases().leave(&node, incarnation);
-                Outcome::Left
-            }
-            Work::GatewayLease { gateway, incarnation, replaces, copy, ttl_ms } => {
-                let life = Gateway { gateway, incarnation };
-                let (granted, was_missing) =
-                    self.leases().renew_gateway(Instant::now(), life, replaces, copy != 0, ttl_ms);
-                Outcome::GatewayLease { granted, was_missing, copy: 1 }
-            }
-            queued => return Err(queued),
-        }))
-    }
-
-    fn leases(&self) -> MutexGuard<'_, Leases> {
-        self.shares.leases.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn failure(&self) -> &str {
         self.failure.get().map_or("it failed", String::as_str)
     }
@@ -374,7 +305,7 @@ impl Shared {
 
 /// The store's thread: rounds while there is work, sweeps of dead gateways' routes in between, until closed and empty.
 fn run(shared: &Shared, mut engine: Engine, on_fatal: &(dyn Fn(&str) + Send + Sync)) {
-    let mut sweep: Option<(usize, Vec<super::Gateway>)> = None;
+    let mut sweep = None;
     let mut loads = Loads::default();
     loop {
         let late = shared.intake.deliver_late();
@@ -392,7 +323,7 @@ fn run(shared: &Shared, mut engine: Engine, on_fatal: &(dyn Fn(&str) + Send + Sy
         for (replies, done) in loaded {
             shared.intake.answer(&replies, vec![done]);
         }
-        sweep = sweep_step(shared, sweep);
+        sweep = shared.directory.sweep(sweep);
         if idle && closed && loads.is_empty() {
             // Mailboxes that stay full now belong to shards that have stopped.
             shared.intake.deliver_late();
@@ -479,36 +410,13 @@ fn fail(shared: &Shared, on_fatal: &(dyn Fn(&str) + Send + Sync), error: &fjall:
     reason
 }
 
-/// Sweeps one part of the routes of gateways whose lease has ended.
-fn sweep_step(
-    shared: &Shared,
-    sweep: Option<(usize, Vec<super::Gateway>)>,
-) -> Option<(usize, Vec<super::Gateway>)> {
-    let now = Instant::now();
-    let (index, mut dead) = match sweep {
-        Some(sweep) => sweep,
-        None => {
-            let dead = shared.leases().take_dead(now);
-            if dead.is_empty() {
-                return None;
-            }
-            (0, dead)
-        }
-    };
-    {
-        let leases = shared.leases();
-        dead.retain(|gateway| !leases.gateway_lives(now, *gateway));
-    }
-    if dead.is_empty() || shared.routes.sweep_part(index, &dead) { None } else { Some((index + 1, dead)) }
-}
-
 #[cfg(test)]
 mod tests {
     use millrace_edge::mailbox::mailbox;
     use millrace_edge::wake::Waker;
 
     use super::*;
-    use crate::store::{Batch, Write};
+    use crate::store::{Batch, Outcome, Write};
 
     #[test]
     fn a_failed_fsync_is_the_end() {

@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fjall::{OwnedWriteBatch, PersistMode};
@@ -16,11 +16,10 @@ use millrace_edge::failpoint::{self, Point};
 use millrace_protocol::ids::{MessageId, Partition};
 
 use super::append::Memory;
+use super::directory::Directory;
 use super::disk::{Disk, FenceRecord, read_error};
-use super::leases::Leases;
 use super::lists::item_key;
 use super::room::Room;
-use crate::store::losers::Losers;
 use crate::store::{Change, FIRST_POSITION, Fence, Outcome, StoreError, UserItem, Work};
 
 /// Why a job was not carried out.
@@ -62,19 +61,10 @@ pub(super) struct Engine {
     unsynced_since: Option<Instant>,
     /// How long that may be; none: not beyond the round.
     sync_within: Option<Duration>,
-    shares: Shares,
+    room: Arc<Room>,
+    directory: Arc<Directory>,
     #[cfg(test)]
     pub(super) sync_fails: Arc<std::sync::atomic::AtomicBool>,
-}
-
-/// What it shares with the callers' threads.
-#[derive(Clone)]
-pub(super) struct Shares {
-    pub(super) room: Arc<Room>,
-    pub(super) leases: Arc<Mutex<Leases>>,
-    /// The owners column of the view.
-    pub(super) owners: Arc<Mutex<Vec<(String, u64)>>>,
-    pub(super) losers: Arc<Mutex<Losers>>,
 }
 
 impl Engine {
@@ -83,7 +73,8 @@ impl Engine {
         partitions: u16,
         events_kept: Option<NonZeroU64>,
         sync_within: Option<Duration>,
-        shares: Shares,
+        room: Arc<Room>,
+        directory: Arc<Directory>,
     ) -> Result<Self, StoreError> {
         let fences = (0..partitions).map(|p| disk.fence(p)).collect::<Result<Vec<_>, _>>()?;
         let outstanding = (0..partitions)
@@ -92,7 +83,7 @@ impl Engine {
         let row = |fence: &Option<FenceRecord>| {
             fence.as_ref().map_or_else(Default::default, |f| (f.node.clone(), f.fence.epoch))
         };
-        *shares.owners.lock().unwrap_or_else(PoisonError::into_inner) = fences.iter().map(row).collect();
+        *directory.owners() = fences.iter().map(row).collect();
         Ok(Self {
             pending: disk.db.batch().durability(None),
             disk,
@@ -103,7 +94,8 @@ impl Engine {
             pending_items: HashMap::new(),
             unsynced_since: None,
             sync_within,
-            shares,
+            room,
+            directory,
             #[cfg(test)]
             sync_fails: Arc::default(),
         })
@@ -113,19 +105,19 @@ impl Engine {
     pub(super) fn execute(&mut self, work: Work) -> Result<Outcome, Failure> {
         match work {
             Work::Claim { partition, node, incarnation, wall_ms, above } => {
-                self.shares.room.admit_owner()?;
+                self.room.admit_owner()?;
                 self.claim(partition, node, incarnation, wall_ms.max(above + 1))
             }
             Work::Release { partition, fence } => {
-                self.shares.room.admit_owner()?;
+                self.room.admit_owner()?;
                 self.release(partition, fence)
             }
             Work::Append(batch) => {
-                self.shares.room.admit(&batch)?;
+                self.room.admit(&batch)?;
                 self.append(batch)
             }
             Work::UserItems(items) => {
-                self.shares.room.admit_items(&items)?;
+                self.room.admit_items(&items)?;
                 self.user_items(items)
             }
             reading => {
@@ -192,11 +184,7 @@ impl Engine {
         let stored = self.slot(partition)?;
         if let Some(held) = &stored
             && held.node != node
-            && self.shares.leases.lock().unwrap_or_else(PoisonError::into_inner).node_lives(
-                Instant::now(),
-                &held.node,
-                held.incarnation,
-            )
+            && self.directory.leases().node_lives(Instant::now(), &held.node, held.incarnation)
         {
             return Err(StoreError::Held { partition, holder: held.node.clone() }.into());
         }
@@ -214,7 +202,7 @@ impl Engine {
             FenceRecord { fence, node: node.clone(), incarnation, position, last_message_id },
         );
         self.set_owner(partition, node, fence.epoch);
-        let losers = self.shares.losers.lock().unwrap_or_else(PoisonError::into_inner).of(partition);
+        let losers = self.directory.losers().of(partition);
         Ok(Outcome::Claimed { fence, position, last_message_id, outstanding, losers, copy: 1 })
     }
 
@@ -322,7 +310,7 @@ impl Engine {
     }
 
     fn set_owner(&self, partition: Partition, node: String, epoch: u64) {
-        let mut owners = self.shares.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut owners = self.directory.owners();
         owners[usize::from(partition)] = (node, epoch);
     }
 }
