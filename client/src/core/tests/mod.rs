@@ -1,5 +1,6 @@
 //! The machine against a server that keeps the rules and fails in every way that they allow.
 
+mod cuts;
 mod random;
 mod scenarios;
 mod server;

@@ -3,6 +3,7 @@
 mod acks;
 mod early;
 mod fanout;
+mod former;
 mod owners;
 mod parts;
 mod random;

@@ -1,0 +1,113 @@
+//! Logs that are not what they were: cut at their end by a failover, trimmed at their beginning, fanned out with holes.
+
+use millrace_protocol::messages::client::Cursor;
+
+use super::scenarios::{fill, seqs, text};
+use super::world::World;
+use crate::event::Event as Notice;
+
+#[test]
+fn a_log_that_lost_its_end_takes_the_application_back() {
+    let mut world = World::new(8, &["g:tea"]);
+    fill(&mut world, "g:tea", 10);
+    world.settle(20_000);
+    world.lose();
+    world.server.takeover("g:tea", 4);
+    for seq in 7..=12 {
+        world.server.append("g:tea", "carol", text(100 + seq));
+    }
+    world.settle(60_000);
+    let to = Cursor { epoch: 1, seq: 6 };
+    let cut = |notice: &&Notice| matches!(notice, Notice::Truncated { to: at, .. } if *at == to);
+    assert_eq!(world.notices.iter().filter(cut).count(), 1);
+    world.check_complete();
+    assert_eq!(world.saved["g:tea"], Cursor { epoch: 2, seq: 12 });
+}
+
+#[test]
+fn copies_of_a_log_that_take_turns_are_told_apart() {
+    let mut world = World::new(23, &["g:tea"]);
+    fill(&mut world, "g:tea", 10);
+    world.settle(20_000);
+    let first = world.server.log("g:tea").entries.clone();
+    world.server.takeover("g:tea", 4);
+    for seq in 7..=12 {
+        world.server.append("g:tea", "carol", text(100 + seq));
+    }
+    world.settle(60_000);
+    world.lose();
+    // The first copy is back, with all that it had.
+    world.server.log("g:tea").entries = first;
+    world.server.takeover("g:tea", 0);
+    for seq in 11..=13 {
+        world.server.append("g:tea", "carol", text(200 + seq));
+    }
+    world.settle(60_000);
+    world.check_complete();
+    assert_eq!(world.saved["g:tea"], Cursor { epoch: 3, seq: 13 });
+}
+
+#[test]
+fn a_login_finds_out_that_a_log_lost_its_end_though_nothing_followed() {
+    let mut world = World::new(8, &["d:alice:bob"]);
+    fill(&mut world, "d:alice:bob", 10);
+    world.settle(20_000);
+    world.server.takeover("d:alice:bob", 4);
+    world.lose();
+    world.settle(60_000);
+    let to = Cursor { epoch: 1, seq: 6 };
+    let cut = |notice: &&Notice| matches!(notice, Notice::Truncated { to: at, .. } if *at == to);
+    assert_eq!(world.notices.iter().filter(cut).count(), 1);
+    assert_eq!(world.saved["d:alice:bob"], to);
+}
+
+#[test]
+fn a_trimmed_log_is_told_as_a_gap() {
+    let mut world = World::new(9, &["g:tea"]);
+    fill(&mut world, "g:tea", 5);
+    world.settle(20_000);
+    world.lose();
+    fill(&mut world, "g:tea", 20);
+    world.server.trim("g:tea", 15);
+    world.settle(60_000);
+    assert_eq!(world.shown["g:tea"].gaps, [(6, 15)]);
+    world.check_complete();
+    // To its very end.
+    world.lose();
+    fill(&mut world, "g:tea", 5);
+    world.server.trim("g:tea", 100);
+    world.settle(60_000);
+    assert_eq!(world.shown["g:tea"].gaps, [(6, 15), (26, 30)]);
+}
+
+#[test]
+fn a_gap_alone_is_reason_enough_to_read_the_log() {
+    let mut world = World::new(14, &["g:tea"]);
+    world.settle(10_000);
+    world.server.faults.skip_live = 1_000;
+    fill(&mut world, "g:tea", 3);
+    world.server.gap();
+    world.settle(5_000);
+    assert_eq!(seqs(&world, "g:tea"), [1, 2, 3]);
+    assert!(world.shown["g:tea"].gaps.is_empty(), "the log has them");
+}
+
+#[test]
+fn a_cut_is_not_overlooked_while_others_are_being_read() {
+    let names = ["g:0", "g:1", "g:2", "g:3", "g:4", "g:5", "g:6", "g:7", "g:z"];
+    let mut world = World::new(15, &names);
+    names.iter().for_each(|name| fill(&mut world, name, 3));
+    world.settle(10_000);
+    world.server.faults.skip_live = 1_000;
+    names[..8].iter().for_each(|name| fill(&mut world, name, 1));
+    world.server.faults.skip_live = 0;
+    (0..8).for_each(|_| world.server.gap());
+    world.server.takeover("g:z", 2);
+    for index in 0..3 {
+        world.server.append("g:z", "carol", text(100 + index));
+    }
+    // No page comes before the fourth entry of the new log, which would fit the third of the old one.
+    while world.deliver_frame() {}
+    world.settle(20_000);
+    world.check_complete();
+}
