@@ -168,7 +168,7 @@ pub fn answered(
                     false
                 }
                 None => {
-                    let seq = if differs { cursor.seq - 1 } else { cursor.seq.min(head) };
+                    let seq = (cursor.seq - u64::from(differs)).min(head);
                     paging.want = Want::End(Cursor { seq, ..*cursor });
                     true
                 }
