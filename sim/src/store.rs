@@ -58,7 +58,6 @@ struct NodeLease {
 /// A copy that was given up, for those who do not know.
 #[derive(Debug)]
 struct Former {
-    copy: u64,
     model: ModelStore,
     nodes: BTreeMap<String, NodeLease>,
     gateways: BTreeMap<u16, (u64, u64)>,
@@ -83,9 +82,7 @@ pub struct Store {
     /// The incarnations that ever held a lease here, and the copy that granted it: one that comes again misses it.
     held: BTreeMap<String, (u64, u64)>,
     gateways: BTreeMap<u16, (u64, u64)>,
-    /// Which copy this is: a failover puts another in its place, on another machine.
-    copy: u64,
-    /// That machine's.
+    /// Of the machine that has this copy: a failover puts another copy in its place, on another machine.
     pub clock: Clock,
     former: Option<Former>,
     last: BTreeMap<(Seat, Partition), u64>,
@@ -113,7 +110,6 @@ impl Store {
             nodes: BTreeMap::new(),
             held: BTreeMap::new(),
             gateways: BTreeMap::new(),
-            copy: 1,
             clock: Clock::new(0, 0),
             former: None,
             last: BTreeMap::new(),
@@ -183,13 +179,12 @@ impl Store {
     /// The copy that a process is connected to.
     fn copy_of(&self, now_us: u64, who: Who) -> u64 {
         let former = self.former.as_ref().filter(|former| former.serves(now_us, who));
-        former.map_or(self.copy, |former| former.copy)
+        former.map_or(self.model.copy, |former| former.model.copy)
     }
 
     /// Puts the former copy in the place of the present one, and the other way round.
     fn exchange(&mut self) {
         let Some(former) = &mut self.former else { return };
-        std::mem::swap(&mut former.copy, &mut self.copy);
         std::mem::swap(&mut former.model, &mut self.model);
         std::mem::swap(&mut former.nodes, &mut self.nodes);
         std::mem::swap(&mut former.gateways, &mut self.gateways);
@@ -222,7 +217,7 @@ impl Store {
         if now_us < self.stalled_until_us {
             return agenda.at(self.stalled_until_us, Due::Job(seat, copy, Box::new(job)));
         }
-        let in_vain = copy != self.copy;
+        let in_vain = copy != self.model.copy;
         if in_vain {
             self.exchange();
         } else {
@@ -275,7 +270,7 @@ impl Store {
                 Ok(Outcome::Left)
             }
             Work::GatewayLease { gateway, incarnation, replaces, copy: held, ttl_ms } => {
-                let (copy, until_us) = (self.copy, now_us + u64::from(ttl_ms) * MS);
+                let (copy, until_us) = (self.model.copy, now_us + u64::from(ttl_ms) * MS);
                 let holder = self.gateways.get(&gateway).map(|(holder, _)| *holder);
                 if held != 0 && (holder != Some(incarnation) || held != copy) {
                     return Ok(Outcome::GatewayLease { granted: false, was_missing: true, copy });
@@ -306,9 +301,8 @@ impl Store {
                 let holder = holder.filter(|holder| *holder != node && self.nodes.contains_key(holder));
                 let wall_ms = self.clock.now(now_us).wall_ms;
                 let work = Work::Claim { partition, node: node.clone(), incarnation, wall_ms, above };
-                let mut outcome = self.model.carry_out(work);
-                if let Ok(Outcome::Claimed { fence, copy, .. }) = &mut outcome {
-                    *copy = self.copy;
+                let outcome = self.model.carry_out(work);
+                if let Ok(Outcome::Claimed { fence, .. }) = &outcome {
                     ledger.claimed(now_us, seat, partition, fence.epoch);
                     if let Some(holder) = holder {
                         witness::preempted(ledger, now_us, partition, &holder, &node);
@@ -335,13 +329,13 @@ impl Store {
             return Outcome::View(Arc::new(View { held_by: holder, ..view }));
         }
         let there = holder == node.incarnation;
-        let held = self.held.insert(node.name.clone(), (node.incarnation, self.copy));
+        let held = self.held.insert(node.name.clone(), (node.incarnation, self.model.copy));
         let (until_us, incarnation) = (now_us + u64::from(ttl_ms) * MS, node.incarnation);
         self.granted.insert((node.name.clone(), incarnation), until_us);
         self.nodes.insert(node.name.clone(), NodeLease { node, until_us });
         self.show_leases();
         let was_missing =
-            held.is_some_and(|(held, copy)| held == incarnation && (!there || copy != self.copy));
+            held.is_some_and(|(held, copy)| held == incarnation && (!there || copy != self.model.copy));
         if was_missing {
             // It forgets its batches when it hears of that, and what it was giving up is given up as it is.
             self.batches.retain(|(seat, _), _| seat.who != who);
@@ -391,9 +385,8 @@ impl Store {
     pub fn fall_back(&mut self, ledger: &mut Ledger, now_us: u64, by_us: u64) {
         let since_us = now_us.saturating_sub(by_us);
         let Some(at) = self.copies.iter().rposition(|(at_us, _)| *at_us <= since_us) else { return };
-        let nonce = self.model.nonce;
+        let (copy, nonce) = (self.model.copy, self.model.nonce);
         self.former = Some(Former {
-            copy: self.copy,
             model: std::mem::replace(&mut self.model, self.copies[at].1.clone()),
             nodes: self.nodes.clone(),
             gateways: self.gateways.clone(),
@@ -401,8 +394,7 @@ impl Store {
             odd: self.random.chance(500),
         });
         self.copies.truncate(at + 1);
-        self.copy += 1;
-        self.model.copy = self.copy;
+        self.model.copy = copy + 1;
         let away_ms = self.random.below(2 * CLOCKS_APART_MS) as i64 - CLOCKS_APART_MS as i64;
         self.clock = Clock::new(0, away_ms);
         // Nonces are drawn at random: none comes twice.
@@ -415,7 +407,7 @@ impl Store {
     /// Everything is gone.
     pub fn empty(&mut self, ledger: &mut Ledger) {
         let nonce = self.model.nonce + 1_000;
-        self.model = ModelStore::of_copy(self.copy, nonce);
+        self.model = ModelStore::of_copy(self.model.copy, nonce);
         self.copies.clear();
         self.nodes.clear();
         self.gateways.clear();
