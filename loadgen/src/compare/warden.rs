@@ -83,12 +83,8 @@ pub fn serve(args: WardenArgs) -> io::Result<()> {
             signal(group, "KILL");
             let _ = gone_by_now.recv_timeout(END_WITHIN);
         }
-        // Whoever else is just ending may write there once more meanwhile.
-        let end = Instant::now() + END_WITHIN;
-        while is_orphan && args.scratch.exists() && Instant::now() < end {
-            if std::fs::remove_dir_all(&args.scratch).is_err() {
-                thread::sleep(READY_LOOK);
-            }
+        if is_orphan {
+            let _ = std::fs::remove_dir_all(&args.scratch);
         }
     });
 
