@@ -96,7 +96,7 @@ impl Client {
     /// See [`ConnectError`].
     pub async fn connect(config: Config) -> Result<(Client, Events), ConnectError> {
         config.check()?;
-        let cursors = match config.acknowledges {
+        let kept = match config.acknowledges {
             true => config.cursors.load().map_err(|error| ConnectError::Config(error.to_string()))?,
             false => Vec::new(),
         };
@@ -106,7 +106,7 @@ impl Client {
         let (to_application, receiver) = mpsc::unbounded_channel();
         let (first, connected) = oneshot::channel();
         let taken = Arc::new(Taken::default());
-        let driver = Driver::new(config, cursors, from_handles, to_application, Arc::clone(&taken), first);
+        let driver = Driver::new(config, kept, from_handles, to_application, Arc::clone(&taken), first);
         tokio::spawn(driver.run());
         let events = Events { receiver, taken, confirms, last: 0 };
         match connected.await {

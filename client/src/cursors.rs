@@ -13,15 +13,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use millrace_protocol::messages::client::Cursor;
 
-use crate::core::Saved;
+use crate::core::{EPOCHS_MAX, Position, Saved};
 
-/// Keeps cursors. Calls block, and come from one thread at a time.
+/// Keeps cursors. Calls block, and come from one thread at a time. An application that keeps messages itself keeps these
+/// beside them, best in the same transaction: then what it has and where it begins always fit.
 pub trait CursorStore: Send + 'static {
     /// All that is kept.
     ///
     /// # Errors
     /// The client does not connect then: it would show everything again.
-    fn load(&mut self) -> io::Result<Vec<(String, Cursor)>>;
+    fn load(&mut self) -> io::Result<Vec<(String, Position)>>;
 
     /// Keeps these, or forgets those that are `None`. When it returns, they survive the process.
     ///
@@ -50,7 +51,7 @@ impl Cursors {
         Cursors::new(FileCursors::new(path))
     }
 
-    pub(crate) fn load(&self) -> io::Result<Vec<(String, Cursor)>> {
+    pub(crate) fn load(&self) -> io::Result<Vec<(String, Position)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).load()
     }
 
@@ -67,10 +68,10 @@ impl fmt::Debug for Cursors {
 
 /// Cursors for as long as the process lives.
 #[derive(Debug, Default)]
-pub struct MemoryCursors(BTreeMap<String, Cursor>);
+pub struct MemoryCursors(BTreeMap<String, Position>);
 
 impl CursorStore for MemoryCursors {
-    fn load(&mut self) -> io::Result<Vec<(String, Cursor)>> {
+    fn load(&mut self) -> io::Result<Vec<(String, Position)>> {
         Ok(self.0.clone().into_iter().collect())
     }
 
@@ -88,7 +89,7 @@ const STALE_LINES_MAX: usize = 4_096;
 #[derive(Debug)]
 pub struct FileCursors {
     path: PathBuf,
-    cursors: BTreeMap<String, Cursor>,
+    cursors: BTreeMap<String, Position>,
     /// Locked while it is open, so that two processes don't mix their cursors.
     file: Option<File>,
     lines: usize,
@@ -110,8 +111,8 @@ impl FileCursors {
             self.lines = 0;
             for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
                 self.lines += 1;
-                if let Some((conversation, cursor)) = str::from_utf8(line).ok().and_then(read_line) {
-                    apply(&mut self.cursors, &[(conversation, cursor)]);
+                if let Some(saved) = str::from_utf8(line).ok().and_then(read_line) {
+                    apply(&mut self.cursors, &[saved]);
                 }
             }
             if bytes.last().is_some_and(|last| *last != b'\n') {
@@ -124,8 +125,8 @@ impl FileCursors {
 
     fn rewrite(&mut self) -> io::Result<()> {
         let mut text = String::new();
-        for (conversation, cursor) in &self.cursors {
-            write_line(&mut text, conversation, Some(*cursor));
+        for (conversation, position) in &self.cursors {
+            write_line(&mut text, conversation, Some(position));
         }
         let beside = beside(&self.path);
         let mut file = OpenOptions::new().append(true).create(true).open(&beside)?;
@@ -143,15 +144,15 @@ impl FileCursors {
 }
 
 impl CursorStore for FileCursors {
-    fn load(&mut self) -> io::Result<Vec<(String, Cursor)>> {
+    fn load(&mut self) -> io::Result<Vec<(String, Position)>> {
         self.open()?;
         Ok(self.cursors.clone().into_iter().collect())
     }
 
     fn save(&mut self, batch: &[Saved]) -> io::Result<()> {
         let mut text = String::new();
-        for (conversation, cursor) in batch {
-            write_line(&mut text, conversation, *cursor);
+        for (conversation, position) in batch {
+            write_line(&mut text, conversation, position.as_ref());
         }
         let written = self.open().and_then(|file| {
             file.write_all(text.as_bytes())?;
@@ -171,10 +172,10 @@ impl CursorStore for FileCursors {
     }
 }
 
-fn apply(cursors: &mut BTreeMap<String, Cursor>, batch: &[Saved]) {
-    for (conversation, cursor) in batch {
-        match cursor {
-            Some(cursor) => drop(cursors.insert(conversation.clone(), *cursor)),
+fn apply(cursors: &mut BTreeMap<String, Position>, batch: &[Saved]) {
+    for (conversation, position) in batch {
+        match position {
+            Some(position) => drop(cursors.insert(conversation.clone(), position.clone())),
             None => drop(cursors.remove(conversation)),
         }
     }
@@ -190,13 +191,21 @@ fn beside(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// `<conversation> <epoch> <seq> <check>`, or `-` for both numbers when it is forgotten.
-fn write_line(out: &mut String, conversation: &str, cursor: Option<Cursor>) {
-    let body = match cursor {
-        Some(Cursor { epoch, seq }) => format!("{conversation} {epoch} {seq}"),
-        None => format!("{conversation} - -"),
+/// `<conversation> <epoch> <seq> [<epoch> <seq> …] <check>`: the cursor, then the first entries of epochs. `-` for both
+/// numbers of the cursor when it is forgotten.
+fn write_line(out: &mut String, conversation: &str, position: Option<&Position>) {
+    let mut body = conversation.to_owned();
+    let mut add = |Cursor { epoch, seq }: Cursor| {
+        // Writing to a String does not fail.
+        let _ = write!(body, " {epoch} {seq}");
     };
-    // Writing to a String does not fail.
+    match position {
+        Some(position) => {
+            add(position.cursor);
+            position.epochs.iter().copied().for_each(add);
+        }
+        None => body += " - -",
+    }
     let _ = writeln!(out, "{body} {:08x}", check(&body));
 }
 
@@ -206,12 +215,17 @@ fn read_line(line: &str) -> Option<Saved> {
         return None;
     }
     let mut parts = body.split(' ');
-    let (conversation, epoch, seq) = (parts.next()?, parts.next()?, parts.next()?);
-    let cursor = match (epoch, seq) {
-        ("-", "-") => None,
-        (epoch, seq) => Some(Cursor { epoch: epoch.parse().ok()?, seq: seq.parse().ok()? }),
-    };
-    Some((conversation.into(), cursor))
+    let conversation = parts.next()?.to_owned();
+    let numbers: Vec<&str> = parts.collect();
+    if numbers == ["-", "-"] {
+        return Some((conversation, None));
+    }
+    let (pairs, []) = numbers.as_chunks::<2>() else { return None };
+    let cursor =
+        |[epoch, seq]: &[&str; 2]| Some(Cursor { epoch: epoch.parse().ok()?, seq: seq.parse().ok()? });
+    let (first, epochs) = pairs.split_first()?;
+    let epochs = epochs.iter().take(EPOCHS_MAX).map(cursor).collect::<Option<_>>()?;
+    Some((conversation, Some(Position { cursor: cursor(first)?, epochs })))
 }
 
 /// FNV-1a: tells a torn line from a whole one.
@@ -223,8 +237,9 @@ fn check(body: &str) -> u32 {
 mod tests {
     use super::*;
 
-    fn at(seq: u64) -> Option<Cursor> {
-        Some(Cursor { epoch: 7, seq })
+    fn at(seq: u64) -> Option<Position> {
+        let epochs = vec![Cursor { epoch: 6, seq: 1 }, Cursor { epoch: 7, seq: seq.div_ceil(2) }];
+        Some(Position { cursor: Cursor { epoch: 7, seq }, epochs })
     }
 
     fn directory(name: &str) -> PathBuf {
@@ -235,7 +250,11 @@ mod tests {
 
     fn load(path: &Path) -> Vec<(String, u64)> {
         let loaded = FileCursors::new(path).load().unwrap();
-        loaded.into_iter().map(|(conversation, cursor)| (conversation, cursor.seq)).collect()
+        let of = |(conversation, kept): (String, Position)| {
+            assert_eq!(Some(&kept), at(kept.cursor.seq).as_ref(), "whole");
+            (conversation, kept.cursor.seq)
+        };
+        loaded.into_iter().map(of).collect()
     }
 
     #[test]
@@ -261,6 +280,17 @@ mod tests {
             assert!(load(&path).contains(&("g:d".into(), 3)), "cut at {cut}");
         }
         fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn files_without_epochs_are_read() {
+        let line = |body: &str| format!("{body} {:08x}", check(body));
+        let (_, kept) = read_line(&line("g:a 7 12")).unwrap();
+        assert_eq!(kept, Some(Position { cursor: Cursor { epoch: 7, seq: 12 }, epochs: Vec::new() }));
+        assert_eq!(read_line(&line("g:a - -")), Some(("g:a".into(), None)));
+        for damaged in ["g:a", "g:a 7", "g:a 7 x", "g:a 7 12 3", "g:a 7 12 3 -"] {
+            assert_eq!(read_line(&line(damaged)), None, "{damaged}");
+        }
     }
 
     #[test]

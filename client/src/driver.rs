@@ -10,14 +10,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use millrace_protocol::messages::client::SendAck;
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
-use millrace_protocol::messages::client::{Cursor, SendAck};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::Config;
-use crate::core::{Action, Event, Machine, Outgoing};
+use crate::core::{Action, Event, Machine, Outgoing, Position};
 use crate::error::{ConnectError, Reason, SendError};
 use crate::event::Event as Notice;
 use crate::saver::Saver;
@@ -98,14 +98,14 @@ fn random() -> u64 {
 impl Driver {
     pub(crate) fn new(
         config: Config,
-        cursors: Vec<(String, Cursor)>,
+        kept: Vec<(String, Position)>,
         commands: mpsc::Receiver<Command>,
         events: mpsc::UnboundedSender<(u64, Notice)>,
         taken: Arc<Taken>,
         first: oneshot::Sender<Result<(), ConnectError>>,
     ) -> Self {
         Driver {
-            machine: Machine::new(config.settings(), random(), cursors, 0),
+            machine: Machine::new(config.settings(), random(), kept, 0),
             saver: Saver::new(config.cursors.clone()),
             config: Arc::new(config),
             commands,

@@ -75,7 +75,9 @@ pub struct Listing {
 pub enum Event {
     /// A message. Nothing is given twice.
     Message(Message),
-    /// The log of this conversation lost its end: what was given above `to` is not there any more.
+    /// The log of this conversation lost its end: what was given above `to` is not there any more. An application that
+    /// keeps messages takes them back together with the position ([`crate::CursorStore`]): a process that ends before that
+    /// is saved begins where it was before the cut.
     Truncated {
         /// Where.
         conversation: String,

@@ -46,7 +46,7 @@ mod wire;
 pub use client::{Client, Events, Posted};
 pub use config::{Config, TokenSource, Transport};
 pub use conversations::{History, Window};
-pub use core::Start;
+pub use core::{Position, Saved, Start};
 pub use cursors::{CursorStore, Cursors, FileCursors, MemoryCursors};
 pub use error::{ConnectError, Reason, SendError};
 pub use event::{Event, Listing, Message};

@@ -1,15 +1,14 @@
 //! Saves cursors beside the client's task, which must not wait for a disk: one save runs at a time, and what comes
-//! meanwhile is the next one. Of each conversation only the newest cursor matters.
+//! meanwhile is the next one. Of each conversation only the newest position matters.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
-use millrace_protocol::messages::client::Cursor;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-use crate::core::Saved;
+use crate::core::{Position, Saved};
 use crate::cursors::Cursors;
 
 /// Pause after a save that failed.
@@ -20,7 +19,7 @@ type Running = JoinHandle<(Vec<Saved>, io::Result<()>)>;
 /// See the module's head.
 pub(crate) struct Saver {
     cursors: Cursors,
-    waiting: BTreeMap<String, Option<Cursor>>,
+    waiting: BTreeMap<String, Option<Position>>,
     running: Option<Running>,
     not_before: Instant,
     failing: bool,
@@ -89,8 +88,8 @@ impl Saver {
             Ok((batch, Err(error))) => (batch, error.to_string()),
             Err(error) => (Vec::new(), error.to_string()),
         };
-        for (conversation, cursor) in batch {
-            self.waiting.entry(conversation).or_insert(cursor);
+        for (conversation, position) in batch {
+            self.waiting.entry(conversation).or_insert(position);
         }
         self.not_before = Instant::now() + RETRY;
         (!std::mem::replace(&mut self.failing, true)).then_some(error)

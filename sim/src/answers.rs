@@ -60,7 +60,7 @@ impl Ledger {
     pub fn answers(&mut self, now_us: u64, asked: &Asked, outcome: &Outcome) {
         let wrong = match outcome {
             Outcome::SendAck(ack) => self.wrong_ack(asked, ack),
-            Outcome::Refused(refused) if self.lost.is_empty() => self.wrong_refusal(asked, refused),
+            Outcome::Refused(refused) if !self.has_lost => self.wrong_refusal(asked, refused),
             _ => None,
         };
         if let Some((invariant, why)) = wrong {

@@ -255,10 +255,10 @@ impl Device {
     }
 
     fn start(&mut self, out: &mut Outside) {
-        let cursors = self.disk.load();
-        out.ledger.device_starts(self.index, &cursors);
+        let kept = self.disk.load();
+        out.ledger.device_starts(self.index, &kept);
         let seed = self.random.nonzero();
-        self.machine = Some(Machine::new(self.settings.clone(), seed, cursors, out.now_us / MS));
+        self.machine = Some(Machine::new(self.settings.clone(), seed, kept, out.now_us / MS));
         self.step(out, Event::Tick);
     }
 

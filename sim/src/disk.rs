@@ -3,16 +3,15 @@
 
 use std::collections::BTreeMap;
 
-use millrace_client::core::Saved;
-use millrace_protocol::messages::client::Cursor;
+use millrace_client::core::{Position, Saved};
 
 use crate::random::Random;
 
 /// See the module's head.
 #[derive(Debug, Default)]
 pub struct Disk {
-    kept: BTreeMap<String, Cursor>,
-    waiting: BTreeMap<String, Option<Cursor>>,
+    kept: BTreeMap<String, Position>,
+    waiting: BTreeMap<String, Option<Position>>,
     /// When it is written, and what.
     writing: Option<(u64, Vec<Saved>)>,
     /// Time for a batch at most, us.
@@ -27,8 +26,8 @@ impl Disk {
     }
 
     /// All that is kept.
-    pub fn load(&self) -> Vec<(String, Cursor)> {
-        self.kept.iter().map(|(name, cursor)| (name.clone(), *cursor)).collect()
+    pub fn load(&self) -> Vec<(String, Position)> {
+        self.kept.clone().into_iter().collect()
     }
 
     /// Keeps these soon.
@@ -82,9 +81,9 @@ impl Disk {
     }
 
     fn keep(&mut self, batch: Vec<Saved>, count: usize) {
-        for (conversation, cursor) in batch.into_iter().take(count) {
-            match cursor {
-                Some(cursor) => drop(self.kept.insert(conversation, cursor)),
+        for (conversation, position) in batch.into_iter().take(count) {
+            match position {
+                Some(position) => drop(self.kept.insert(conversation, position)),
                 None => drop(self.kept.remove(&conversation)),
             }
         }

@@ -96,6 +96,13 @@ pub struct Kept {
     pub members: Option<Rc<BTreeSet<String>>>,
 }
 
+impl Kept {
+    /// One that is there though it was written to a copy of the store that was given up by then. Who was a member is not known.
+    fn found(entry: &Entry) -> Option<Kept> {
+        Some(Kept { deliver: deliver_of(&entry.notify)?, stream: entry.stream, members: None })
+    }
+}
+
 /// A message that a device sends.
 #[derive(Clone, Debug)]
 struct Sent {
@@ -160,10 +167,19 @@ pub struct Ledger {
     pub(crate) joined_at: BTreeMap<(String, String), u64>,
     /// Likewise: the head when it was last a member. It may have read what was there.
     left_at: BTreeMap<(String, String), u64>,
+    /// The highest epoch that was ever given.
     claimed: BTreeMap<Partition, u64>,
+    /// The epoch under which the present copy of the store takes batches.
+    current: BTreeMap<Partition, u64>,
     writers: BTreeMap<(Partition, u64), (Who, u32)>,
+    /// It lost something at least once, though that may be back.
+    pub(crate) has_lost: bool,
     /// Ids of messages that the store lost though it had promised to keep them.
     pub(crate) lost: BTreeSet<u64>,
+    /// The messages themselves, by id, if they were in the log: the copy that has them may come back.
+    graves: BTreeMap<u64, Kept>,
+    /// Ids of those that came back. Their sender may have been told meanwhile that they are to be sent again.
+    pub(crate) restored: BTreeSet<u64>,
     /// Who became a member of a group in a copy of the store that was given up.
     members_in_vain: BTreeSet<(String, String)>,
     /// Where devices' own messages stood that the store lost: (device, conversation, seq).
@@ -211,14 +227,15 @@ impl Ledger {
             return self.broken(Invariant::EpochsGrow, now_us, detail);
         }
         *highest = epoch;
+        self.current.insert(partition, epoch);
     }
 
     /// The store accepted a batch.
     pub fn appended(&mut self, now_us: u64, seat: Seat, batch: &Batch) {
         let (partition, epoch) = (batch.partition, batch.fence.epoch);
-        let highest = self.claimed.get(&partition).copied().unwrap_or(0);
-        if epoch != highest {
-            let detail = format!("{seat:?} wrote partition {partition} under {epoch}; claimed is {highest}");
+        let current = self.current.get(&partition).copied().unwrap_or(0);
+        if epoch != current {
+            let detail = format!("{seat:?} wrote partition {partition} under {epoch}; claimed is {current}");
             self.broken(Invariant::OneWriter, now_us, detail);
         }
         let writer = *self.writers.entry((partition, epoch)).or_insert((seat.who, seat.life));
@@ -263,6 +280,7 @@ impl Ledger {
     }
 
     fn loses(&mut self, deliver: &Deliver) {
+        self.has_lost = true;
         self.lost.insert(deliver.message_id);
         let of = (&deliver.sender, &deliver.sender_device);
         if let Some(device) = self.names.iter().position(|(user, name)| (user, name) == of) {
@@ -281,7 +299,7 @@ impl Ledger {
             return self.broken(Invariant::ShownIsStored, now_us, detail);
         };
         if *stream != 0 {
-            let key = (conversation.clone(), sender.clone(), device.clone(), *stream, *client_seq);
+            let key = number_in(entry);
             let last = self.last_number(&key);
             if *client_seq > last + 1 {
                 let detail = format!("{key:?} is stored after {last}");
@@ -323,23 +341,35 @@ impl Ledger {
         self.members.insert(conversation.into(), Rc::new(members));
     }
 
-    /// The store lost what is not in this copy of it. Promises about that are void.
+    /// Another copy of the store counts now: what is not in it is lost, and promises about that are void. What was lost before
+    /// and is in it is back.
     pub fn fell_back(&mut self, model: &ModelStore) {
-        let mut gone = Vec::new();
-        for (conversation, log) in &mut self.logs {
-            let there = model.logs.get(conversation);
-            let stays = |seq: u64, id: u64| {
-                let index = there.and_then(|log| seq.checked_sub(log.trimmed + 1));
-                let entry = there.zip(index).and_then(|(log, index)| log.entries.get(index as usize));
-                entry.is_some_and(|entry| entry.message_id.0 == id)
-            };
-            let goes = |kept: &&Kept| !stays(kept.deliver.seq, kept.deliver.message_id);
-            gone.extend(log.values().filter(goes).map(|kept| kept.deliver.clone()));
-            log.retain(|seq, kept| stays(*seq, kept.deliver.message_id));
+        self.current = model.fences.iter().map(|(partition, (_, fence))| (*partition, fence.epoch)).collect();
+        let mut before: BTreeMap<u64, Kept> = std::mem::take(&mut self.logs)
+            .into_values()
+            .flat_map(BTreeMap::into_values)
+            .map(|kept| (kept.deliver.message_id, kept))
+            .collect();
+        self.keys.clear();
+        for entry in model.logs.values().flat_map(|log| &log.entries) {
+            let id = entry.message_id.0;
+            let kept = before.remove(&id).or_else(|| {
+                let grave = self.graves.remove(&id);
+                let kept = grave.or_else(|| Kept::found(entry));
+                self.lost.remove(&id);
+                self.restored.insert(id);
+                kept
+            });
+            let Some(kept) = kept else { continue };
+            if entry.stream != 0 {
+                self.keys.insert(number_in(entry), entry.seq);
+            }
+            self.logs.entry(entry.conversation.clone()).or_default().insert(entry.seq, kept);
         }
-        gone.iter().for_each(|deliver| self.loses(deliver));
-        let logs = &self.logs;
-        self.keys.retain(|key, seq| logs.get(&key.0).is_some_and(|log| log.contains_key(seq)));
+        for (id, kept) in before {
+            self.loses(&kept.deliver);
+            self.graves.insert(id, kept);
+        }
         self.said.clear();
         for (conversation, log) in &self.logs {
             for Kept { deliver, stream, .. } in log.values().filter(|kept| kept.stream != 0) {
@@ -490,6 +520,11 @@ impl Ledger {
         }
         None
     }
+}
+
+fn number_in(entry: &Entry) -> Number {
+    let Entry { conversation, sender, device, stream, client_seq, .. } = entry;
+    (conversation.clone(), sender.clone(), device.clone(), *stream, *client_seq)
 }
 
 /// What the body of a Notify delivers.

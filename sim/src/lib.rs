@@ -25,6 +25,7 @@ pub mod answers;
 pub mod application;
 pub mod clock;
 pub mod copy;
+pub mod cuts;
 pub mod device;
 pub mod disk;
 pub mod dispatcher;

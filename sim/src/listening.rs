@@ -100,7 +100,7 @@ impl Ledger {
     fn listens(&mut self, device: usize, conversation: &str, head: At) {
         if conversation.starts_with("g:") {
             let at = self.listening[device].0.entry(conversation.into()).or_insert(head);
-            if !self.lost.is_empty() {
+            if self.has_lost {
                 at.seq = head.seq.min(at.seq);
             }
         }
@@ -114,7 +114,7 @@ impl Ledger {
             return;
         }
         self.listens(device, conversation, head);
-        if conversation.starts_with("g:") && !self.lost.is_empty() {
+        if conversation.starts_with("g:") && self.has_lost {
             self.listening[device].0.insert(conversation.into(), head);
         }
     }
@@ -171,7 +171,7 @@ impl Ledger {
             return self.broken(Invariant::Contiguous, now_us, detail);
         };
         let hole = (at + 1..*seq).find(|seq| !self.is_own(device, conversation, *seq));
-        if *seq <= at && self.lost.is_empty() || hole.is_some() {
+        if *seq <= at && !self.has_lost || hole.is_some() {
             let detail = format!("{user}/{name} got {seq} of {conversation} after {at}; missing {hole:?}");
             self.broken(Invariant::Contiguous, now_us, detail);
         }

@@ -121,6 +121,8 @@ pub enum Kind {
         /// By how much, us.
         by_us: u64,
     },
+    /// The copy of the store that was given up last takes its place again.
+    ComeBack,
     /// The store is emptied.
     Empty,
     /// What a node says to gateways is late.
@@ -210,8 +212,22 @@ pub fn draw(plan: &Plan, seed: u64) -> Vec<Fault> {
         let kind = Kind::Strand { node: random.index(64), for_us: random.between(20 * MS, 800 * MS) };
         faults.push(Fault { at_us: plan.busy_until_us().saturating_sub(before_end_us), kind });
     }
+    if allowed.failover {
+        add_returns(&mut faults, &mut Random::fork(seed, 22), plan);
+    }
     faults.sort_by_key(|fault| fault.at_us);
     faults
+}
+
+/// After some failovers the former copy of the store comes back, and once in a while the other one after that.
+fn add_returns(faults: &mut Vec<Fault>, random: &mut Random, plan: &Plan) {
+    let fell_back = |fault: &Fault| matches!(fault.kind, Kind::FallBack { .. }).then_some(fault.at_us);
+    for mut at_us in faults.iter().filter_map(fell_back).collect::<Vec<_>>() {
+        while random.chance(300) {
+            at_us += random.between(20 * MS, 3 * SECOND);
+            faults.push(Fault { at_us: at_us.min(plan.busy_until_us()), kind: Kind::ComeBack });
+        }
+    }
 }
 
 /// Nodes leave while what they say to gateways is late: their last words come after their successors' first. Those of the

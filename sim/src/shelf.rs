@@ -11,11 +11,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use millrace_client::core::Saved;
+use millrace_client::core::{Position, Saved};
 use millrace_client::{Event, Message};
 use millrace_protocol::conversation::Conversation;
-use millrace_protocol::messages::client::{Cursor, Deliver, Read};
+use millrace_protocol::messages::client::{Deliver, Read};
 
+use crate::cuts::Cuts;
 use crate::ledger::{Invariant, Ledger};
 
 /// One conversation on a device.
@@ -23,6 +24,7 @@ use crate::ledger::{Invariant, Ledger};
 struct Place {
     /// Message ids by seq, over all lives of the process.
     shown: BTreeMap<u64, u64>,
+    cuts: Cuts,
     /// How far this process was shown it, or began with.
     at: Option<u64>,
     /// What lies below was not missed: the user became a member there through this device, or had read it on another.
@@ -64,16 +66,20 @@ impl Shelf {
 
 impl Ledger {
     /// A device's process starts with what was kept.
-    pub fn device_starts(&mut self, device: usize, cursors: &[(String, Cursor)]) {
+    pub fn device_starts(&mut self, device: usize, kept: &[(String, Position)]) {
         self.counts.starts += 1;
         let shelf = &mut self.shelves[device];
         shelf.rooms.clear();
         shelf.seen.clear();
-        for place in shelf.places.values_mut() {
+        for (conversation, place) in &mut shelf.places {
             (place.at, place.saved) = (None, None);
             (place.untaken, place.stale) = (0, 0);
+            let position = kept.iter().find(|(name, _)| name == conversation).map(|(_, position)| position);
+            if let Some(before) = place.cuts.restart(position) {
+                place.shown = before;
+            }
         }
-        for (conversation, cursor) in cursors {
+        for (conversation, Position { cursor, .. }) in kept {
             let place = shelf.place(conversation);
             (place.at, place.saved) = (Some(cursor.seq), Some(cursor.seq));
         }
@@ -97,7 +103,7 @@ impl Ledger {
     /// epoch is that of another log, however far that has come; under the same one the lower is the older.
     pub fn in_room(&mut self, device: usize, room: &str, (epoch, head): (u64, u64)) {
         let at = self.shelves[device].rooms.entry(room.into()).or_insert((epoch, head));
-        if !self.lost.is_empty() {
+        if self.has_lost {
             *at = if epoch > at.0 { (epoch, head) } else { (at.0, head.min(at.1)) };
         }
     }
@@ -151,13 +157,13 @@ impl Ledger {
         let seen = &self.shelves[device].seen;
         let is_seen = |seq: u64| seen.contains(&(conversation.clone(), seq));
         let hole = (at + 1..*seq).find(|seq| !self.is_own(device, conversation, *seq) && !is_seen(*seq));
-        if *seq <= at && self.lost.is_empty() || hole.is_some() {
+        if *seq <= at && !self.has_lost || hole.is_some() {
             let detail = format!("{user}/{name} got {seq} of {conversation} after {at}; missing {hole:?}");
             self.broken(Invariant::ShownInOrder, now_us, detail);
         }
         let shelf = &mut self.shelves[device];
         shelf.rooms.insert(conversation.clone(), (epoch.max(message.epoch), *seq));
-        if !shelf.seen.insert((conversation.clone(), *seq)) && self.lost.is_empty() {
+        if !shelf.seen.insert((conversation.clone(), *seq)) && !self.has_lost {
             let (user, name) = &self.names[device];
             let detail = format!("{user}/{name} is shown {seq} of {conversation} again");
             self.broken(Invariant::ShownOnce, now_us, detail);
@@ -173,7 +179,7 @@ impl Ledger {
             }
             Event::Truncated { conversation, to } => {
                 self.counts.truncated += 1;
-                if self.lost.is_empty() {
+                if !self.has_lost {
                     let (user, name) = &self.names[device];
                     let detail = format!("{user}/{name} is told that {conversation} was cut at {to:?}");
                     return self.broken(Invariant::NothingLost, now_us, detail);
@@ -182,14 +188,13 @@ impl Ledger {
                     return;
                 }
                 let place = self.shelves[device].place(&conversation);
+                place.cuts.add(&place.shown);
                 place.shown.split_off(&(to.seq + 1));
                 place.at = place.at.map(|at| at.min(to.seq));
                 place.saved = place.saved.map(|saved| saved.min(to.seq));
             }
             // Nothing is past its retention here.
-            Event::Gap { conversation, from, to }
-                if !conversation.starts_with("r:") && self.lost.is_empty() =>
-            {
+            Event::Gap { conversation, from, to } if !conversation.starts_with("r:") && !self.has_lost => {
                 let (user, name) = &self.names[device];
                 let detail = format!("{user}/{name} is told that {conversation} has no {from} to {to}");
                 self.broken(Invariant::NothingLost, now_us, detail);
@@ -231,14 +236,18 @@ impl Ledger {
     /// A device's client wants these saved.
     pub fn saved(&mut self, now_us: u64, device: usize, batch: &[Saved]) {
         let (user, name) = self.names[device].clone();
-        for (conversation, cursor) in batch {
-            let cuts = !self.lost.is_empty();
+        for (conversation, position) in batch {
+            let cuts = self.has_lost;
             let place = self.shelves[device].place(conversation);
-            let seq = cursor.map(|cursor| cursor.seq);
+            let seq = position.as_ref().map(|position| position.cursor.seq);
             if let Some((saved, seq)) = place.saved.zip(seq).filter(|(saved, seq)| seq < saved && !cuts) {
                 let detail = format!("{user}/{name}'s cursor of {conversation} goes from {saved} to {seq}");
                 self.broken(Invariant::CursorsGrow, now_us, detail);
                 continue;
+            }
+            match position {
+                Some(position) => place.cuts.save(position),
+                None => place.cuts = Cuts::default(),
             }
             place.saved = seq;
             place.saved_max = place.saved_max.max(seq.unwrap_or(0));

@@ -394,14 +394,31 @@ impl Store {
             odd: self.random.chance(500),
         });
         self.copies.truncate(at + 1);
+        self.takes_over(ledger, copy, nonce);
+    }
+
+    /// The copy that was given up last takes its place again, with all that was written to it, also in vain; what was written
+    /// since is lost. Sentinels that lost sight of each other do that.
+    pub fn come_back(&mut self, ledger: &mut Ledger, now_us: u64) {
+        let (copy, nonce) = (self.model.copy, self.model.nonce);
+        let Some(former) = &mut self.former else { return };
+        former.until_us = now_us + self.random.below(FORMER_US);
+        former.odd = self.random.chance(500);
+        self.exchange();
+        self.copies.clear();
+        self.takes_over(ledger, copy, nonce);
+    }
+
+    /// The copy that is present now was none before: this was the last one's number, and its nonce.
+    fn takes_over(&mut self, ledger: &mut Ledger, copy: u64, nonce: u64) {
         self.model.copy = copy + 1;
+        // Nonces are drawn at random: none comes twice.
+        self.model.nonce = nonce.max(self.model.nonce) + 1_000;
         let away_ms = self.random.below(2 * CLOCKS_APART_MS) as i64 - CLOCKS_APART_MS as i64;
         self.clock = Clock::new(0, away_ms);
-        // Nonces are drawn at random: none comes twice.
-        self.model.nonce = nonce + 1_000;
         self.show_leases();
         ledger.fell_back(&self.model);
-        self.witness.fell_back(&self.model);
+        self.witness.fell_back(ledger, &self.model);
     }
 
     /// Everything is gone.
@@ -412,7 +429,7 @@ impl Store {
         self.nodes.clear();
         self.gateways.clear();
         ledger.fell_back(&self.model);
-        self.witness.fell_back(&self.model);
+        self.witness.fell_back(ledger, &self.model);
     }
 
     /// Whether a node's process has a lease.

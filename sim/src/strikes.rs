@@ -97,6 +97,7 @@ impl World {
             }
             Kind::StoreStops { for_us } => self.out.store.stall(now_us + for_us),
             Kind::FallBack { by_us } => self.out.store.fall_back(&mut self.out.ledger, now_us, by_us),
+            Kind::ComeBack => self.out.store.come_back(&mut self.out.ledger, now_us),
             Kind::Empty => self.out.store.empty(&mut self.out.ledger),
             Kind::LateWords { process, for_us } => {
                 let who = self.who(process);

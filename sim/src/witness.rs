@@ -44,9 +44,11 @@ impl Witness {
         }
     }
 
-    /// The store lost what is not in this copy of it.
-    pub fn fell_back(&mut self, model: &ModelStore) {
+    /// Another copy of the store counts now.
+    pub fn fell_back(&mut self, ledger: &Ledger, model: &ModelStore) {
         let entries = model.logs.values().flat_map(|log| &log.entries);
+        // What came back may have been sent anew meanwhile, on a stream that this copy does not know.
+        let entries = entries.filter(|entry| !ledger.restored.contains(&entry.message_id.0));
         self.stored = entries.filter_map(|entry| Some((key(entry)?, entry.seq))).collect();
         self.cursors = model.cursors.clone();
     }

@@ -110,8 +110,21 @@ pub enum Event {
     Leave,
 }
 
-/// A cursor to be kept, or (`None`) to be forgotten.
-pub type Saved = (String, Option<Cursor>);
+/// How far the application took a conversation, and what tells its log from another copy of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// The last entry taken.
+    pub cursor: Cursor,
+    /// The first entry that is known of each epoch, lowest first; at most [`EPOCHS_MAX`]. Copies of a store that take turns
+    /// (failovers that were not agreed upon) may have other entries under the same seqs, of other epochs.
+    pub epochs: Vec<Cursor>,
+}
+
+/// Changes of the epoch that are remembered of a conversation: each is a new owner's claim.
+pub const EPOCHS_MAX: usize = 16;
+
+/// A position to be kept, or (`None`) to be forgotten.
+pub type Saved = (String, Option<Position>);
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq)]
@@ -153,7 +166,7 @@ pub enum Action {
         /// `SendAck` for a message.
         outcome: Result<Outcome, SendError>,
     },
-    /// Keep these cursors. Losing a save shows messages again after a restart; it loses none.
+    /// Keep these positions. Losing a save shows messages again after a restart; it loses none.
     Save(Vec<Saved>),
     /// Comes once: the first login succeeded, or was given up.
     First(Result<(), ConnectError>),

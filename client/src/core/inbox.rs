@@ -12,7 +12,7 @@ use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::{self, Code, Cursor, Deliver, DeliverAck, Standing, Sync};
 
 use super::acks::Acks;
-use super::event::Saved;
+use super::event::{Position, Saved};
 use super::place::{Place, Verdict};
 use super::settings::{Settings, Start};
 use super::sync::Syncs;
@@ -44,7 +44,7 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    pub(super) fn new(settings: &Settings, cursors: impl IntoIterator<Item = (String, Cursor)>) -> Self {
+    pub(super) fn new(settings: &Settings, kept: impl IntoIterator<Item = (String, Position)>) -> Self {
         let mut inbox = Inbox {
             user: String::new(),
             device: settings.device.clone(),
@@ -57,8 +57,8 @@ impl Inbox {
             useless: BTreeMap::new(),
             dirty: BTreeSet::new(),
         };
-        for (conversation, cursor) in cursors {
-            inbox.place(&conversation).begin(cursor);
+        for (conversation, position) in kept {
+            inbox.place(&conversation).resume(position);
         }
         inbox
     }
@@ -316,8 +316,9 @@ impl Inbox {
         dirty
             .into_iter()
             .map(|conversation| {
-                let cursor = self.taken(&conversation);
-                (conversation, cursor)
+                let place = self.places.get(&conversation).filter(|place| place.begun);
+                let position = place.map(Place::position);
+                (conversation, position)
             })
             .collect()
     }

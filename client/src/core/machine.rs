@@ -13,7 +13,7 @@ use millrace_protocol::messages::client::{Cursor, Logout, Notify, Response, Send
 use millrace_protocol::planted::{self, Fault};
 
 use super::calls::{Call, Calls};
-use super::event::{Action, Event, Outgoing};
+use super::event::{Action, Event, Outgoing, Position};
 use super::inbox::Inbox;
 use super::link::{After, LOGIN_ID, Link};
 use super::outbox::{Outbox, Settled};
@@ -86,18 +86,18 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A client that begins to connect at its first step. `cursors` are those that were saved.
+    /// A client that begins to connect at its first step. `kept`: what was saved.
     pub fn new(
         settings: Settings,
         seed: u64,
-        cursors: impl IntoIterator<Item = (String, Cursor)>,
+        kept: impl IntoIterator<Item = (String, Position)>,
         now_ms: u64,
     ) -> Self {
         let mut random = Random::new(seed);
         Machine {
             events_max: settings.events_max,
             request_deadline_ms: settings.request_deadline_ms,
-            inbox: Inbox::new(&settings, cursors),
+            inbox: Inbox::new(&settings, kept),
             plain: Plain::new(&settings.device, settings.room_replay),
             link: Link::new(settings, now_ms, &mut random),
             outbox: Outbox::default(),

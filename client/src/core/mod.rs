@@ -44,6 +44,6 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Action, Event, Outgoing, Saved};
+pub use event::{Action, EPOCHS_MAX, Event, Outgoing, Position, Saved};
 pub use machine::Machine;
 pub use settings::{Settings, Start};

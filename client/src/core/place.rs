@@ -16,11 +16,10 @@ use std::collections::BTreeMap;
 use millrace_protocol::messages::client::Cursor;
 use millrace_protocol::planted::{self, Fault};
 
+use super::event::{EPOCHS_MAX, Position};
+
 /// Own messages above `told` that are remembered; with more the log is read instead.
 const OWN_MAX: usize = 1_024;
-
-/// Changes of the epoch that are remembered: each is a new owner's claim.
-const EPOCHS_MAX: usize = 16;
 
 /// What an entry is to a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +51,8 @@ pub(super) struct Place {
     untaken: u32,
     /// Own messages above `told`: their epochs by seq.
     own: BTreeMap<u64, u64>,
-    /// From which seq on which epoch, as far as that was seen, lowest first.
-    epochs: Vec<(u64, u64)>,
+    /// The first entry that was seen of each epoch, lowest first.
+    epochs: Vec<Cursor>,
 }
 
 impl Place {
@@ -89,19 +88,40 @@ impl Place {
         self.note(at);
     }
 
+    /// The place that was kept of an earlier process.
+    pub(super) fn resume(&mut self, kept: Position) {
+        let Position { cursor, epochs } = kept;
+        self.begin(cursor);
+        if epochs.last().is_some_and(|last| last.epoch == cursor.epoch && last.seq <= cursor.seq) {
+            self.epochs = epochs;
+        }
+    }
+
+    /// What is to be kept for the next process.
+    pub(super) fn position(&self) -> Position {
+        let cursor = self.taken();
+        let mut epochs = self.epochs.clone();
+        epochs.retain(|first| first.seq <= cursor.seq);
+        // What was cut and is not taken yet was forgotten here.
+        if epochs.last().is_some_and(|last| last.epoch != cursor.epoch) {
+            epochs.clear();
+        }
+        Position { cursor, epochs }
+    }
+
     /// The epoch of the entry that is here under this seq, if it is remembered.
     pub(super) fn epoch_at(&self, seq: u64) -> Option<u64> {
-        self.epochs.iter().rev().find(|(first, _)| *first <= seq).map(|(_, epoch)| *epoch)
+        self.epochs.iter().rev().find(|first| first.seq <= seq).map(|first| first.epoch)
     }
 
     fn note(&mut self, at: Cursor) {
-        if at.seq == 0 || self.epochs.last().is_some_and(|(_, epoch)| *epoch == at.epoch) {
+        if at.seq == 0 || self.epochs.last().is_some_and(|last| last.epoch == at.epoch) {
             return;
         }
         if self.epochs.len() == EPOCHS_MAX {
             self.epochs.remove(0);
         }
-        self.epochs.push((at.seq, at.epoch));
+        self.epochs.push(at);
     }
 
     /// What a live entry is.
@@ -141,7 +161,7 @@ impl Place {
     pub(super) fn cut(&mut self, to: Cursor) {
         (self.told, self.heard) = (to, to.seq);
         self.untaken += 1;
-        self.epochs.retain(|(first, _)| *first <= to.seq);
+        self.epochs.retain(|first| first.seq <= to.seq);
         self.note(to);
     }
 

@@ -29,7 +29,7 @@ impl Shard {
             }
             return self.notify(slot, notify::Event::Head(Head { conversation, epoch, seq }));
         }
-        let seq = self.attach(slot, topic, body.head);
+        let seq = self.attach(slot, topic, body.head, epoch);
         let members = self.topics.get(topic).map_or(0, |it| it.members.len() as u32);
         if waiter.id != 0 {
             let joined = Joined { conversation, epoch, head: seq, members };
@@ -39,8 +39,8 @@ impl Shard {
         }
     }
 
-    /// Puts a session into a topic. Returns the head as of which it listens.
-    pub(super) fn attach(&mut self, slot: u32, topic: u32, head: u64) -> u64 {
+    /// Puts a session into a topic, whose owner named this head under this epoch. Returns the head as of which it listens.
+    pub(super) fn attach(&mut self, slot: u32, topic: u32, head: u64, epoch: u64) -> u64 {
         let capacity = self.config.slots_max;
         let Some(it) = self.topics.get_mut(topic) else { return head };
         if it.members.contains(slot) {
@@ -49,7 +49,7 @@ impl Shard {
         let told = head.max(it.last);
         it.members.insert(slot, capacity);
         if (!it.fan.is_idle() || told > it.last) && !planted::is(Fault::JoinedSeesThePast) {
-            it.fan.joined(slot, told);
+            it.fan.joined(slot, told, epoch);
         }
         if let Some(session) = self.sessions.get_mut(slot) {
             session.topics.insert(topic);
@@ -59,8 +59,9 @@ impl Shard {
 
     /// A room that is subscribed already takes a session at once: (epoch, head, members here).
     pub(super) fn join_subscribed(&mut self, slot: u32, topic: u32) -> Option<(u64, u64, u32)> {
-        self.topics.get(topic).filter(|it| it.stand == Stand::Subscribed)?;
-        let head = self.attach(slot, topic, 0);
+        let it = self.topics.get(topic).filter(|it| it.stand == Stand::Subscribed)?;
+        let epoch = it.epoch;
+        let head = self.attach(slot, topic, 0, epoch);
         let it = self.topics.get(topic)?;
         Some((it.epoch, head, it.members.len() as u32))
     }
@@ -91,7 +92,7 @@ impl Shard {
             it.ask_all = true;
             self.want(topic);
         }
-        let seq = self.attach(slot, topic, head);
+        let seq = self.attach(slot, topic, head, epoch);
         if !answered {
             return Some(notify::Event::Head(Head { conversation, epoch, seq }));
         }

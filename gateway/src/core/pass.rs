@@ -45,8 +45,8 @@ pub struct Fan {
     running: Option<Box<Running>>,
     waiting: VecDeque<Item>,
     waiting_bytes: usize,
-    /// Slots that joined lately, and the head that they were told.
-    joined: Option<Box<FxHashMap<u32, u64>>>,
+    /// Slots that joined lately: the head that they were told, and under which epoch.
+    joined: Option<Box<FxHashMap<u32, (u64, u64)>>>,
     /// The turn in which the last pass began.
     turn: u64,
     /// Whether it is in the ring of topics with work.
@@ -84,9 +84,15 @@ impl Fan {
         Some(gap)
     }
 
-    /// A session joined, and was told this head.
-    pub fn joined(&mut self, slot: u32, head: u64) {
-        self.joined.get_or_insert_default().insert(slot, head);
+    /// A session joined, and was told this head under this epoch.
+    pub fn joined(&mut self, slot: u32, head: u64, epoch: u64) {
+        self.joined.get_or_insert_default().insert(slot, (head, epoch));
+    }
+
+    /// The head that a slot was told when it joined, while that matters.
+    fn told(&self, slot: u32) -> Option<u64> {
+        let joined = self.joined.as_ref()?;
+        joined.get(&slot).map(|(head, _)| *head)
     }
 
     /// A slot left: its successor starts afresh.
@@ -97,6 +103,13 @@ impl Fan {
                 self.joined = None;
             }
         }
+    }
+
+    /// Everybody is being told this head under this epoch: what lies above it is also for those who were told a higher one
+    /// at joining, under an earlier epoch.
+    pub fn lower_joined(&mut self, head: u64, epoch: u64) {
+        let joined = self.joined.iter_mut().flat_map(|joined| joined.values_mut());
+        joined.filter(|(_, of)| *of < epoch).for_each(|(told, _)| *told = head.min(*told));
     }
 
     /// What was told at joining no longer counts: seqs begin again.
@@ -112,8 +125,7 @@ impl Fan {
             let first = if item.gap_from > 0 { item.gap_from } else { item.seq };
             first.saturating_sub(1).min(last)
         });
-        let told = self.joined.as_ref().and_then(|joined| joined.get(&slot)).copied();
-        reached.max(told.unwrap_or(0))
+        reached.max(self.told(slot).unwrap_or(0))
     }
 
     /// The next receiver of the running pass, or of the next one if that ended; `None` when idle, or when a pass began
@@ -135,7 +147,7 @@ impl Fan {
             let oldest =
                 self.waiting.iter().find(|item| item.seq != RESTART).map_or(last + 1, |item| item.seq);
             if let Some(joined) = &mut self.joined {
-                joined.retain(|_, head| *head >= oldest);
+                joined.retain(|_, (head, _)| *head >= oldest);
                 if joined.is_empty() {
                     self.joined = None;
                 }
@@ -162,7 +174,7 @@ impl Fan {
     /// The highest message that the running pass has for a receiver.
     pub fn highest_for(&self, slot: u32, session: u64) -> Option<u64> {
         let running = self.running.as_ref()?;
-        let head = self.joined.as_ref().and_then(|joined| joined.get(&slot)).copied();
+        let head = self.told(slot);
         let message = |item: &&Item| item.gap_from == 0 && item.seq != RESTART;
         let wanted = |item: &&Item| item.except != session && head.is_none_or(|head| item.seq > head);
         running.items.iter().rev().filter(message).find(wanted).map(|item| item.seq)
@@ -170,8 +182,8 @@ impl Fan {
 
     /// What the running pass has for a receiver; `None` when all of it is not for this one.
     pub fn payload_for(&mut self, slot: u32, session: u64, websocket: bool) -> Option<Payload> {
+        let head = self.told(slot);
         let running = self.running.as_mut()?;
-        let head = self.joined.as_ref().and_then(|joined| joined.get(&slot)).copied();
         let wanted = |item: &&Item| item.except != session && head.is_none_or(|head| item.seq > head);
         let count = running.items.iter().filter(wanted).count();
         let shared = |frame: &SharedFrame| Payload::Shared {
@@ -229,8 +241,8 @@ mod tests {
         // Joins during the pass: below and above where it is.
         members.insert(1, 1000);
         members.insert(8, 1000);
-        fan.joined(1, 3);
-        fan.joined(8, 2);
+        fan.joined(1, 3, 1);
+        fan.joined(8, 2, 1);
         let sent = drain(&mut fan, &members, 3);
         let expected: Vec<(u32, Vec<u8>)> = vec![
             (5, vec![]),
@@ -251,7 +263,7 @@ mod tests {
         let mut members = Members::default();
         members.insert(3, 1000);
         let mut fan = Fan::default();
-        fan.joined(3, 9);
+        fan.joined(3, 9, 1);
         fan.push(item(RESTART, 0));
         fan.push(item(8, 0));
         fan.push(item(10, 0));

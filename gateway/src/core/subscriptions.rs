@@ -4,6 +4,8 @@
 //! have been lost (a new owner, a fresh link, no credit) only marks the topic as wanting, and it subscribes again
 //! with what it has. An answer counts when it is for a version asked since then.
 
+use std::cmp::Ordering;
+
 use millrace_protocol::conversation::{Conversation, is_name};
 use millrace_protocol::frame::SharedFrame;
 use millrace_protocol::ids::{Partition, SessionId, partition_of};
@@ -67,6 +69,8 @@ pub(super) struct Topic {
     version: u64,
     counts_from: u64,
     pub epoch: u64,
+    /// Where the log ended when that owner found it: the seq, and the epoch of the entry there.
+    base: (u64, u64),
     /// Highest seq taken in; meaningful once `known`.
     pub last: u64,
     pub known: bool,
@@ -88,11 +92,22 @@ impl Topic {
             version: 0,
             counts_from: 0,
             epoch: 0,
+            base: (0, 0),
             last: 0,
             known: false,
             members_version: 0,
             waiters: Vec::new(),
             hole: None,
+        }
+    }
+
+    /// Whether a log that its next owner found to end there is the one that this shard knows, with what its last owner
+    /// appended. It may not be: an owner in between was not heard here, or another copy of the store has taken over.
+    fn goes_on(&self, (seq, epoch): (u64, u64)) -> bool {
+        match seq.cmp(&self.base.0) {
+            Ordering::Less => false,
+            Ordering::Equal => epoch == self.base.1,
+            Ordering::Greater => epoch == self.epoch,
         }
     }
 }
@@ -332,10 +347,12 @@ impl Shard {
         let again = it.stand != Stand::Subscribed;
         it.stand = Stand::Subscribed;
         let newer = epoch > it.epoch;
-        // A new owner found less than was fanned out here, or an end from an epoch of which this shard has seen nothing.
+        let base = (body.base, body.base_epoch);
+        // A new owner found less than was fanned out here, or an end that is not the one that this shard knows.
         let cut = newer && it.last > body.base;
         // Nobody has a cursor of a room that it could look from.
-        let doubtful = newer && body.base_epoch > it.epoch && !it.room;
+        let doubtful = newer && !it.goes_on(base) && !it.room;
+        it.base = base;
         it.epoch = it.epoch.max(epoch);
         if !it.known {
             it.known = true;
@@ -405,6 +422,7 @@ impl Shard {
         let Some(it) = self.topics.get_mut(topic) else { return };
         let event = notify::Event::Head(Head { conversation: conversation.into(), epoch, seq: it.last });
         let body = Notify { event: Some(event) }.encode_to_vec();
+        it.fan.lower_joined(it.last, epoch);
         it.fan.push(Item { seq: RESTART, gap_from: 0, except: 0, frame: SharedFrame::notify(&body) });
         self.enter_ring(topic);
     }

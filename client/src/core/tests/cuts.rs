@@ -21,11 +21,11 @@ fn a_log_that_lost_its_end_takes_the_application_back() {
     let cut = |notice: &&Notice| matches!(notice, Notice::Truncated { to: at, .. } if *at == to);
     assert_eq!(world.notices.iter().filter(cut).count(), 1);
     world.check_complete();
-    assert_eq!(world.saved["g:tea"], Cursor { epoch: 2, seq: 12 });
+    assert_eq!(world.saved["g:tea"].cursor, Cursor { epoch: 2, seq: 12 });
 }
 
-#[test]
-fn copies_of_a_log_that_take_turns_are_told_apart() {
+/// A log ends at 10; another copy goes on from 6 to 12; then the first is back with all that it had, and goes on to 13.
+fn take_turns(between: impl FnOnce(&mut World)) {
     let mut world = World::new(23, &["g:tea"]);
     fill(&mut world, "g:tea", 10);
     world.settle(20_000);
@@ -35,8 +35,7 @@ fn copies_of_a_log_that_take_turns_are_told_apart() {
         world.server.append("g:tea", "carol", text(100 + seq));
     }
     world.settle(60_000);
-    world.lose();
-    // The first copy is back, with all that it had.
+    between(&mut world);
     world.server.log("g:tea").entries = first;
     world.server.takeover("g:tea", 0);
     for seq in 11..=13 {
@@ -44,7 +43,17 @@ fn copies_of_a_log_that_take_turns_are_told_apart() {
     }
     world.settle(60_000);
     world.check_complete();
-    assert_eq!(world.saved["g:tea"], Cursor { epoch: 3, seq: 13 });
+    assert_eq!(world.saved["g:tea"].cursor, Cursor { epoch: 3, seq: 13 });
+}
+
+#[test]
+fn copies_of_a_log_that_take_turns_are_told_apart() {
+    take_turns(World::lose);
+}
+
+#[test]
+fn copies_of_a_log_that_take_turns_are_told_apart_by_the_next_process_too() {
+    take_turns(World::restart);
 }
 
 #[test]
@@ -58,7 +67,7 @@ fn a_login_finds_out_that_a_log_lost_its_end_though_nothing_followed() {
     let to = Cursor { epoch: 1, seq: 6 };
     let cut = |notice: &&Notice| matches!(notice, Notice::Truncated { to: at, .. } if *at == to);
     assert_eq!(world.notices.iter().filter(cut).count(), 1);
-    assert_eq!(world.saved["d:alice:bob"], to);
+    assert_eq!(world.saved["d:alice:bob"].cursor, to);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use millrace_protocol::messages::client::{
 use super::server::Frame;
 use super::world::World;
 use crate::Reason;
-use crate::core::{Action, Event, Machine, Settings, Start};
+use crate::core::{Action, Event, Machine, Position, Settings, Start};
 use crate::event::Event as Notice;
 
 pub(super) fn text(seq: u64) -> Bytes {
@@ -136,11 +136,11 @@ fn what_was_told_and_not_taken_is_neither_saved_nor_acknowledged() {
         world.deliver_request();
         world.deliver_frame();
     }
-    assert_eq!((world.waiting.len(), world.saved["g:tea"].seq, world.server.acks), (5, 0, 0));
+    assert_eq!((world.waiting.len(), world.saved["g:tea"].cursor.seq, world.server.acks), (5, 0, 0));
     let took_ms = world.now_ms;
     world.take();
     world.take();
-    assert_eq!(world.saved["g:tea"].seq, 2, "in the same step");
+    assert_eq!(world.saved["g:tea"].cursor.seq, 2, "in the same step");
     while world.server.acks == 0 {
         world.tick(50);
         world.deliver_request();
@@ -177,7 +177,7 @@ fn who_is_no_member_any_more_has_no_cursor() {
     let mut world = World::new(11, &["g:tea"]);
     fill(&mut world, "g:tea", 5);
     world.settle(20_000);
-    assert_eq!(world.saved["g:tea"].seq, 5);
+    assert_eq!(world.saved["g:tea"].cursor.seq, 5);
     world.server.notify(notify::Event::Removed(Removed { conversation: "g:tea".into() }));
     world.settle(100);
     assert!(world.saved.is_empty());
@@ -200,7 +200,7 @@ fn who_is_no_member_any_more_has_no_cursor() {
     let joined = Joined { conversation: "g:tea".into(), epoch: 1, head: 40, members: 2 };
     answer(&mut world, Outcome::Joined(joined), joins);
     while world.take() {}
-    assert_eq!(world.saved["g:tea"], Cursor { epoch: 1, seq: 40 });
+    assert_eq!(world.saved["g:tea"].cursor, Cursor { epoch: 1, seq: 40 });
 }
 
 /// Answers the next request, which `takes` recognizes.
@@ -277,7 +277,8 @@ fn typing_is_seldom_and_presence_is_asked_for_again() {
 #[test]
 fn one_conversation_that_is_refused_does_not_hide_the_others() {
     let mut world = World::new(16, &["d:alice:bob", "d:alice:carol", "g:a", "g:b", "g:c"]);
-    world.saved.insert("d:eve:stranger".into(), Cursor { epoch: 1, seq: 7 });
+    let cursor = Cursor { epoch: 1, seq: 7 };
+    world.saved.insert("d:eve:stranger".into(), Position { cursor, ..Position::default() });
     world.restart();
     fill(&mut world, "d:alice:bob", 3);
     fill(&mut world, "d:alice:carol", 3);
@@ -440,7 +441,7 @@ fn who_joined_meanwhile_is_not_removed_by_what_was_so_before() {
         let peeks = world.server.asked.iter().filter(|op| matches!(op, Op::Peek(_))).count();
         assert_eq!(peeks, 2, "asked again");
         assert!(!world.notices.contains(&Notice::Removed { conversation: "g:tea".into() }));
-        assert_eq!(world.saved["g:tea"].seq, 5);
+        assert_eq!(world.saved["g:tea"].cursor.seq, 5);
     }
 }
 

@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
+use millrace_protocol::messages::client::SendAck;
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
-use millrace_protocol::messages::client::{Cursor, SendAck};
 
 use super::server::{DEVICE, Frame, Server};
 use crate::core::random::Random;
-use crate::core::{Action, Event, Machine, Outgoing, Settings};
+use crate::core::{Action, Event, Machine, Outgoing, Position, Settings};
 use crate::error::{Reason, SendError};
 use crate::event::Event as Notice;
 
@@ -39,7 +39,7 @@ pub(super) struct World {
     pub(super) shown: BTreeMap<String, Shown>,
     pub(super) notices: Vec<Notice>,
     /// The cursor store.
-    pub(super) saved: BTreeMap<String, Cursor>,
+    pub(super) saved: BTreeMap<String, Position>,
     pub(super) settled: BTreeMap<u64, Result<SendAck, SendError>>,
     pub(super) sends: u64,
     in_flight_syncs: BTreeMap<u64, String>,
@@ -153,7 +153,7 @@ impl World {
             Action::Save(batch) => {
                 for (conversation, cursor) in batch {
                     match cursor {
-                        Some(cursor) => drop(self.saved.insert(conversation, cursor)),
+                        Some(position) => drop(self.saved.insert(conversation, position)),
                         None => drop(self.saved.remove(&conversation)),
                     }
                 }

@@ -92,6 +92,21 @@ fn a_join_that_a_former_owner_answers_is_asked_for_again() {
     world.assert_empty();
 }
 
+/// The second dispatcher answers a subscription.
+fn answer(world: &mut World, epoch: u64, head: u64, base: (u64, u64)) {
+    let (record, body) = world.take_one::<wire::Subscribe>(1, Kind::Subscribe);
+    let answer = wire::Subscribed {
+        conversation: body.conversation,
+        version: body.version,
+        head,
+        base: base.0,
+        base_epoch: base.1,
+        ..Default::default()
+    };
+    world.say(1, Kind::Subscribed, record.partition, epoch, 0, &answer);
+    world.run();
+}
+
 #[test]
 fn a_log_that_lost_its_end_and_grew_again_is_told() {
     let (mut world, conn) = member();
@@ -100,19 +115,6 @@ fn a_log_that_lost_its_end_and_grew_again_is_told() {
     world.run();
     world.seen(conn);
     let partition = partition_of("g:g1", PARTITIONS);
-    let answer = |world: &mut World, epoch: u64, head: u64, base: (u64, u64)| {
-        let (record, body) = world.take_one::<wire::Subscribe>(1, Kind::Subscribe);
-        let answer = wire::Subscribed {
-            conversation: body.conversation,
-            version: body.version,
-            head,
-            base: base.0,
-            base_epoch: base.1,
-            ..Default::default()
-        };
-        world.say(1, Kind::Subscribed, record.partition, epoch, 0, &answer);
-        world.run();
-    };
     // The new owner found less than was fanned out here. Meanwhile the log is as long as it was, and longer.
     world.announce(1, 0..PARTITIONS, 11);
     world.fan_out(1, 11, "g:g1", 6, 0);
@@ -134,6 +136,34 @@ fn a_log_that_lost_its_end_and_grew_again_is_told() {
     world.say(1, Kind::Page, partition, 14, 0, &page);
     world.run();
     assert_eq!(told(&world.seen(conn)), [Told::Seq(10), Told::Seq(11)]);
+    world.closed(conn);
+    world.run();
+    world.assert_empty();
+}
+
+#[test]
+fn a_log_of_another_copy_of_the_store_is_told_though_it_is_as_long_or_longer() {
+    let (mut world, conn) = member();
+    world.subscribed(0, 10, 4);
+    world.seen(conn);
+    // One that goes on: what its last owner appended, or nothing.
+    world.fan_out(0, 10, "g:g1", 5, 0);
+    world.announce(1, 0..PARTITIONS, 11);
+    answer(&mut world, 11, 5, (5, 10));
+    world.announce(1, 0..PARTITIONS, 12);
+    answer(&mut world, 12, 5, (5, 10));
+    assert_eq!(told(&world.seen(conn)), [Told::Seq(5)]);
+    // Another entry there, and after that more entries of an owner that was before the one that had fewer.
+    world.announce(1, 0..PARTITIONS, 15);
+    answer(&mut world, 15, 5, (5, 9));
+    assert_eq!(told(&world.seen(conn)), [Told::Head(15, 5)]);
+    world.announce(1, 0..PARTITIONS, 18);
+    answer(&mut world, 18, 6, (6, 14));
+    assert_eq!(told(&world.seen(conn)), [Told::Head(18, 5)]);
+    // And one that is shorter again, but not than what was passed on.
+    world.announce(1, 0..PARTITIONS, 20);
+    answer(&mut world, 20, 5, (5, 9));
+    assert_eq!(told(&world.seen(conn)), [Told::Head(20, 5)]);
     world.closed(conn);
     world.run();
     world.assert_empty();

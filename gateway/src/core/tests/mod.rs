@@ -414,7 +414,7 @@ impl World {
         conn
     }
 
-    /// Answers all Subscribes at a node.
+    /// Answers all Subscribes at a node: the log ends there, with an entry of epoch 0.
     fn subscribed(&mut self, node: usize, epoch: u64, head: u64) -> Vec<wire::Subscribe> {
         let records = self.take(node, Kind::Subscribe);
         let mut bodies = Vec::new();

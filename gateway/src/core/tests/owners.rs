@@ -64,6 +64,7 @@ fn a_new_owner_is_subscribed_to_and_asked_for_the_hole() {
             version: body.version,
             head,
             base: head,
+            base_epoch: 10,
             ..Default::default()
         };
         world.say(1, Kind::Subscribed, partition, 11, 0, &answer);

@@ -145,6 +145,7 @@ fn answer(world: &mut World, dice: &mut Dice, owner: &mut Owner, record: Record)
                     reply.joined_head = *owner.heads.get(&reply.joined).unwrap_or(&0);
                     response::Outcome::Joined(Joined {
                         conversation: reply.joined.clone(),
+                        epoch,
                         head: reply.joined_head,
                         ..Default::default()
                     })
@@ -163,7 +164,13 @@ fn answer(world: &mut World, dice: &mut Dice, owner: &mut Owner, record: Record)
                         (reply.joined, reply.joined_head) = (sync.conversation.clone(), head);
                     }
                     let conversation = sync.conversation;
-                    response::Outcome::SyncPage(SyncPage { conversation, head, more, ..Default::default() })
+                    response::Outcome::SyncPage(SyncPage {
+                        conversation,
+                        epoch,
+                        head,
+                        more,
+                        ..Default::default()
+                    })
                 }
                 request::Op::Peek(peek) => {
                     let conversation = peek.items[0].conversation.clone();
@@ -190,10 +197,17 @@ fn answer(world: &mut World, dice: &mut Dice, owner: &mut Owner, record: Record)
     }
 }
 
+#[derive(Clone, Copy, Default)]
+struct At {
+    epoch: u64,
+    seq: u64,
+}
+
 /// Follows what each client may expect next of each conversation.
 #[derive(Default)]
 struct Cursors {
-    at: BTreeMap<(Conn, String), u64>,
+    /// How far it was sent each, and under which epoch it was told so.
+    at: BTreeMap<(Conn, String), At>,
     /// Pages may bring what comes live as well.
     synced: BTreeSet<(Conn, String)>,
 }
@@ -207,9 +221,10 @@ impl Cursors {
                     // listened no more, and does so again from here.
                     let key = (conn, joined.conversation);
                     let caught_up = self.synced.contains(&key);
-                    let at = self.at.entry(key).or_insert(joined.head);
+                    let told = At { epoch: joined.epoch, seq: joined.head };
+                    let at = self.at.entry(key).or_insert(told);
                     if caught_up {
-                        *at = joined.head.max(*at);
+                        at.seq = joined.head.max(at.seq);
                     }
                 }
                 Seen::Response(Response { outcome: Some(response::Outcome::Left(left)), .. }) => {
@@ -223,12 +238,17 @@ impl Cursors {
                     if page.more {
                         self.at.remove(&key);
                     } else {
-                        let at = self.at.entry(key).or_default();
-                        *at = page.head.max(*at);
+                        let at = self.at.entry(key).or_insert(At { epoch: page.epoch, seq: 0 });
+                        at.seq = page.head.max(at.seq);
                     }
                 }
                 Seen::Notify(notify::Event::Head(head)) => {
-                    self.at.insert((conn, head.conversation), head.seq);
+                    // Under one epoch what says less than was told before is older.
+                    let told = At { epoch: head.epoch, seq: head.seq };
+                    let at = self.at.entry((conn, head.conversation)).or_insert(told);
+                    if (told.epoch, told.seq) > (at.epoch, at.seq) {
+                        *at = told;
+                    }
                 }
                 Seen::Notify(notify::Event::Removed(removed)) => {
                     self.at.remove(&(conn, removed.conversation));
@@ -236,19 +256,20 @@ impl Cursors {
                 Seen::Notify(notify::Event::Gap(gap)) => {
                     let at = self.at.get_mut(&(conn, gap.conversation.clone()));
                     let at = at.unwrap_or_else(|| panic!("seed {seed}: {conn:?} is told {gap:?}"));
-                    assert!(gap.from <= *at + 1, "seed {seed}: {conn:?} at {at} is told {gap:?}");
-                    *at = gap.to.max(*at);
+                    assert!(gap.from <= at.seq + 1, "seed {seed}: {conn:?} at {} is told {gap:?}", at.seq);
+                    at.seq = gap.to.max(at.seq);
                 }
                 Seen::Notify(notify::Event::Deliver(deliver)) if !deliver.conversation.starts_with("d:") => {
                     let at = self.at.get_mut(&(conn, deliver.conversation.clone()));
                     let at = at.unwrap_or_else(|| panic!("seed {seed}: {conn:?} is sent {deliver:?}"));
                     let again =
-                        deliver.seq <= *at && self.synced.contains(&(conn, deliver.conversation.clone()));
+                        deliver.seq <= at.seq && self.synced.contains(&(conn, deliver.conversation.clone()));
                     assert!(
-                        again || deliver.seq == *at + 1,
-                        "seed {seed}: {conn:?} at {at} is sent {deliver:?}"
+                        again || deliver.seq == at.seq + 1,
+                        "seed {seed}: {conn:?} at {} is sent {deliver:?}",
+                        at.seq
                     );
-                    *at = deliver.seq.max(*at);
+                    *at = At { epoch: deliver.epoch.max(at.epoch), seq: deliver.seq.max(at.seq) };
                 }
                 _ => {}
             }
