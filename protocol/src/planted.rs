@@ -61,6 +61,12 @@ faults! {
     FenceNotCompared = 3,
     /// a cursor that is not in the log is taken for one that is
     TruncationNotTold = 3,
+    /// a gateway takes another copy's log for the one that it knows, unless that is shorter
+    OtherCopyGoesOn = 3,
+    /// the client is cut back to where the server says, whatever entry it has there
+    CutNotCompared = 3,
+    /// the client forgets with its process which epochs a log went through
+    EpochsForgotten = 3,
     /// the store takes an append at any position
     PositionNotCompared = 4,
     /// an append without an answer counts as done

@@ -66,6 +66,7 @@ fn plans(fault: Fault) -> &'static [&'static str] {
     match fault {
         F::EpochWithoutStored | F::IdsFromTheClock => &["clock"],
         F::EpochWithoutClock | F::PositionNotCompared | F::TruncationNotTold => &["failover"],
+        F::OtherCopyGoesOn | F::CutNotCompared | F::EpochsForgotten => &["failover"],
         F::UnknownTakenForDone | F::UnknownTakenForFailed => &["store"],
         F::FenceNotCompared | F::PagesByAnybody | F::LeaseNotChecked => &["pause", "mixed"],
         F::OverflowWithoutGap => &["network", "mixed"],

@@ -92,7 +92,8 @@ impl Place {
     pub(super) fn resume(&mut self, kept: Position) {
         let Position { cursor, epochs } = kept;
         self.begin(cursor);
-        if epochs.last().is_some_and(|last| last.epoch == cursor.epoch && last.seq <= cursor.seq) {
+        let fits = epochs.last().is_some_and(|last| last.epoch == cursor.epoch && last.seq <= cursor.seq);
+        if fits && !planted::is(Fault::EpochsForgotten) {
             self.epochs = epochs;
         }
     }

@@ -4,6 +4,7 @@
 //! asked for again, and counts as gone only when asking is of no use.
 
 use millrace_protocol::messages::client::{Code, Cursor, Deliver, Refused, SyncPage, notify};
+use millrace_protocol::planted::{self, Fault};
 
 use super::{HOLE_MS, Inbox};
 use crate::core::told::Told;
@@ -128,7 +129,7 @@ impl Inbox {
             place.begin(to);
             return true;
         }
-        let here = place.epoch_at(to.seq).unwrap_or(to.epoch);
+        let here = place.epoch_at(to.seq).filter(|_| !planted::is(Fault::CutNotCompared)).unwrap_or(to.epoch);
         let to = Cursor { epoch: here, ..to };
         let known = place.told();
         let below = to.seq < known.seq || (to.seq == known.seq && to.epoch != known.epoch);
