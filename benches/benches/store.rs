@@ -3,8 +3,9 @@
 //!
 //! An append is more than a record in a log: it compares fence and position, keeps the sender's answers, and remembers
 //! what is to be fanned out. `store` is all that, through the trait, as the dispatcher's shards use it; `bare` writes
-//! records of the same size in batches of the same number and makes them durable as often, and nothing else. Redis is
-//! left out where there is no redis-server.
+//! records of the same size in batches of the same number and makes them durable as often, and nothing else: to a stream
+//! that answers are kept for, a burst is one record more, and single messages are a record more each. Redis is left out
+//! where there is no redis-server.
 
 use std::io::{BufRead, BufReader, Read, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -27,8 +28,35 @@ const MESSAGES: u64 = 32;
 /// Bytes of a message's body: what receivers get.
 const BODY_BYTES: usize = 300;
 
+/// Who says the messages of a batch.
+#[derive(Clone, Copy)]
+enum Shape {
+    /// One conversation and one sender: a burst.
+    Burst,
+    /// Each message has its own conversation.
+    Apart,
+}
+
+impl Shape {
+    fn name(self) -> &'static str {
+        match self {
+            Shape::Burst => "a burst",
+            Shape::Apart => "apart",
+        }
+    }
+
+    /// Conversation and seq of a batch's n-th message (from 1), after so many rounds.
+    fn place(self, partition: Partition, rounds: u64, n: u64) -> (String, u64) {
+        match self {
+            Shape::Burst => (format!("d:alice{partition}:bob{partition}"), rounds * MESSAGES + n),
+            Shape::Apart => (format!("d:alice{partition}:bob{n}"), rounds + 1),
+        }
+    }
+}
+
 /// A store, its partitions claimed, and where each is.
 struct Rig {
+    shape: Shape,
     store: Box<dyn Store>,
     replies: Replies,
     answers: Receiver<Vec<Done>>,
@@ -38,13 +66,13 @@ struct Rig {
 struct Owner {
     fence: Fence,
     position: u64,
-    seq: u64,
+    rounds: u64,
 }
 
 impl Rig {
-    fn new(store: Box<dyn Store>) -> Rig {
+    fn new(shape: Shape, store: Box<dyn Store>) -> Rig {
         let (replies, answers) = mailbox(1_024, Waker::new().expect("an eventfd"));
-        let mut rig = Rig { store, replies, answers, owners: Vec::new() };
+        let mut rig = Rig { shape, store, replies, answers, owners: Vec::new() };
         let claim = |partition| Work::Claim {
             partition,
             node: "bench".into(),
@@ -54,7 +82,7 @@ impl Rig {
         };
         for outcome in rig.calls((0..PARTITIONS).map(claim).collect()) {
             let Outcome::Claimed { fence, position, .. } = outcome else { panic!("no claim: {outcome:?}") };
-            rig.owners.push(Owner { fence, position, seq: 0 });
+            rig.owners.push(Owner { fence, position, rounds: 0 });
         }
         rig
     }
@@ -79,10 +107,10 @@ impl Rig {
     fn round(&mut self) {
         let mut batches = Vec::new();
         for (partition, owner) in (0..).zip(&mut self.owners) {
-            let writes: Vec<Write> = (1..=MESSAGES).map(|n| message(partition, owner, n)).collect();
+            let shape = self.shape;
+            let writes: Vec<Write> = (1..=MESSAGES).map(|n| message(shape, partition, owner, n)).collect();
             let (fence, position) = (owner.fence, owner.position);
-            let last = owner.seq + MESSAGES;
-            let outstanding = (owner.seq + 1..=last).map(|seq| (conversation(partition), seq)).collect();
+            let outstanding = (1..=MESSAGES).map(|n| shape.place(partition, owner.rounds, n)).collect();
             batches.push(Work::Append(Batch {
                 partition,
                 fence,
@@ -92,22 +120,18 @@ impl Rig {
                 fanned_out: position,
             }));
             owner.position += MESSAGES;
-            owner.seq = last;
+            owner.rounds += 1;
         }
         self.calls(batches);
     }
 }
 
-fn conversation(partition: Partition) -> String {
-    format!("d:alice{partition}:bob{partition}")
-}
-
-fn message(partition: Partition, owner: &Owner, n: u64) -> Write {
-    let seq = owner.seq + n;
+fn message(shape: Shape, partition: Partition, owner: &Owner, n: u64) -> Write {
+    let (conversation, seq) = shape.place(partition, owner.rounds, n);
     Write::Message(Entry {
-        conversation: conversation(partition),
+        conversation,
         seq,
-        message_id: MessageId((1 << 50) + seq),
+        message_id: MessageId((1 << 50) + owner.rounds * MESSAGES + n),
         epoch: owner.fence.epoch,
         action: 0,
         messages: seq,
@@ -126,27 +150,31 @@ fn appends(c: &mut Criterion) {
     group.sampling_mode(SamplingMode::Flat).sample_size(20).measurement_time(Duration::from_secs(4));
     group.throughput(Throughput::Elements(u64::from(PARTITIONS) * MESSAGES));
 
-    let dir = tempfile::tempdir().expect("a directory");
-    let store = Embedded::open(dir.path(), embedded::Settings::new(PARTITIONS)).expect("a store");
-    let mut rig = Rig::new(Box::new(store));
-    group.bench_function("embedded fsync: store", |b| b.iter(|| rig.round()));
-    drop(rig);
-    let mut bare = BareFjall::open(dir.path());
-    group.bench_function("embedded fsync: bare", |b| b.iter(|| bare.round()));
-    drop(bare);
-
-    for (level, fsync) in [("async", "everysec"), ("fsync", "always")] {
-        let Some(server) = RedisServer::start(fsync) else {
-            println!("no redis-server: its part is left out");
-            continue;
-        };
-        let url = format!("redis://127.0.0.1:{}", server.port);
-        let settings = redis::Settings::new("bench", PARTITIONS);
-        let mut rig = Rig::new(Box::new(RedisStore::connect(&url, settings).expect("a connection")));
-        group.bench_function(format!("redis {level}: store"), |b| b.iter(|| rig.round()));
+    for shape in [Shape::Burst, Shape::Apart] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Embedded::open(dir.path(), embedded::Settings::new(PARTITIONS)).expect("a store");
+        let mut rig = Rig::new(shape, Box::new(store));
+        group.bench_function(format!("embedded fsync, {}: store", shape.name()), |b| b.iter(|| rig.round()));
         drop(rig);
-        let mut bare = BareRedis::connect(server.port);
-        group.bench_function(format!("redis {level}: bare"), |b| b.iter(|| bare.round()));
+        let mut bare = BareFjall::open(shape, dir.path());
+        group.bench_function(format!("embedded fsync, {}: bare", shape.name()), |b| b.iter(|| bare.round()));
+    }
+    for (level, fsync) in [("async", "everysec"), ("fsync", "always")] {
+        for shape in [Shape::Burst, Shape::Apart] {
+            let Some(server) = RedisServer::start(fsync) else {
+                println!("no redis-server: its part is left out");
+                continue;
+            };
+            let name = format!("redis {level}, {}", shape.name());
+            let url = format!("redis://127.0.0.1:{}", server.port);
+            let settings = redis::Settings::new("bench", PARTITIONS);
+            let store = RedisStore::connect(&url, settings).expect("a connection");
+            let mut rig = Rig::new(shape, Box::new(store));
+            group.bench_function(format!("{name}: store"), |b| b.iter(|| rig.round()));
+            drop(rig);
+            let mut bare = BareRedis::connect(shape, server.port);
+            group.bench_function(format!("{name}: bare"), |b| b.iter(|| bare.round()));
+        }
     }
     group.finish();
 }
@@ -155,46 +183,49 @@ fn appends(c: &mut Criterion) {
 struct BareFjall {
     db: fjall::Database,
     log: fjall::Keyspace,
-    seq: u64,
+    shape: Shape,
+    rounds: u64,
 }
 
 impl BareFjall {
-    fn open(dir: &Path) -> BareFjall {
+    fn open(shape: Shape, dir: &Path) -> BareFjall {
         let db = fjall::Database::builder(dir.join("bare")).open().expect("a database");
         let log = db.keyspace("log", fjall::KeyspaceCreateOptions::default).expect("a keyspace");
-        BareFjall { db, log, seq: 0 }
+        BareFjall { db, log, shape, rounds: 0 }
     }
 
     fn round(&mut self) {
         let mut batch = self.db.batch().durability(None);
         for partition in 0..PARTITIONS {
             for n in 1..=MESSAGES {
-                let mut key = conversation(partition).into_bytes();
-                key.extend((self.seq + n).to_be_bytes());
+                let (conversation, seq) = self.shape.place(partition, self.rounds, n);
+                let mut key = conversation.into_bytes();
+                key.extend(seq.to_be_bytes());
                 batch.insert(&self.log, key, vec![7u8; BODY_BYTES]);
             }
         }
-        self.seq += MESSAGES;
+        self.rounds += 1;
         batch.commit().expect("a commit");
         self.db.persist(fjall::PersistMode::SyncData).expect("an fsync");
     }
 }
 
-/// A pipeline of EVALSHA, one for each batch, that adds the records to a stream and does nothing else.
+/// A pipeline of EVALSHA, one for each batch, that adds the records to their conversations' logs and does nothing else.
 struct BareRedis {
     stream: BufReader<TcpStream>,
     sha: String,
-    seq: u64,
+    shape: Shape,
+    rounds: u64,
 }
 
 const BARE_SCRIPT: &str =
-    "for i = 1, #ARGV, 2 do redis.call('XADD', KEYS[1], ARGV[i] .. '-0', 'e', ARGV[i + 1]) end return 'ok'";
+    "for i, key in ipairs(KEYS) do redis.call('HSET', key, ARGV[2 * i - 1], ARGV[2 * i]) end return 'ok'";
 
 impl BareRedis {
-    fn connect(port: u16) -> BareRedis {
+    fn connect(shape: Shape, port: u16) -> BareRedis {
         let stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
         stream.set_nodelay(true).expect("no delay");
-        let mut bare = BareRedis { stream: BufReader::new(stream), sha: String::new(), seq: 0 };
+        let mut bare = BareRedis { stream: BufReader::new(stream), sha: String::new(), shape, rounds: 0 };
         let mut command = Vec::new();
         resp(&mut command, &[b"SCRIPT", b"LOAD", BARE_SCRIPT.as_bytes()]);
         bare.stream.get_mut().write_all(&command).expect("a write");
@@ -206,15 +237,17 @@ impl BareRedis {
         let mut commands = Vec::new();
         let body = vec![7u8; BODY_BYTES];
         for partition in 0..PARTITIONS {
-            let key = format!("bare:{partition}");
-            let seqs: Vec<String> = (1..=MESSAGES).map(|n| (self.seq + n).to_string()).collect();
-            let mut args: Vec<&[u8]> = vec![b"EVALSHA", self.sha.as_bytes(), b"1", key.as_bytes()];
-            for seq in &seqs {
-                args.extend([seq.as_bytes(), &body[..]]);
-            }
+            let places: Vec<(String, String)> = (1..=MESSAGES)
+                .map(|n| self.shape.place(partition, self.rounds, n))
+                .map(|(conversation, seq)| (format!("bare:{partition}:{conversation}"), seq.to_string()))
+                .collect();
+            let count = MESSAGES.to_string();
+            let mut args: Vec<&[u8]> = vec![b"EVALSHA", self.sha.as_bytes(), count.as_bytes()];
+            args.extend(places.iter().map(|(key, _)| key.as_bytes()));
+            args.extend(places.iter().flat_map(|(_, seq)| [seq.as_bytes(), &body[..]]));
             resp(&mut commands, &args);
         }
-        self.seq += MESSAGES;
+        self.rounds += 1;
         self.stream.get_mut().write_all(&commands).expect("a write");
         for _ in 0..PARTITIONS {
             assert_eq!(self.reply(), "ok");

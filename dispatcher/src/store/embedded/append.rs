@@ -12,11 +12,11 @@ use rustc_hash::FxHashMap;
 
 use super::conversations::Kind;
 use super::disk::FenceRecord;
-use super::log::Bounds;
+use super::log::{Bounds, answers_key};
 use super::round::{Engine, Failure};
 use crate::store::{
-    ANSWERS_MAX, Batch, Cursor, Entry, EventId, Outcome, STREAMS_PER_DEVICE_MAX, StoreError, StreamKey,
-    Write, pack,
+    ANSWERS_MAX, Answer, Batch, Cursor, Entry, EventId, Outcome, STREAMS_PER_DEVICE_MAX, StoreError,
+    StreamKey, Write, pack,
 };
 
 /// Conversations whose bounds are remembered, at about 80 B each; past that all are forgotten and read again.
@@ -61,7 +61,12 @@ struct Known<'a> {
     streams: HashMap<Vec<u8>, Vec<u64>>,
     /// Cursors that it moves, by key.
     cursors: HashMap<Vec<u8>, Cursor>,
+    /// Answers of each stream that it adds to, oldest first.
+    answers: HashMap<Stream<'a>, Vec<Answer>>,
 }
+
+/// Conversation, user, device, stream.
+type Stream<'a> = (&'a str, &'a str, &'a str, u64);
 
 impl Known<'_> {
     /// Of a log that the batch touches.
@@ -87,6 +92,10 @@ impl Engine {
         }
         for (key, streams) in &known.streams {
             self.disk.put_streams(&mut self.pending, key, streams);
+        }
+        for ((conversation, user, device, stream), answers) in &known.answers {
+            let key = answers_key(partition, conversation, user, device, *stream);
+            self.disk.put_answers(&mut self.pending, &key, answers);
         }
         for (key, cursor) in known.cursors {
             self.disk.put_cursor(&mut self.pending, &key, &cursor);
@@ -173,7 +182,7 @@ impl Engine {
         Ok(bounds)
     }
 
-    fn write(&mut self, partition: Partition, id: EventId, write: &Write, known: &mut Known<'_>) {
+    fn write<'a>(&mut self, partition: Partition, id: EventId, write: &'a Write, known: &mut Known<'a>) {
         let (disk, pending) = (&self.disk, &mut self.pending);
         let mut event: Option<(&str, &[u8])> = None;
         match write {
@@ -181,7 +190,10 @@ impl Engine {
                 known.bounds(&entry.conversation).head = entry.seq;
                 disk.put_entry(pending, partition, entry);
                 if entry.stream != 0 {
-                    disk.put_answer(pending, partition, entry);
+                    let Entry { client_seq, payload_hash, seq, message_id, epoch, .. } = *entry;
+                    let answer = Answer { client_seq, payload_hash, seq, message_id, epoch };
+                    let Entry { conversation, sender, device, stream, .. } = entry;
+                    known.answers.entry((conversation, sender, device, *stream)).or_default().push(answer);
                 }
                 if begins_stream(entry) {
                     let streams = known
@@ -190,6 +202,12 @@ impl Engine {
                         .expect("the check has looked at every stream");
                     for gone in begin_stream(streams, entry.stream) {
                         let Entry { conversation, sender, device, .. } = entry;
+                        known.answers.remove(&(
+                            conversation.as_str(),
+                            sender.as_str(),
+                            device.as_str(),
+                            gone,
+                        ));
                         let stream = StreamKey { user: sender.clone(), device: device.clone(), stream: gone };
                         disk.remove_answers(pending, partition, conversation, &stream);
                     }

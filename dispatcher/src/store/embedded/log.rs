@@ -125,13 +125,14 @@ impl Disk {
         batch.insert(&self.log, log_key(partition, &entry.conversation, entry.seq), record::encode(entry));
     }
 
-    /// Puts the answer to an entry into its slot.
-    pub(super) fn put_answer(&self, batch: &mut OwnedWriteBatch, partition: Partition, entry: &Entry) {
-        let Entry { client_seq, payload_hash, seq, message_id, epoch, .. } = *entry;
-        let mut key = answers_key(partition, &entry.conversation, &entry.sender, &entry.device, entry.stream);
-        key.put_u8(slot(client_seq));
-        let answer = Answer { client_seq, payload_hash, seq, message_id, epoch };
-        batch.insert(&self.answers, key, pack::answer(&answer));
+    /// Adds to a stream's answers. A record has the answers of a batch, in the slot of the last: what is overwritten there
+    /// has numbers that are lower by the number of slots at least.
+    pub(super) fn put_answers(&self, batch: &mut OwnedWriteBatch, stream: &[u8], answers: &[Answer]) {
+        for answers in answers.chunks(ANSWERS_MAX) {
+            let Some(last) = answers.last() else { continue };
+            let record: Vec<u8> = answers.iter().flat_map(pack::answer).collect();
+            batch.insert(&self.answers, [stream, &[slot(last.client_seq)]].concat(), record);
+        }
     }
 
     /// A stream's answers, oldest first.
@@ -142,15 +143,21 @@ impl Disk {
         stream: &StreamKey,
     ) -> Result<Vec<Answer>, StoreError> {
         let key = answers_key(partition, conversation, &stream.user, &stream.device, stream.stream);
+        let damaged = || {
+            let StreamKey { user, device, stream } = stream;
+            StoreError::Corrupted(format!("answers in {conversation} to {user}, {device}, {stream:x}"))
+        };
         let mut answers = Vec::new();
         for guard in self.answers.prefix(key) {
             let (_, value) = guard.into_inner().map_err(|e| read_error(&e))?;
-            answers.push(pack::to_answer(&value).ok_or_else(|| {
-                let StreamKey { user, device, stream } = stream;
-                StoreError::Corrupted(format!("answers in {conversation} to {user}, {device}, {stream:x}"))
-            })?);
+            let (records, []) = value.as_chunks::<{ pack::ANSWER_BYTES }>() else { return Err(damaged()) };
+            for record in records {
+                answers.push(pack::to_answer(record).ok_or_else(damaged)?);
+            }
         }
         answers.sort_unstable_by_key(|answer| answer.client_seq);
+        // What older records have beside is of no slot any more.
+        answers.drain(..answers.len().saturating_sub(ANSWERS_MAX));
         Ok(answers)
     }
 
@@ -207,7 +214,13 @@ fn log_key(partition: Partition, conversation: &str, seq: u64) -> Vec<u8> {
     key
 }
 
-fn answers_key(partition: Partition, conversation: &str, user: &str, device: &str, stream: u64) -> Vec<u8> {
+pub(super) fn answers_key(
+    partition: Partition,
+    conversation: &str,
+    user: &str,
+    device: &str,
+    stream: u64,
+) -> Vec<u8> {
     let mut key = conversation_key(partition, conversation);
     key.reserve(user.len() + device.len() + 4 + 8 + 1);
     put_text(&mut key, user);

@@ -41,17 +41,68 @@ local function event(kind, body)
   end
 end
 
+-- What the batch adds to logs and to streams' answers is written together, key by key. Lua hands a call some thousands of
+-- arguments at most.
+local together = 1000
+local logs, streams, order = {}, {}, {}
+
+local function write_log(key)
+  local added = logs[key]
+  if not added then return end
+  logs[key] = nil
+  local head = added[#added - 1]
+  added[#added + 1] = 'h'
+  added[#added + 1] = head
+  redis.call('HSET', key, unpack(added))
+end
+
+local function log(key, seq, record)
+  local added = logs[key]
+  if not added then
+    added = {}
+    logs[key] = added
+  end
+  added[#added + 1] = seq
+  added[#added + 1] = record
+  if #added >= together then write_log(key) end
+end
+
+-- A tenth longer than promised, so that not every answer needs a write for it. A device's streams are kept for as long as
+-- any of them.
+local function keep(answers, device, is_new)
+  local ms = tonumber(ARGV[9])
+  if not is_new and redis.call('PTTL', answers) >= ms then return end
+  for _, key in ipairs({ answers, device }) do
+    redis.call('PEXPIRE', key, string.format('%.0f', ms * 1.1))
+  end
+end
+
 -- The last answers of a stream, for their time; and the newest streams of a device. A stream that has no answers is new.
-local function answer(key, streams, stream, record)
-  if redis.call('RPUSH', key, record) == 1 then
-    redis.call('LREM', streams, 0, stream)
-    if redis.call('RPUSH', streams, stream) > tonumber(ARGV[10]) then
-      redis.call('DEL', streams .. ':' .. redis.call('LPOP', streams))
+local function write_answers(key)
+  local added = streams[key]
+  if #added.records == 0 then return end
+  local count = redis.call('RPUSH', key, unpack(added.records))
+  local is_new = count == #added.records
+  if is_new then
+    redis.call('LREM', added.device, 0, added.stream)
+    if redis.call('RPUSH', added.device, added.stream) > tonumber(ARGV[10]) then
+      redis.call('DEL', added.device .. ':' .. redis.call('LPOP', added.device))
     end
   end
-  redis.call('LTRIM', key, '-' .. ARGV[8], -1)
-  redis.call('PEXPIRE', key, ARGV[9])
-  redis.call('PEXPIRE', streams, ARGV[9])
+  if count > tonumber(ARGV[8]) then redis.call('LTRIM', key, '-' .. ARGV[8], -1) end
+  keep(key, added.device, is_new)
+  added.records = {}
+end
+
+local function answer(key, device, stream, record)
+  local added = streams[key]
+  if not added then
+    added = { device = device, stream = stream, records = {} }
+    streams[key] = added
+    order[#order + 1] = key
+  end
+  added.records[#added.records + 1] = record
+  if #added.records >= together then write_answers(key) end
 end
 
 -- Where a log begins ('f', 1 if unsaid), and from where on records may be left ('s'). Records go some thousands at a time;
@@ -93,13 +144,14 @@ while at <= #ARGV do
   local kind, key = ARGV[at], KEYS[tonumber(ARGV[at + 1]) or 1]
   if kind == 'M' then
     local record = ARGV[at + 3]
-    redis.call('HSET', key, ARGV[at + 2], record, 'h', ARGV[at + 2])
+    log(key, ARGV[at + 2], record)
     if ARGV[at + 4] ~= '0' then
       answer(KEYS[tonumber(ARGV[at + 4])], KEYS[tonumber(ARGV[at + 5])], ARGV[at + 6], ARGV[at + 7])
     end
     -- Where record.rs puts the length of the body, which ends the record.
     event('message', string.sub(record, #record + 1 - struct.unpack('>I4', record, 10)))
   elseif kind == 'R' then
+    write_log(key)
     local log, seq = redis.call('HMGET', key, 'h', 'f'), tonumber(ARGV[at + 2])
     if seq <= tonumber(log[1] or '0') and seq >= tonumber(log[2] or '1') then
       redis.call('HSET', key, ARGV[at + 2], ARGV[at + 3])
@@ -123,6 +175,7 @@ while at <= #ARGV do
   elseif kind == 'C' then
     cursor(key, ARGV[at + 2], ARGV[at + 3])
   elseif kind == 'T' then
+    write_log(key)
     trim(key, tonumber(ARGV[at + 2]))
   else
     event(ARGV[at + 1], ARGV[at + 2])
@@ -130,6 +183,8 @@ while at <= #ARGV do
   at = at + (length[kind] or 0)
   position = position + 1
 end
+for key in pairs(logs) do write_log(key) end
+for _, key in ipairs(order) do write_answers(key) end
 
 -- One element for each batch that named messages: position ':' what they are.
 local fanned_out = tonumber(ARGV[5])
