@@ -282,10 +282,22 @@ impl Ledger {
     fn loses(&mut self, deliver: &Deliver) {
         self.has_lost = true;
         self.lost.insert(deliver.message_id);
-        let of = (&deliver.sender, &deliver.sender_device);
-        if let Some(device) = self.names.iter().position(|(user, name)| (user, name) == of) {
+        if let Some(device) = self.device_of(deliver) {
             self.lost_own.insert((device, deliver.conversation.clone(), deliver.seq));
         }
+    }
+
+    fn regains(&mut self, deliver: &Deliver) {
+        self.lost.remove(&deliver.message_id);
+        self.restored.insert(deliver.message_id);
+        if let Some(device) = self.device_of(deliver) {
+            self.lost_own.remove(&(device, deliver.conversation.clone(), deliver.seq));
+        }
+    }
+
+    fn device_of(&self, deliver: &Deliver) -> Option<usize> {
+        let of = (&deliver.sender, &deliver.sender_device);
+        self.names.iter().position(|(user, name)| (user, name) == of)
     }
 
     fn entry(&mut self, now_us: u64, epoch: u64, entry: &Entry) {
@@ -341,10 +353,15 @@ impl Ledger {
         self.members.insert(conversation.into(), Rc::new(members));
     }
 
+    /// A copy of the store that was given up counts again, with the claims that it has.
+    pub fn came_back(&mut self, model: &ModelStore) {
+        self.current = model.fences.iter().map(|(partition, (_, fence))| (*partition, fence.epoch)).collect();
+        self.fell_back(model);
+    }
+
     /// Another copy of the store counts now: what is not in it is lost, and promises about that are void. What was lost before
     /// and is in it is back.
     pub fn fell_back(&mut self, model: &ModelStore) {
-        self.current = model.fences.iter().map(|(partition, (_, fence))| (*partition, fence.epoch)).collect();
         let mut before: BTreeMap<u64, Kept> = std::mem::take(&mut self.logs)
             .into_values()
             .flat_map(BTreeMap::into_values)
@@ -356,8 +373,7 @@ impl Ledger {
             let kept = before.remove(&id).or_else(|| {
                 let grave = self.graves.remove(&id);
                 let kept = grave.or_else(|| Kept::found(entry));
-                self.lost.remove(&id);
-                self.restored.insert(id);
+                kept.iter().for_each(|kept| self.regains(&kept.deliver));
                 kept
             });
             let Some(kept) = kept else { continue };

@@ -394,7 +394,9 @@ impl Store {
             odd: self.random.chance(500),
         });
         self.copies.truncate(at + 1);
-        self.takes_over(ledger, copy, nonce);
+        self.takes_over(copy, nonce);
+        ledger.fell_back(&self.model);
+        self.witness.fell_back(ledger, &self.model);
     }
 
     /// The copy that was given up last takes its place again, with all that was written to it, also in vain; what was written
@@ -406,19 +408,19 @@ impl Store {
         former.odd = self.random.chance(500);
         self.exchange();
         self.copies.clear();
-        self.takes_over(ledger, copy, nonce);
+        self.takes_over(copy, nonce);
+        ledger.came_back(&self.model);
+        self.witness.fell_back(ledger, &self.model);
     }
 
     /// The copy that is present now was none before: this was the last one's number, and its nonce.
-    fn takes_over(&mut self, ledger: &mut Ledger, copy: u64, nonce: u64) {
+    fn takes_over(&mut self, copy: u64, nonce: u64) {
         self.model.copy = copy + 1;
         // Nonces are drawn at random: none comes twice.
         self.model.nonce = nonce.max(self.model.nonce) + 1_000;
         let away_ms = self.random.below(2 * CLOCKS_APART_MS) as i64 - CLOCKS_APART_MS as i64;
         self.clock = Clock::new(0, away_ms);
         self.show_leases();
-        ledger.fell_back(&self.model);
-        self.witness.fell_back(ledger, &self.model);
     }
 
     /// Everything is gone.

@@ -11,7 +11,7 @@
 //!    else. The sessions of a direct conversation are not attached to it, and look into the log.
 //! 4. A page answers the cursor that it was asked with, so `told` stays there until it has come.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use millrace_protocol::messages::client::Cursor;
 use millrace_protocol::planted::{self, Fault};
@@ -53,6 +53,8 @@ pub(super) struct Place {
     own: BTreeMap<u64, u64>,
     /// The first entry that was seen of each epoch, lowest first.
     epochs: Vec<Cursor>,
+    /// Cuts that were told and are not taken: how many events are to be taken until then, and `epochs` before it.
+    cuts: VecDeque<(u32, Vec<Cursor>)>,
 }
 
 impl Place {
@@ -69,6 +71,7 @@ impl Place {
             untaken: 0,
             own: BTreeMap::new(),
             epochs: Vec::new(),
+            cuts: VecDeque::new(),
         }
     }
 
@@ -101,12 +104,8 @@ impl Place {
     /// What is to be kept for the next process.
     pub(super) fn position(&self) -> Position {
         let cursor = self.taken();
-        let mut epochs = self.epochs.clone();
+        let mut epochs = self.cuts.front().map_or(&self.epochs, |(_, before)| before).clone();
         epochs.retain(|first| first.seq <= cursor.seq);
-        // What was cut and is not taken yet was forgotten here.
-        if epochs.last().is_some_and(|last| last.epoch != cursor.epoch) {
-            epochs.clear();
-        }
         Position { cursor, epochs }
     }
 
@@ -162,6 +161,7 @@ impl Place {
     pub(super) fn cut(&mut self, to: Cursor) {
         (self.told, self.heard) = (to, to.seq);
         self.untaken += 1;
+        self.cuts.push_back((self.untaken, self.epochs.clone()));
         self.epochs.retain(|first| first.seq <= to.seq);
         self.note(to);
     }
@@ -210,6 +210,10 @@ impl Place {
     pub(super) fn took(&mut self, at: Cursor) {
         self.untaken = self.untaken.saturating_sub(1);
         self.taken = at;
+        for (events, _) in &mut self.cuts {
+            *events = events.saturating_sub(1);
+        }
+        self.cuts.retain(|(events, _)| *events > 0);
     }
 
     /// Own messages above the last taken event count as taken with it. Returns whether that moved anything.

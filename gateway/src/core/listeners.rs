@@ -94,6 +94,9 @@ impl Shard {
         }
         let seq = self.attach(slot, topic, head, epoch);
         if !answered {
+            // What lies above the reply's head is what this shard had from the owner before.
+            let known = self.topics.get(topic).map_or(epoch, |it| it.epoch);
+            let epoch = if seq > head { known } else { epoch };
             return Some(notify::Event::Head(Head { conversation, epoch, seq }));
         }
         (seq > head).then(|| notify::Event::Gap(Gap { conversation, from: head + 1, to: seq }))

@@ -105,6 +105,12 @@ impl Fan {
         }
     }
 
+    /// Whether somebody was told a head above this one at joining, under an epoch before this one, and that matters still.
+    pub fn has_told_above(&self, head: u64, epoch: u64) -> bool {
+        let above = |(told, of): &(u64, u64)| *told > head && *of < epoch;
+        self.joined.as_ref().is_some_and(|joined| joined.values().any(above))
+    }
+
     /// Everybody is being told this head under this epoch: what lies above it is also for those who were told a higher one
     /// at joining, under an earlier epoch.
     pub fn lower_joined(&mut self, head: u64, epoch: u64) {

@@ -351,11 +351,16 @@ impl Shard {
         it.stand = Stand::Subscribed;
         let newer = epoch > it.epoch;
         let base = (body.base, body.base_epoch);
-        // A new owner found less than was fanned out here, or an end that is not the one that this shard knows.
+        // A new owner found less than was fanned out here, or an end that is not the one that this shard knows, or less than
+        // somebody was told of. Nobody has a cursor of a room that it could look from, if that goes on.
         let cut = newer && it.last > body.base;
-        // Nobody has a cursor of a room that it could look from.
-        let doubtful = newer && !it.goes_on(base) && !it.room;
+        let doubtful = newer && (!it.goes_on(base) && !it.room || it.fan.has_told_above(body.base, epoch));
         it.base = base;
+        if newer {
+            // What the former owner said above a hole may be gone. All that stays of it is below the new one's head.
+            self.drop_hole(topic);
+        }
+        let Some(it) = self.topics.get_mut(topic) else { return };
         it.epoch = it.epoch.max(epoch);
         if !it.known {
             it.known = true;
@@ -411,13 +416,16 @@ impl Shard {
     /// since. Clients see the new epoch.
     fn restart(&mut self, topic: u32, conversation: &str, epoch: u64, head: u64) {
         let Some(it) = self.topics.get_mut(topic) else { return };
-        if let Some(hole) = it.hole.take() {
-            self.held_bytes -= hole.held_bytes;
-        }
         it.last = head;
         // What was told at joining belongs to the former life.
         it.fan.forget_joined();
         self.tell_to_look(topic, conversation, epoch);
+    }
+
+    fn drop_hole(&mut self, topic: u32) {
+        if let Some(hole) = self.topics.get_mut(topic).and_then(|it| it.hole.take()) {
+            self.held_bytes -= hole.held_bytes;
+        }
     }
 
     /// The log may be another one up to where this shard is. Everybody is told, and finds out from its own cursor.

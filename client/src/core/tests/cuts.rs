@@ -4,6 +4,8 @@ use millrace_protocol::messages::client::Cursor;
 
 use super::scenarios::{fill, seqs, text};
 use super::world::World;
+use crate::core::Position;
+use crate::core::place::Place;
 use crate::event::Event as Notice;
 
 #[test]
@@ -54,6 +56,27 @@ fn copies_of_a_log_that_take_turns_are_told_apart() {
 #[test]
 fn copies_of_a_log_that_take_turns_are_told_apart_by_the_next_process_too() {
     take_turns(World::restart);
+}
+
+/// The process ends when the application has taken something from before a cut that it was told of, and not the cut.
+#[test]
+fn a_process_that_ends_before_it_took_a_cut_knows_the_epochs_before_it() {
+    let mut place = Place::new(1);
+    place.begin(Cursor { epoch: 1, seq: 6 });
+    for seq in 7..=9 {
+        place.tell(Cursor { epoch: 2, seq });
+    }
+    let (told, first) =
+        (Cursor { epoch: 2, seq: 8 }, [Cursor { epoch: 1, seq: 6 }, Cursor { epoch: 2, seq: 7 }]);
+    place.cut(Cursor { epoch: 1, seq: 6 });
+    place.tell(Cursor { epoch: 1, seq: 7 });
+    place.took(Cursor { epoch: 2, seq: 7 });
+    place.took(told);
+    assert_eq!(place.position(), Position { cursor: told, epochs: first.to_vec() });
+    place.took(Cursor { epoch: 2, seq: 9 });
+    place.took(Cursor { epoch: 1, seq: 6 });
+    let epochs = first[..1].to_vec();
+    assert_eq!(place.position(), Position { cursor: Cursor { epoch: 1, seq: 6 }, epochs });
 }
 
 #[test]

@@ -27,12 +27,50 @@ impl Dice {
 
 const CONVERSATIONS: [&str; 5] = ["r:a", "r:b", "g:a", "g:b", "g:c"];
 
+/// A conversation's log.
+#[derive(Default)]
+struct Log {
+    /// The epochs of its entries.
+    entries: Vec<u64>,
+    /// Where it ended when the present owner found it: seq, and the epoch of the entry there.
+    base: (u64, u64),
+}
+
 /// What the owner of everything knows.
 #[derive(Default)]
 struct Owner {
-    heads: BTreeMap<String, u64>,
+    logs: BTreeMap<String, Log>,
     epoch: u64,
     logins: u64,
+    /// Ends that were lost: of which log, under which epoch that was found, and where it ended then.
+    cuts: Vec<(String, u64, u64)>,
+}
+
+impl Owner {
+    fn head(&self, conversation: &str) -> u64 {
+        self.logs.get(conversation).map_or(0, |log| log.entries.len() as u64)
+    }
+
+    /// Returns the new entry's seq.
+    fn append(&mut self, conversation: &str) -> u64 {
+        let log = self.logs.entry(conversation.into()).or_default();
+        log.entries.push(self.epoch);
+        log.entries.len() as u64
+    }
+
+    /// Another owner takes over; now and then the store has lost the end of a log.
+    fn next(&mut self, dice: &mut Dice) {
+        self.epoch += 1;
+        for (conversation, log) in &mut self.logs {
+            let lost = if dice.roll(4) == 0 { dice.roll(4) as usize } else { 0 };
+            let head = log.entries.len().saturating_sub(lost);
+            if head < log.entries.len() {
+                log.entries.truncate(head);
+                self.cuts.push((conversation.clone(), self.epoch, head as u64));
+            }
+            log.base = (head as u64, log.entries.last().copied().unwrap_or(0));
+        }
+    }
 }
 
 fn op(dice: &mut Dice) -> request::Op {
@@ -90,7 +128,7 @@ fn answer(world: &mut World, dice: &mut Dice, owner: &mut Owner, record: Record)
             };
             world.say(0, Kind::NotOwner, partition, 0, session, &back);
             if dice.roll(2) == 0 {
-                owner.epoch += 1;
+                owner.next(dice);
             }
             let copy = 1 + owner.epoch / 8;
             let owned =
@@ -112,11 +150,12 @@ fn answer(world: &mut World, dice: &mut Dice, owner: &mut Owner, record: Record)
         }
         (roll, Kind::Subscribe) => {
             let body = wire::Subscribe::decode(record.body).unwrap();
+            let (base, base_epoch) = owner.logs.get(&body.conversation).map_or((0, 0), |log| log.base);
             let answer = wire::Subscribed {
                 version: body.version,
-                head: *owner.heads.get(&body.conversation).unwrap_or(&0),
-                base: *owner.heads.get(&body.conversation).unwrap_or(&0),
-                base_epoch: 0,
+                head: owner.head(&body.conversation),
+                base,
+                base_epoch,
                 members_version: 1,
                 refused: if roll == 3 { body.users.first().cloned().into_iter().collect() } else { vec![] },
                 recheck: roll == 4 && body.members_version > 0,
@@ -127,9 +166,10 @@ fn answer(world: &mut World, dice: &mut Dice, owner: &mut Owner, record: Record)
         }
         (_, Kind::Fetch) => {
             let body = wire::Fetch::decode(record.body).unwrap();
-            let head = *owner.heads.get(&body.conversation).unwrap_or(&0);
+            let head = owner.head(&body.conversation);
+            let entries = owner.logs.get(&body.conversation).map_or(&[][..], |log| &log.entries);
             let messages = (body.after_seq + 1..=body.through_seq.min(head).min(body.after_seq + 5))
-                .map(|seq| fan_out(&body.conversation, seq, epoch, 0, 10))
+                .map(|seq| fan_out(&body.conversation, seq, entries[seq as usize - 1], 0, 10))
                 .collect();
             let page = wire::Page { conversation: body.conversation, messages, first_seq: 1, head };
             world.say(0, Kind::Page, partition, epoch, 0, &page);
@@ -142,7 +182,7 @@ fn answer(world: &mut World, dice: &mut Dice, owner: &mut Owner, record: Record)
                 request::Op::GroupJoin(GroupJoin { group })
                 | request::Op::GroupCreate(GroupCreate { group, .. }) => {
                     reply.joined = format!("g:{group}");
-                    reply.joined_head = *owner.heads.get(&reply.joined).unwrap_or(&0);
+                    reply.joined_head = owner.head(&reply.joined);
                     response::Outcome::Joined(Joined {
                         conversation: reply.joined.clone(),
                         epoch,
@@ -155,7 +195,7 @@ fn answer(world: &mut World, dice: &mut Dice, owner: &mut Owner, record: Record)
                     response::Outcome::Left(Left { conversation: reply.left.clone() })
                 }
                 request::Op::Sync(sync) => {
-                    let head = *owner.heads.get(&sync.conversation).unwrap_or(&0);
+                    let head = owner.head(&sync.conversation);
                     let more = dice.roll(2) == 0;
                     // Also where there is nothing to be attached to.
                     if more {
@@ -201,6 +241,14 @@ fn answer(world: &mut World, dice: &mut Dice, owner: &mut Owner, record: Record)
 struct At {
     epoch: u64,
     seq: u64,
+    /// The last entry that it knows: under which epoch it was told of it, and its seq. What a Gap names it does not know.
+    known: (u64, u64),
+}
+
+impl At {
+    fn new(epoch: u64, seq: u64) -> At {
+        At { epoch, seq, known: (epoch, seq) }
+    }
 }
 
 /// Follows what each client may expect next of each conversation.
@@ -213,7 +261,7 @@ struct Cursors {
 }
 
 impl Cursors {
-    fn check(&mut self, conn: Conn, seen: Vec<Seen>, seed: u64) {
+    fn check(&mut self, conn: Conn, seen: Vec<Seen>, cuts: &[(String, u64, u64)], seed: u64) {
         for one in seen {
             match one {
                 Seen::Response(Response { outcome: Some(response::Outcome::Joined(joined)), .. }) => {
@@ -221,10 +269,10 @@ impl Cursors {
                     // listened no more, and does so again from here.
                     let key = (conn, joined.conversation);
                     let caught_up = self.synced.contains(&key);
-                    let told = At { epoch: joined.epoch, seq: joined.head };
+                    let told = At::new(joined.epoch, joined.head);
                     let at = self.at.entry(key).or_insert(told);
                     if caught_up {
-                        at.seq = joined.head.max(at.seq);
+                        *at = At::new(joined.epoch.max(at.epoch), joined.head.max(at.seq));
                     }
                 }
                 Seen::Response(Response { outcome: Some(response::Outcome::Left(left)), .. }) => {
@@ -238,15 +286,15 @@ impl Cursors {
                     if page.more {
                         self.at.remove(&key);
                     } else {
-                        let at = self.at.entry(key).or_insert(At { epoch: page.epoch, seq: 0 });
-                        at.seq = page.head.max(at.seq);
+                        let at = self.at.entry(key).or_default();
+                        *at = At::new(page.epoch.max(at.epoch), page.head.max(at.seq));
                     }
                 }
                 Seen::Notify(notify::Event::Head(head)) => {
                     // Under one epoch what says less than was told before is older.
-                    let told = At { epoch: head.epoch, seq: head.seq };
+                    let told = At::new(head.epoch, head.seq);
                     let at = self.at.entry((conn, head.conversation)).or_insert(told);
-                    if (told.epoch, told.seq) > (at.epoch, at.seq) {
+                    if told.known >= at.known {
                         *at = told;
                     }
                 }
@@ -269,7 +317,16 @@ impl Cursors {
                         "seed {seed}: {conn:?} at {} is sent {deliver:?}",
                         at.seq
                     );
-                    *at = At { epoch: deliver.epoch.max(at.epoch), seq: deliver.seq.max(at.seq) };
+                    // A room goes on where it is, if it is as long. An old seq of a new epoch says it all.
+                    let lost = cuts.iter().find(|(conversation, epoch, head)| {
+                        conversation.starts_with("g:")
+                            && *conversation == deliver.conversation
+                            && deliver.seq > at.seq
+                            && (at.known.0..deliver.epoch).contains(&(*epoch - 1))
+                            && at.known.1 > *head
+                    });
+                    assert_eq!(lost, None, "seed {seed}: {conn:?} at {:?} is sent {deliver:?}", at.known);
+                    *at = At::new(deliver.epoch.max(at.epoch), deliver.seq.max(at.seq));
                 }
                 _ => {}
             }
@@ -329,9 +386,7 @@ fn check(seed: u64) -> BTreeSet<&'static str> {
             52..=54 if !conns.is_empty() => world.resume(*dice.pick(&conns)),
             55..=79 => {
                 let conversation = *dice.pick(&CONVERSATIONS);
-                let head = owner.heads.entry(conversation.into()).or_default();
-                *head += 1;
-                let seq = *head;
+                let seq = owner.append(conversation);
                 match dice.roll(12) {
                     0 => {}
                     1 => {
@@ -395,7 +450,7 @@ fn check(seed: u64) -> BTreeSet<&'static str> {
                     world.nodes[0].link = node_link("n0", 1_000 + dice.roll(1 << 30), 8 << 20);
                 }
                 world.connect(0);
-                owner.epoch += 1;
+                owner.next(&mut dice);
                 let epoch = owner.epoch;
                 world.announce(0, 0..PARTITIONS, epoch);
             }
@@ -439,7 +494,7 @@ fn check(seed: u64) -> BTreeSet<&'static str> {
         }
         for conn in connections(&world) {
             let seen = world.seen(conn);
-            cursors.check(conn, seen, seed);
+            cursors.check(conn, seen, &owner.cuts, seed);
         }
     }
     for conn in connections(&world) {
