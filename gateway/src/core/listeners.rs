@@ -112,9 +112,20 @@ impl Shard {
         };
         let Some(topic) = self.conversations.find(&conversation) else { return };
         for slot in self.slots_of(&user) {
-            if self.detach(topic, slot) && told != Some(slot) {
-                self.notify_removed(slot, &conversation);
+            if told == Some(slot) {
+                self.detach(topic, slot);
+            } else {
+                self.take_out(topic, &conversation, slot);
             }
+        }
+    }
+
+    /// Takes out a session whose user is no member any more, and tells it. One that waits to be attached is left to the answer
+    /// to its Subscribe: its user may be a member again since.
+    fn take_out(&mut self, topic: u32, conversation: &str, slot: u32) {
+        let listens = self.topics.get(topic).is_some_and(|it| it.members.contains(slot));
+        if listens && self.detach(topic, slot) {
+            self.notify_removed(slot, conversation);
         }
     }
 
@@ -135,8 +146,7 @@ impl Shard {
         }
     }
 
-    /// Users are no members any more. Those who wait to be attached are left to the answer to their Subscribe: they may be
-    /// members again since.
+    /// Users are no members any more.
     pub(super) fn on_remove(&mut self, partition: Partition, epoch: u64, body: Remove) {
         if planted::is(Fault::RemovedStays) {
             return;
@@ -147,10 +157,7 @@ impl Shard {
         }
         let Some(topic) = self.conversations.find(&body.conversation) else { return };
         for slot in body.users.iter().flat_map(|user| self.slots_of(user)).collect::<Vec<_>>() {
-            let listens = self.topics.get(topic).is_some_and(|it| it.members.contains(slot));
-            if listens && self.detach(topic, slot) {
-                self.notify_removed(slot, &body.conversation);
-            }
+            self.take_out(topic, &body.conversation, slot);
         }
         if let Some(it) = self.conversations.find(&body.conversation).and_then(|id| self.topics.get_mut(id)) {
             it.members_version = it.members_version.max(body.members_version);

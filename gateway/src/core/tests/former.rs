@@ -178,6 +178,9 @@ fn a_removal_of_long_ago_takes_nobody_out() {
         wire::Remove { conversation: "g:g1".into(), users: vec!["alice".into()], ..Default::default() };
     // Said before the owner saw the Subscribe that this session waits for.
     world.say(0, Kind::Remove, partition, 10, 0, &remove);
+    let left =
+        wire::Reply { token: 999, left: "g:g1".into(), user: "alice".into(), ..wire::Reply::default() };
+    world.say(0, Kind::Reply, partition, 10, world.id(conn), &left);
     world.run();
     world.subscribed(0, 10, 4);
     assert_eq!(told(&world.seen(conn)), [Told::Head(10, 4)], "the answer to it decides");
@@ -185,8 +188,6 @@ fn a_removal_of_long_ago_takes_nobody_out() {
     world.announce(1, 0..PARTITIONS, 11);
     world.subscribed(1, 11, 4);
     world.say(0, Kind::Remove, partition, 10, 0, &remove);
-    let left =
-        wire::Reply { token: 999, left: "g:g1".into(), user: "alice".into(), ..wire::Reply::default() };
     world.say(0, Kind::Reply, partition, 10, world.id(conn), &left);
     world.run();
     assert_eq!(told(&world.seen(conn)), []);
