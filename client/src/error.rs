@@ -18,9 +18,9 @@ pub enum SendError {
     /// No answer came before the deadline. Whether it was carried out is not known.
     #[error("no answer before the deadline; whether it was carried out is not known")]
     Deadline,
-    /// The connection was lost before an answer came, and the server takes no repeat of it any more. Whether it was, or will
-    /// be, carried out is not known.
-    #[error("the connection was lost before an answer came; whether it was carried out is not known")]
+    /// It was sent, its answer was lost, and the server takes no repeat of it any more. Whether it was, or will be, carried
+    /// out is not known.
+    #[error("its answer was lost; whether it was carried out is not known")]
     Unknown,
     /// Too much waits in this conversation already: slow down.
     #[error("too many messages wait in this conversation")]

@@ -313,7 +313,7 @@ impl Machine {
                 if let Some(conversation) = self.outbox.conversation_of(id).map(str::to_owned) {
                     self.own_stored(&conversation, &ack);
                 }
-                self.outbox.acknowledged(id, ack).into_iter().collect()
+                self.outbox.acknowledged(id, ack)
             }
             Outcome::Refused(refused) => self.outbox.refused(id, &refused, now_ms, random),
             // No answer to a message: its deadline settles it.

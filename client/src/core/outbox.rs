@@ -4,21 +4,27 @@
 //! its first answer and takes nothing out of order, so a lane may send the same numbers again as often as it must, and
 //! nothing is lost or doubled. The rules that keep it right:
 //! 1. A number keeps its message until it is answered. Only a refusal that changed nothing at the server frees it: then
-//!    everything behind moves up. Of a number that was sent twice one refusal does not say that: it stays used.
+//!    everything behind moves up. Of a number that was sent twice one refusal does not say that: it stays used. Before
+//!    anything moves up, everything under way is answered: the server would take the copy under the new number, and then
+//!    the one under the old number. If no answer says what became of a copy, a new stream is taken instead: as long as a
+//!    number is missing, the server takes none behind it.
 //! 2. After BUSY or OUT_OF_ORDER everything from there is sent again, in order; refusals of the older copies are not
 //!    listened to any more.
 //! 3. When the server's and our numbers can't be brought together, the lane takes a new stream; but only when everything
 //!    that is under way on the old one was answered, as a message that was taken there must not be sent again. A copy that
-//!    went down with its connection is never answered, and a server that hung may take it yet: its message stays on its
-//!    stream, or its outcome is unknown.
+//!    went down with its connection is never answered, and one that was answered BUSY may be held by a server that hangs:
+//!    if the server may take it yet, its message stays on its stream, or its outcome is unknown.
 //! 4. Lanes take turns.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod lane;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::{Code, Refused, Send, SendAck};
 
+use self::lane::{Lane, Pending};
 use super::event::Outgoing;
 use crate::error::SendError;
 
@@ -37,104 +43,10 @@ const RETRY_MS: u64 = 200;
 /// New streams for one message before it is given up: one is enough for every case that is not a server's fault.
 const STREAMS_PER_MESSAGE_MAX: u32 = 3;
 
-#[derive(Debug)]
-struct Pending<T> {
-    /// Stays the same whatever number the message gets.
-    name: u64,
-    client_seq: u64,
-    message: Outgoing,
-    deadline_ms: u64,
-    /// The request that carries it now.
-    request: Option<u64>,
-    /// It was sent on this stream before, and what became of that is not known.
-    doubtful: bool,
-    /// A copy was sent on an earlier connection, and never answered: it may be taken at any time.
-    astray: bool,
-    streams: u32,
-    done: T,
-}
-
-impl<T> Pending<T> {
-    /// The outcome of a message that was refused, and is not sent again.
-    fn given_up(self, refused: &Refused) -> Settled<T> {
-        let error = if self.astray { SendError::Unknown } else { SendError::from(refused) };
-        (self.done, Err(error))
-    }
-}
-
-#[derive(Debug)]
-struct Lane<T> {
-    stream: u64,
-    next_client_seq: u64,
-    pending: VecDeque<Pending<T>>,
-    not_before_ms: u64,
-    /// Requests that were not answered on this connection.
-    unanswered: usize,
-    /// A new stream is to be taken when everything on the present one is answered. Nothing is sent until then.
-    renewal: Option<u64>,
-}
-
-impl<T> Lane<T> {
-    /// The message that may be sent now.
-    fn sendable(&self, now_ms: u64) -> Option<usize> {
-        if self.renewal.is_some() || self.not_before_ms > now_ms {
-            return None;
-        }
-        self.pending.iter().take(IN_FLIGHT_MAX).position(|pending| pending.request.is_none())
-    }
-
-    /// Numbers from `index` on are sent again.
-    fn rewind(&mut self, index: usize) {
-        for pending in self.pending.iter_mut().skip(index) {
-            pending.doubtful |= pending.request.take().is_some();
-        }
-    }
-
-    /// A new stream is needed: at once, or when everything that is under way was answered.
-    fn restart(&mut self, stream: u64) {
-        self.rewind(0);
-        self.renewal = Some(stream);
-        self.renew_if_drained();
-    }
-
-    /// Takes the new stream and numbers everything from 1.
-    fn renew_if_drained(&mut self) {
-        let Some(stream) = self.renewal.take_if(|_| self.unanswered == 0) else { return };
-        self.stream = stream;
-        for (index, pending) in self.pending.iter_mut().enumerate() {
-            pending.client_seq = index as u64 + 1;
-            (pending.request, pending.doubtful) = (None, false);
-            pending.streams += 1;
-            debug_assert!(!pending.astray, "it may be taken on the old stream");
-        }
-        self.next_client_seq = self.pending.len() as u64 + 1;
-    }
-
-    /// Takes out what must not be sent on another stream than its own.
-    fn take_astray(&mut self) -> Vec<Settled<T>> {
-        let pending = std::mem::take(&mut self.pending);
-        let (astray, rest): (VecDeque<_>, _) = pending.into_iter().partition(|pending| pending.astray);
-        self.pending = rest;
-        astray.into_iter().map(|pending| (pending.done, Err(SendError::Unknown))).collect()
-    }
-
-    /// Takes out a message whose number the server did not use: those behind it move up.
-    fn withdraw(&mut self, index: usize) -> Option<Pending<T>> {
-        let gone = self.pending.remove(index)?;
-        for pending in self.pending.iter_mut().skip(index) {
-            pending.client_seq -= 1;
-            pending.request = None;
-        }
-        self.next_client_seq -= 1;
-        Some(gone)
-    }
-}
-
 /// A request that was not answered.
 #[derive(Debug)]
 struct Sent {
     conversation: String,
-    stream: u64,
     name: u64,
 }
 
@@ -185,34 +97,14 @@ impl<T> Outbox<T> {
             if self.lanes.len() >= LANES_MAX {
                 self.lanes.retain(|_, lane| !lane.pending.is_empty());
             }
-            let lane = Lane {
-                stream: random,
-                next_client_seq: 1,
-                pending: VecDeque::new(),
-                not_before_ms: 0,
-                unanswered: 0,
-                renewal: None,
-            };
-            self.lanes.insert(conversation.into(), lane);
+            self.lanes.insert(conversation.into(), Lane::new(random));
         }
         let Some(lane) = self.lanes.get_mut(conversation) else { return Err(done) };
         if lane.pending.len() >= PENDING_MAX {
             return Err(done);
         }
-        let (name, client_seq) = (self.next_name, lane.next_client_seq);
+        lane.push(self.next_name, message, deadline_ms, done);
         self.next_name += 1;
-        lane.next_client_seq += 1;
-        lane.pending.push_back(Pending {
-            name,
-            client_seq,
-            message,
-            deadline_ms,
-            request: None,
-            doubtful: false,
-            astray: false,
-            streams: 0,
-            done,
-        });
         self.deadline_low_ms = self.deadline_low_ms.min(deadline_ms);
         if !self.active.contains(conversation) {
             self.active.insert(conversation.into());
@@ -232,17 +124,15 @@ impl<T> Outbox<T> {
             self.active.range(behind).chain(self.active.range(..=self.turn.clone())).find(sendable)?.clone();
         let lane = self.lanes.get_mut(&conversation)?;
         let index = lane.sendable(now_ms)?;
-        let pending = &mut lane.pending[index];
-        pending.request = Some(id);
-        lane.unanswered += 1;
-        let sent = Sent { conversation: conversation.clone(), stream: lane.stream, name: pending.name };
-        self.requests.insert(id, sent);
+        let stream = lane.stream;
+        let pending = lane.sent(index, id);
+        self.requests.insert(id, Sent { conversation: conversation.clone(), name: pending.name });
         self.turn.clone_from(&conversation);
         let message = pending.message.clone();
         Some(Op::Send(Send {
             conversation,
             client_seq: pending.client_seq,
-            stream: lane.stream,
+            stream,
             payload: message.payload,
             content_kind: message.content_kind,
             action: message.action.into(),
@@ -262,72 +152,34 @@ impl<T> Outbox<T> {
     }
 
     /// A message was taken. An answer to an older copy counts as well: it is the same answer.
-    pub fn acknowledged(&mut self, id: u64, ack: SendAck) -> Option<Settled<T>> {
-        let sent = self.answer(id)?;
-        let lane = self.lanes.get_mut(&sent.conversation)?;
-        let index = lane.pending.iter().position(|pending| pending.name == sent.name)?;
-        // Taken on the old stream: the new one does without it.
-        let gone = if lane.stream == sent.stream { lane.pending.remove(index) } else { lane.withdraw(index) };
-        if lane.pending.is_empty() {
-            self.active.remove(&sent.conversation);
-        }
-        gone.map(|gone| (gone.done, Ok(ack)))
-    }
-
-    /// A request was answered, however.
-    fn answer(&mut self, id: u64) -> Option<Sent> {
-        let sent = self.requests.remove(&id)?;
-        if let Some(lane) = self.lanes.get_mut(&sent.conversation) {
-            lane.unanswered = lane.unanswered.saturating_sub(1);
-            lane.renew_if_drained();
-        }
-        Some(sent)
+    pub fn acknowledged(&mut self, id: u64, ack: SendAck) -> Vec<Settled<T>> {
+        self.answered(id, |lane, name| {
+            let index = lane.pending.iter().position(|pending| pending.name == name);
+            index.and_then(|index| lane.pending.remove(index)).map(|gone| (gone.done, Ok(ack)))
+        })
     }
 
     /// A message was refused: it is sent again later, or settled; with it those that can't go on to a new stream. `random` is
     /// used if one is needed.
     pub fn refused(&mut self, id: u64, refused: &Refused, now_ms: u64, random: u64) -> Vec<Settled<T>> {
-        let Some(sent) = self.answer(id) else { return Vec::new() };
+        self.answered(id, |lane, _| {
+            // Rule 2: else this is the older copy of a message that was rewound since.
+            let index = lane.pending.iter().position(|pending| pending.request == Some(id))?;
+            judge(lane, index, refused, now_ms, random)
+        })
+    }
+
+    /// A request was answered: `act` does what follows from that for the message of this name.
+    fn answered(
+        &mut self,
+        id: u64,
+        act: impl FnOnce(&mut Lane<T>, u64) -> Option<Settled<T>>,
+    ) -> Vec<Settled<T>> {
+        let Some(sent) = self.requests.remove(&id) else { return Vec::new() };
         let Some(lane) = self.lanes.get_mut(&sent.conversation) else { return Vec::new() };
-        // Rule 2: the older copy of a message that was rewound since.
-        let index = lane.pending.iter().position(|pending| pending.request == Some(id));
-        let Some(index) = index else { return Vec::new() };
-        let mut settled = Vec::new();
-        let mut restart = false;
-        match refused.code() {
-            // Taken long ago, and the answer is not kept any more: sending it again would double it.
-            Code::OutOfOrder if refused.expected > lane.pending[index].client_seq => {
-                settled.extend(lane.pending.remove(index).map(|gone| gone.given_up(refused)));
-            }
-            Code::OutOfOrder => {
-                let known = lane.pending.iter().position(|pending| pending.client_seq == refused.expected);
-                match known {
-                    Some(expected) => lane.rewind(expected),
-                    None => {
-                        if lane.pending[index].streams >= STREAMS_PER_MESSAGE_MAX {
-                            settled.extend(lane.pending.remove(index).map(|gone| gone.given_up(refused)));
-                        }
-                        restart = true;
-                    }
-                }
-            }
-            // The number was used for something else: of a message that was given up, or by our own mistake.
-            Code::Conflict if lane.pending[index].streams < STREAMS_PER_MESSAGE_MAX => restart = true,
-            Code::Busy | Code::Unavailable => {
-                lane.rewind(index);
-                lane.not_before_ms = now_ms + u64::from(refused.retry_after_ms).max(RETRY_MS);
-            }
-            // An earlier copy may have been taken under this number: it stays used. If it was not, the server's
-            // OUT_OF_ORDER says so.
-            _ if lane.pending[index].doubtful => {
-                settled.extend(lane.pending.remove(index).map(|gone| gone.given_up(refused)));
-            }
-            _ => settled.extend(lane.withdraw(index).map(|gone| gone.given_up(refused))),
-        }
-        if restart {
-            settled.extend(lane.take_astray());
-            lane.restart(random);
-        }
+        lane.answered();
+        let mut settled = Vec::from_iter(act(lane, sent.name));
+        settled.extend(lane.open());
         if lane.pending.is_empty() {
             self.active.remove(&sent.conversation);
         }
@@ -339,12 +191,7 @@ impl<T> Outbox<T> {
         let lost: BTreeSet<u64> =
             std::mem::take(&mut self.requests).into_values().map(|sent| sent.name).collect();
         for lane in self.lanes.values_mut() {
-            lane.rewind(0);
-            for pending in lane.pending.iter_mut().filter(|pending| lost.contains(&pending.name)) {
-                (pending.doubtful, pending.astray) = (true, true);
-            }
-            // Without its answers the old stream is asked again.
-            (lane.not_before_ms, lane.unanswered, lane.renewal) = (0, 0, None);
+            lane.disconnected(|name| lost.contains(&name));
         }
     }
 
@@ -364,10 +211,11 @@ impl<T> Outbox<T> {
                 if lane.pending[index].deadline_ms > now_ms {
                     self.deadline_low_ms = self.deadline_low_ms.min(lane.pending[index].deadline_ms);
                     index += 1;
-                } else if let Some(gone) = lane.pending.remove(index) {
+                } else if let Some(gone) = lane.drop(index) {
                     settled.push((gone.name, (gone.done, Err(SendError::Deadline))));
                 }
             }
+            settled.extend(lane.open().into_iter().map(|unknown| (u64::MAX, unknown)));
             !lane.pending.is_empty()
         });
         settled.sort_by_key(|(name, _)| *name);
@@ -396,6 +244,53 @@ impl<T> Outbox<T> {
         let deadline = (self.deadline_low_ms < u64::MAX).then_some(self.deadline_low_ms);
         retries.chain(deadline).min()
     }
+}
+
+/// A message was refused, and no later copy of it is under way.
+fn judge<T>(
+    lane: &mut Lane<T>,
+    index: usize,
+    refused: &Refused,
+    now_ms: u64,
+    random: u64,
+) -> Option<Settled<T>> {
+    lane.pending[index].request = None;
+    let may_be_taken = lane.may_be_taken(index);
+    let Pending { client_seq, streams, .. } = lane.pending[index];
+    let gone = match refused.code() {
+        // Taken long ago, and the answer is not kept any more: sending it again would double it.
+        Code::OutOfOrder if refused.expected > client_seq => lane.drop(index),
+        Code::OutOfOrder => {
+            match lane.pending.iter().position(|pending| pending.client_seq == refused.expected) {
+                Some(expected) => {
+                    lane.again(expected, false);
+                    None
+                }
+                // What is behind the barrier gets other numbers anyway.
+                None if lane.is_behind(index) => None,
+                None => {
+                    lane.restart(random, true);
+                    (streams >= STREAMS_PER_MESSAGE_MAX).then(|| lane.drop(index)).flatten()
+                }
+            }
+        }
+        // The number was used for something else: of a message that was given up, or by our own mistake.
+        Code::Conflict if streams < STREAMS_PER_MESSAGE_MAX => {
+            lane.restart(random, false);
+            None
+        }
+        Code::Busy | Code::Unavailable => {
+            lane.again(index, true);
+            lane.not_before_ms = now_ms + u64::from(refused.retry_after_ms).max(RETRY_MS);
+            None
+        }
+        // An earlier copy may have been taken under this number: it stays used. If it was not, the server's OUT_OF_ORDER
+        // says so.
+        _ if may_be_taken => lane.drop(index),
+        _ => lane.withdraw(index, random),
+    };
+    let error = if may_be_taken { SendError::Unknown } else { SendError::from(refused) };
+    gone.map(|gone| (gone.done, Err(error)))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Lanes against a server that keeps the rules of numbering and loses what it is told to lose.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 
@@ -65,7 +65,7 @@ fn at_most_so_many_are_in_flight_and_pending() {
     assert_eq!(outbox.push("g:a", message(0), 1, 0, 9_999), Err(9_999));
     let sent = (1..).map_while(|id| send(&mut outbox, 0, id)).count();
     assert_eq!(sent, IN_FLIGHT_MAX);
-    assert_eq!(outbox.acknowledged(1, SendAck::default()).map(|(done, _)| done), Some(0));
+    assert_eq!(outbox.acknowledged(1, SendAck::default()), [(0, Ok(SendAck::default()))]);
     assert!(send(&mut outbox, 0, 1_000).is_some(), "an answer makes room for one more");
     assert!(send(&mut outbox, 0, 1_001).is_none());
 }
@@ -117,7 +117,7 @@ fn a_refusal_that_changed_nothing_frees_its_number() {
     }
     for (id, index) in (4..).zip([1, 2]) {
         let ack = server.take(send(&mut outbox, 0, id).unwrap()).unwrap();
-        assert_eq!(outbox.acknowledged(id, ack).unwrap().0, index);
+        assert_eq!(outbox.acknowledged(id, ack)[0].0, index);
     }
 }
 
@@ -129,13 +129,13 @@ fn when_numbers_cannot_be_brought_together_the_lane_takes_a_new_stream() {
         push(&mut outbox, index);
     }
     let ack = server.take(send(&mut outbox, 0, 1).unwrap()).unwrap();
-    assert!(matches!(outbox.acknowledged(1, ack), Some((0, Ok(_)))));
+    assert!(matches!(outbox.acknowledged(1, ack)[..], [(0, Ok(_))]));
     let mut server = Server::default();
     let refused = server.take(send(&mut outbox, 0, 2).unwrap()).unwrap_err();
     assert!(outbox.refused(2, &refused, 0, 4_711).is_empty());
     for id in 3..=4 {
         let ack = server.take(send(&mut outbox, 0, id).unwrap()).unwrap();
-        assert!(outbox.acknowledged(id, ack).is_some());
+        assert_eq!(outbox.acknowledged(id, ack).len(), 1);
     }
     assert_eq!(server.log, [text(1), text(2)]);
 
@@ -232,7 +232,7 @@ fn what_was_taken_on_the_old_stream_is_not_sent_on_the_new_one() {
     // The first number was used up; the second message was taken all the same.
     assert!(outbox.refused(1, &refusal(Code::Conflict, 0, 0), 0, 4_711).is_empty());
     assert!(send(&mut outbox, 0, 4).is_none(), "what is under way is answered first");
-    assert_eq!(outbox.acknowledged(2, SendAck::default()).map(|(done, _)| done), Some(1));
+    assert_eq!(outbox.acknowledged(2, SendAck::default()), [(1, Ok(SendAck::default()))]);
     assert!(outbox.refused(3, &refusal(Code::OutOfOrder, 3, 0), 0, 5).is_empty());
     let again: Vec<(u64, Bytes)> = (4..)
         .map_while(|id| match send(&mut outbox, 0, id) {
@@ -252,16 +252,206 @@ fn a_number_that_may_have_been_used_is_given_to_no_other_message() {
     // The first was taken, and its answer lost; then the user is no member, and is one again.
     server.take(send(&mut outbox, 0, 1).unwrap()).unwrap();
     outbox.disconnected();
-    for id in 2..=4 {
-        send(&mut outbox, 0, id).unwrap();
-    }
+    let ops: Vec<Op> = (2..=4).map(|id| send(&mut outbox, 0, id).unwrap()).collect();
     let refused = refusal(Code::NotMember, 0, 0);
-    assert!(matches!(outbox.refused(2, &refused, 0, 5)[..], [(0, Err(_))]));
-    assert!(matches!(outbox.refused(3, &refused, 0, 5)[..], [(1, Err(_))]), "sent once: its number is free");
+    assert_eq!(outbox.refused(2, &refused, 0, 5), [(0, Err(SendError::Unknown))], "it was taken");
+    assert_eq!(outbox.refused(3, &refused, 0, 5), [(1, Err(SendError::from(&refused)))]);
+    assert!(send(&mut outbox, 0, 5).is_none(), "a copy of the third is under way");
+    let refused = server.take(ops[2].clone()).unwrap_err();
+    assert_eq!(refused.expected, 2);
     assert!(outbox.refused(4, &refused, 0, 5).is_empty());
-    let ack = server.take(send(&mut outbox, 0, 5).unwrap()).unwrap();
-    assert!(outbox.acknowledged(5, ack).is_some());
+    let op = send(&mut outbox, 0, 5).unwrap();
+    assert!(matches!(&op, Op::Send(send) if (send.client_seq, send.stream) == (2, 77)), "the number is free");
+    assert_eq!(outbox.acknowledged(5, server.take(op).unwrap()).len(), 1);
     assert_eq!(server.log, [text(0), text(2)]);
+}
+
+#[test]
+fn a_refusal_settles_all_that_are_refused_with_it() {
+    let mut outbox = Outbox::default();
+    for index in 0..70 {
+        push(&mut outbox, index);
+    }
+    let ids: Vec<u64> = (1..).map_while(|id| send(&mut outbox, 0, id).map(|_| id)).collect();
+    let refused = refusal(Code::NotMember, 0, 0);
+    for (index, id) in ids.iter().enumerate() {
+        assert_eq!(outbox.refused(*id, &refused, 0, 5), [(index as u32, Err(SendError::from(&refused)))]);
+        assert_eq!(send(&mut outbox, 0, 1_000).is_some(), index == 63, "the rest waits for all answers");
+    }
+}
+
+#[test]
+fn what_may_be_taken_under_its_old_number_goes_on_under_a_new_stream() {
+    // The connection breaks while the second is under way behind a refused one: it is behind a hole for good.
+    let (mut outbox, mut server) = (Outbox::default(), Server::default());
+    for index in 0..2 {
+        push(&mut outbox, index);
+    }
+    let ops: Vec<Op> = (1..=2).map(|id| send(&mut outbox, 0, id).unwrap()).collect();
+    let refused = refusal(Code::PayloadTooLarge, 0, 0);
+    assert_eq!(outbox.refused(1, &refused, 0, 5).len(), 1);
+    outbox.disconnected();
+    let op = send(&mut outbox, 0, 3).unwrap();
+    assert!(matches!(&op, Op::Send(send) if (send.client_seq, send.stream) == (1, 5)));
+    assert_eq!(outbox.acknowledged(3, server.take(op).unwrap()).len(), 1);
+    server.take(ops[1].clone()).unwrap_err();
+    assert_eq!(server.log, [text(1)]);
+
+    // The same with BUSY, of which a client can't tell whether somebody holds the request still.
+    let mut outbox = Outbox::default();
+    for index in 0..2 {
+        push(&mut outbox, index);
+        send(&mut outbox, 0, u64::from(index)).unwrap();
+    }
+    outbox.refused(0, &refused, 0, 5);
+    assert!(outbox.refused(1, &refusal(Code::Busy, 0, 300), 0, 5).is_empty());
+    assert!(send(&mut outbox, 299, 2).is_none());
+    assert!(
+        matches!(send(&mut outbox, 300, 2), Some(Op::Send(send)) if (send.client_seq, send.stream) == (1, 5))
+    );
+}
+
+/// Requests that went one way, with what came back for each. They are taken in order, at any time.
+#[derive(Default)]
+struct Path {
+    there: VecDeque<(u64, Op)>,
+    back: VecDeque<(u64, Result<SendAck, Refused>)>,
+}
+
+/// A server behind several paths: one that is left may hold requests, which the server takes at any later time.
+struct World {
+    outbox: Outbox<u32>,
+    server: Server,
+    paths: Vec<Path>,
+    state: u64,
+    id: u64,
+    now: u64,
+    settled: HashMap<u32, Result<SendAck, SendError>>,
+}
+
+impl World {
+    fn random(&mut self, below: u64) -> u64 {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        self.state % below
+    }
+
+    fn settle(&mut self, settled: impl IntoIterator<Item = Settled<u32>>) {
+        for (index, outcome) in settled {
+            assert!(self.settled.insert(index, outcome).is_none(), "message {index} is settled twice");
+        }
+    }
+
+    fn transmit(&mut self) {
+        while let Some(op) = send(&mut self.outbox, self.now, self.id + 1) {
+            self.id += 1;
+            self.paths.last_mut().unwrap().there.push_back((self.id, op));
+        }
+    }
+
+    /// The server takes the oldest request of a path. Its user is no member now and then.
+    fn take(&mut self, path: usize, is_member: bool) {
+        let Some((id, op)) = self.paths[path].there.pop_front() else { return };
+        let answer = match is_member {
+            true => self.server.take(op),
+            false => Err(refusal(Code::NotMember, 0, 0)),
+        };
+        self.paths[path].back.push_back((id, answer));
+    }
+
+    fn hear(&mut self) {
+        let Some((id, answer)) = self.paths.last_mut().unwrap().back.pop_front() else { return };
+        self.answered(id, answer);
+    }
+
+    fn answered(&mut self, id: u64, answer: Result<SendAck, Refused>) {
+        let (random, now) = (self.random(u64::MAX), self.now);
+        match answer {
+            Ok(ack) => {
+                let settled = self.outbox.acknowledged(id, ack);
+                self.settle(settled);
+            }
+            Err(refused) => {
+                let settled = self.outbox.refused(id, &refused, now, random);
+                self.settle(settled);
+            }
+        }
+    }
+
+    /// The gateway loses its link: what was not answered is answered BUSY, and may be taken yet.
+    fn reroute(&mut self) {
+        let last = self.paths.last_mut().unwrap();
+        let (back, there) = (std::mem::take(&mut last.back), last.there.iter());
+        let busy: Vec<u64> = back.into_iter().map(|(id, _)| id).chain(there.map(|(id, _)| *id)).collect();
+        self.paths.push(Path::default());
+        for id in busy {
+            self.answered(id, Err(refusal(Code::Busy, 0, 50)));
+        }
+    }
+
+    fn reconnect(&mut self) {
+        self.paths.push(Path::default());
+        self.outbox.disconnected();
+    }
+}
+
+#[test]
+fn whatever_is_refused_and_whichever_way_it_went_no_message_is_taken_twice_or_denied() {
+    for seed in 1..=3_000_u64 {
+        let mut world = World {
+            outbox: Outbox::default(),
+            server: Server::default(),
+            paths: vec![Path::default()],
+            state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            id: 0,
+            now: 0,
+            settled: HashMap::new(),
+        };
+        let (mut next, mut is_member) = (0, true);
+        while world.settled.len() < 60 {
+            world.now += world.random(30);
+            if next < 60 && world.random(3) > 0 {
+                let deadline_ms = if world.random(10) == 0 { world.now + 200 } else { 1_000_000 };
+                world.outbox.push("g:a", message(next), deadline_ms, 77, next).unwrap();
+                next += 1;
+            }
+            let expired = world.outbox.expire(world.now);
+            world.settle(expired);
+            world.transmit();
+            let present = world.paths.len() - 1;
+            match world.random(60) {
+                0 => world.reconnect(),
+                1 => world.reroute(),
+                2..8 => is_member = !is_member,
+                8..20 => world.hear(),
+                20..30 => {
+                    let path = world.random(present as u64 + 1) as usize;
+                    world.take(path, is_member);
+                }
+                _ => world.take(present, is_member),
+            }
+            if world.random(2) == 0 {
+                world.hear();
+            }
+            assert!(world.now < 1_000_000, "seed {seed}: stuck");
+        }
+        for path in 0..world.paths.len() {
+            while !world.paths[path].there.is_empty() {
+                world.take(path, true);
+            }
+        }
+        for index in 0..60 {
+            let taken = world.server.log.iter().filter(|payload| **payload == text(index)).count();
+            match &world.settled[&index] {
+                Ok(_) => assert_eq!(taken, 1, "seed {seed}: message {index} is acknowledged"),
+                Err(SendError::Refused { code, .. }) => {
+                    assert_eq!(taken, 0, "seed {seed}: message {index} is refused: {code:?}");
+                }
+                Err(_) => assert!(taken <= 1, "seed {seed}: message {index}"),
+            }
+        }
+    }
 }
 
 #[test]
@@ -279,8 +469,8 @@ fn what_went_astray_is_sent_on_no_other_stream_and_its_outcome_is_unknown() {
     let refused = refusal(Code::NotJoined, 0, 0);
     assert_eq!(outbox.refused(3, &refused, 0, 5), [(0, Err(SendError::Unknown))], "it may be taken yet");
     let refused = server.take(send_of(2, 1)).unwrap_err();
-    assert_eq!(outbox.refused(4, &refused, 0, 5), [(1, Err(SendError::Unknown))]);
-    assert!(outbox.refused(5, &refused, 0, 6).is_empty());
+    assert!(outbox.refused(4, &refused, 0, 5).is_empty(), "what is under way is answered first");
+    assert_eq!(outbox.refused(5, &refused, 0, 6), [(1, Err(SendError::Unknown))]);
     let op = send(&mut outbox, 0, 6).unwrap();
     assert!(matches!(&op, Op::Send(send) if (send.client_seq, send.stream) == (1, 5)));
     server.take(op).unwrap();
