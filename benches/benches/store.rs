@@ -1,11 +1,10 @@
 //! Durable appends of both stores, beside what their engines do bare with the same batches:
 //! `cargo bench -p millrace-benches --bench store`.
 //!
-//! An append is more than a record in a log: it compares fence and position, keeps the sender's answers, and remembers
-//! what is to be fanned out. `store` is all that, through the trait, as the dispatcher's shards use it; `bare` writes
-//! records of the same size in batches of the same number and makes them durable as often, and nothing else: to a stream
-//! that answers are kept for, a burst is one record more, and single messages are a record more each. Redis is left out
-//! where there is no redis-server.
+//! An append is more than a record in a log: it compares fence and position, files what senders were answered, and
+//! remembers what is to be fanned out. `store` is all that, through the trait, as the dispatcher's shards use it; `bare`
+//! writes records of the same size in batches of the same number and makes them durable as often, and nothing else. Redis
+//! is left out where there is no redis-server.
 
 use std::io::{BufRead, BufReader, Read, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -27,6 +26,8 @@ const PARTITIONS: u16 = 8;
 const MESSAGES: u64 = 32;
 /// Bytes of a message's body: what receivers get.
 const BODY_BYTES: usize = 300;
+/// Bytes of its record: the body, 78 of numbers, sender and device with their lengths.
+const RECORD_BYTES: usize = BODY_BYTES + 78 + (2 + "alice0".len()) + (2 + "phone".len());
 
 /// Who says the messages of a batch.
 #[derive(Clone, Copy)]
@@ -189,7 +190,9 @@ struct BareFjall {
 
 impl BareFjall {
     fn open(shape: Shape, dir: &Path) -> BareFjall {
-        let db = fjall::Database::builder(dir.join("bare")).open().expect("a database");
+        let workers: usize = std::env::var("BW").map_or(2, |w| w.parse().unwrap());
+        let db =
+            fjall::Database::builder(dir.join("bare")).worker_threads(workers).open().expect("a database");
         let log = db.keyspace("log", fjall::KeyspaceCreateOptions::default).expect("a keyspace");
         BareFjall { db, log, shape, rounds: 0 }
     }
@@ -201,7 +204,7 @@ impl BareFjall {
                 let (conversation, seq) = self.shape.place(partition, self.rounds, n);
                 let mut key = conversation.into_bytes();
                 key.extend(seq.to_be_bytes());
-                batch.insert(&self.log, key, vec![7u8; BODY_BYTES]);
+                batch.insert(&self.log, key, vec![7u8; RECORD_BYTES]);
             }
         }
         self.rounds += 1;
@@ -235,7 +238,7 @@ impl BareRedis {
 
     fn round(&mut self) {
         let mut commands = Vec::new();
-        let body = vec![7u8; BODY_BYTES];
+        let record = vec![7u8; RECORD_BYTES];
         for partition in 0..PARTITIONS {
             let places: Vec<(String, String)> = (1..=MESSAGES)
                 .map(|n| self.shape.place(partition, self.rounds, n))
@@ -244,7 +247,7 @@ impl BareRedis {
             let count = MESSAGES.to_string();
             let mut args: Vec<&[u8]> = vec![b"EVALSHA", self.sha.as_bytes(), count.as_bytes()];
             args.extend(places.iter().map(|(key, _)| key.as_bytes()));
-            args.extend(places.iter().flat_map(|(_, seq)| [seq.as_bytes(), &body[..]]));
+            args.extend(places.iter().flat_map(|(_, seq)| [seq.as_bytes(), &record[..]]));
             resp(&mut commands, &args);
         }
         self.rounds += 1;

@@ -208,8 +208,8 @@ pub struct Batch {
 pub enum Write {
     /// Appends a message to its conversation's log, and its answer to its stream's, if it has one.
     Message(Entry),
-    /// Puts another record in the place of an entry that is there (a recalled message loses its payload). One whose seq
-    /// is not in the log any more changes nothing.
+    /// Puts another record in the place of an entry that is there (a recalled message loses its payload). Who sent it and
+    /// what that was answered stays the same. One whose seq is not in the log any more changes nothing.
     Replace(Entry),
     /// Creates a group; the owner has checked that there is none.
     GroupCreate {

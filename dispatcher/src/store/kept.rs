@@ -21,6 +21,11 @@ impl StreamKey {
     pub fn of(entry: &Entry) -> Self {
         StreamKey { user: entry.sender.clone(), device: entry.device.clone(), stream: entry.stream }
     }
+
+    /// Whether an entry was sent on it.
+    pub fn is_of(&self, entry: &Entry) -> bool {
+        self.stream == entry.stream && self.user == entry.sender && self.device == entry.device
+    }
 }
 
 /// What a message was answered.
@@ -36,6 +41,14 @@ pub struct Answer {
     pub message_id: MessageId,
     /// Of the owner that gave them.
     pub epoch: u64,
+}
+
+impl Answer {
+    /// What the sender of an entry was answered.
+    pub fn of(entry: &Entry) -> Self {
+        let Entry { client_seq, payload_hash, seq, message_id, epoch, .. } = *entry;
+        Answer { client_seq, payload_hash, seq, message_id, epoch }
+    }
 }
 
 /// A place in a log. Ordered by epoch, then seq.

@@ -56,6 +56,10 @@ pub const FIRST_POSITION: u64 = 1;
 /// Answers of one stream in one conversation that are kept: as many messages as a client may have in flight.
 pub const ANSWERS_MAX: usize = 64;
 
+/// Entries of a log whose answers it has alone, at most, after a batch. They are read with a stream's answers; the answers
+/// of older ones are filed by stream.
+pub const UNFILED_MAX: u64 = 64;
+
 /// How long they are kept at least, after the stream's last message there.
 pub const ANSWERS_DAYS: u64 = 7;
 

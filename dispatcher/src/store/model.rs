@@ -348,8 +348,7 @@ impl ModelStore {
                         self.begin_stream(&entry.conversation, &stream);
                     }
                     let answers = self.answers.entry((entry.conversation.clone(), stream)).or_default();
-                    let Entry { client_seq, payload_hash, seq, message_id, epoch, .. } = entry;
-                    answers.push(Answer { client_seq, payload_hash, seq, message_id, epoch });
+                    answers.push(Answer::of(&entry));
                     let answers_max =
                         if planted::is(planted::Fault::AnswersForgottenSoon) { 2 } else { ANSWERS_MAX };
                     let excess = answers.len().saturating_sub(answers_max);

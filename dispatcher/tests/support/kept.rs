@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use millrace_dispatcher::store::{
-    ANSWERS_MAX, Change, Cursor, CursorsOf, List, Outcome, STREAMS_PER_DEVICE_MAX, StoreError, StreamKey,
-    UserItem, Work, Write,
+    ANSWERS_MAX, Answer, Change, Cursor, CursorsOf, List, Outcome, STREAMS_PER_DEVICE_MAX, StoreError,
+    StreamKey, UserItem, Work, Write,
 };
 
 use super::cases::Case;
@@ -13,6 +13,7 @@ pub const KEPT: &[(&str, Case)] = &[
     ("answers: the newest of a stream, with its log", answers_of_a_stream),
     ("answers: a stream is found by conversation, user, device and its own id", streams_are_told_apart),
     ("answers: the newest streams of a device", newest_streams),
+    ("answers: they outlive their messages", answers_outlive_their_messages),
     ("state: set, replaced, removed", state),
     ("cursors: merged by maximum", cursors_merge),
     ("cursors: of a user, of everyone in pages", cursors_in_pages),
@@ -82,6 +83,46 @@ fn streams_are_told_apart(world: &World<'_>) {
     assert_eq!(world.answers(&claim, "g:te", keys[0].clone())[0].seq, 1);
 }
 
+fn answers_outlive_their_messages(world: &World<'_>) {
+    let mut claim = world.claim(3, "a", 1_000);
+    let keys = [stream("phone", 1), stream("pad", 1)];
+    let trim = |first_seq| Write::Trim { conversation: "g:tea".into(), first_seq };
+    let mut stamped = Vec::new();
+    let (mut head, mut numbers) = (0, [0, 0]);
+    // Batches of all sizes; some begin with a trim, some end with one, some have one in the middle.
+    for size in [1, 2, 5, 63, 64, 65, 3, 40, 130, 1, 1] {
+        let mut writes = if size % 2 == 0 { vec![trim(head)] } else { Vec::new() };
+        for at in 0..size {
+            head += 1;
+            let sender = usize::from(head % 3 == 0);
+            numbers[sender] += 1;
+            writes.push(sent("g:tea", head, &keys[sender], numbers[sender]));
+            if at == 30 {
+                writes.push(trim(head - 10));
+            }
+        }
+        writes.push(trim(head + 1));
+        stamped.extend(world.append(&mut claim, writes));
+        let reopens = size == 65 || size == 130;
+        if reopens {
+            world.reopen();
+            claim = world.claim(3, "a", 1_000);
+        }
+        let known = world.load(&claim, "g:tea", None);
+        assert_eq!((known.first_seq, known.head), (head, head));
+        for key in &keys {
+            let of_key = |write: &Write| match write {
+                Write::Message(entry) if key.is_of(entry) => Some(Answer::of(entry)),
+                _ => None,
+            };
+            let all: Vec<Answer> = stamped.iter().filter_map(of_key).collect();
+            let newest = &all[all.len().saturating_sub(ANSWERS_MAX)..];
+            assert_eq!(world.answers(&claim, "g:tea", key.clone()), newest, "after a batch of {size}");
+            assert_eq!(world.load(&claim, "g:tea", Some(key.clone())).answers, newest);
+        }
+    }
+}
+
 fn newest_streams(world: &World<'_>) {
     let mut claim = world.claim(3, "a", 1_000);
     let total = STREAMS_PER_DEVICE_MAX as u64 + 3;
@@ -90,6 +131,9 @@ fn newest_streams(world: &World<'_>) {
     world.append(&mut claim, vec![sent("g:tea", 2, &stream("pad", 1), 1)]);
     let together = (2..=total).map(|at| sent("g:tea", at + 1, &stream("phone", at), 1)).collect();
     world.append(&mut claim, together);
+    // A store may keep more until the log has gone on for a while.
+    let goes_on = (1..=100).map(|at| sent("g:tea", total + 1 + at, &stream("tv", 1), at)).collect();
+    world.append(&mut claim, goes_on);
     world.reopen();
     let claim = world.claim(3, "a", 1_000);
     let known = |key| !world.answers(&claim, "g:tea", key).is_empty();

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use millrace_dispatcher::store::{
-    Batch, Change, Cursor, CursorsOf, Entry, Fence, List, Outcome, StoreError, StreamKey, UserItem, Work,
-    Write,
+    Batch, Change, Cursor, CursorsOf, Entry, Fence, List, Outcome, STREAMS_PER_DEVICE_MAX, StoreError,
+    StreamKey, UserItem, Work, Write,
 };
 use millrace_protocol::ids::Partition;
 
@@ -68,6 +68,8 @@ struct Talk {
     messages: u64,
     bytes: u64,
     version: u64,
+    /// Its entries without their bodies, lowest first.
+    log: Vec<Entry>,
     /// Per user and device: streams and their last numbers.
     streams: BTreeMap<(String, String), Vec<(u64, u64)>>,
 }
@@ -244,6 +246,11 @@ impl Owner {
                 let seq = self.random.below(head + 3);
                 let mut entry = self.entry(partition, conversation);
                 entry.seq = seq;
+                // Who sent it, how and when stays.
+                if let Some(old) = self.talks[&key].log.get(seq.wrapping_sub(1) as usize) {
+                    let (action, notify) = (entry.action, entry.notify);
+                    entry = Entry { action, notify, ..old.clone() };
+                }
                 Write::Replace(entry)
             }
             9 => {
@@ -311,6 +318,7 @@ impl Owner {
         talk.bytes += entry.notify.len() as u64;
         (entry.seq, entry.messages, entry.bytes) = (talk.head, talk.messages, talk.bytes);
         if self.random.one_in(5) {
+            talk.log.push(Entry { notify: Bytes::new(), ..entry.clone() });
             return entry;
         }
         let streams = talk.streams.entry((entry.sender.clone(), entry.device.clone())).or_default();
@@ -321,14 +329,17 @@ impl Owner {
         let (stream, client_seq) = &mut streams[newest];
         *client_seq += 1;
         (entry.stream, entry.client_seq) = (*stream, *client_seq);
+        talk.log.push(Entry { notify: Bytes::new(), ..entry.clone() });
         entry
     }
 
+    /// One of a device's newest streams: a store may keep others for a while.
     fn stream(&mut self, partition: Partition, conversation: &str) -> StreamKey {
         let (user, device) = (self.random.user(), self.random.device());
         let talk = self.talks.entry((partition, conversation.to_owned())).or_default();
         let of_device = talk.streams.get(&(user.clone(), device.clone()));
-        let stream = of_device.filter(|all| !all.is_empty()).map_or(7, |all| self.random.pick(all).0);
+        let newest = of_device.map(|all| &all[all.len().saturating_sub(STREAMS_PER_DEVICE_MAX)..]);
+        let stream = newest.filter(|all| !all.is_empty()).map_or(7, |all| self.random.pick(all).0);
         StreamKey { user, device, stream }
     }
 

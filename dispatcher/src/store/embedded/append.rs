@@ -1,6 +1,6 @@
 //! One batch of one partition: checked whole, then written into the round.
 //!
-//! When the round is durable is left to [`super::round`]. The rules that keep it right: whatever must be read is read
+//! When the round is durable is left to [`super::round`], what is filed of a log to [`super::answers`]. The rules that keep it right: whatever must be read is read
 //! before the first write; and what a write leaves behind is remembered in memory ([`Memory`]), so that the next one need
 //! not read it again.
 
@@ -8,45 +8,67 @@ use std::collections::{HashMap, hash_map};
 
 use fjall::OwnedWriteBatch;
 use millrace_protocol::ids::Partition;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::answers::Unfiled;
 use super::conversations::Kind;
 use super::disk::FenceRecord;
-use super::log::{Bounds, answers_key};
+use super::log::Bounds;
 use super::round::{Engine, Failure};
-use crate::store::{
-    ANSWERS_MAX, Answer, Batch, Cursor, Entry, EventId, Outcome, STREAMS_PER_DEVICE_MAX, StoreError,
-    StreamKey, Write, pack,
-};
+use crate::store::{Batch, Cursor, Entry, EventId, Outcome, StoreError, UNFILED_MAX, Write, pack};
 
-/// Conversations whose bounds are remembered, at about 80 B each; past that all are forgotten and read again.
-const BOUNDS_MAX: usize = 131_072;
+/// Logs that are remembered, at about 120 B each; past that all are forgotten and read again.
+const LOGS_MAX: usize = 131_072;
+/// Answers that are remembered until they are filed, at 40 to 200 B each; past that they are read when they are filed.
+const UNFILED_HELD_MAX: usize = 65_536;
 
-/// What is known of conversations without reading.
+/// What is known without reading.
 #[derive(Default)]
 pub(super) struct Memory {
-    bounds: FxHashMap<Partition, FxHashMap<Box<str>, Bounds>>,
-    bounds_held: usize,
+    logs: FxHashMap<Partition, FxHashMap<Box<str>, Kept>>,
+    logs_held: usize,
+    unfiled_held: usize,
     /// Cursors written in this round and not committed yet, by key.
     pub(super) cursors: HashMap<Vec<u8>, Cursor>,
+    /// Partitions that were written to in this round, and what was written is not committed yet.
+    pub(super) uncommitted: FxHashSet<Partition>,
+}
+
+struct Kept {
+    bounds: Bounds,
+    /// `None`: it is not remembered.
+    unfiled: Option<Unfiled>,
 }
 
 impl Memory {
-    fn bounds(&self, partition: Partition, conversation: &str) -> Option<Bounds> {
-        self.bounds.get(&partition)?.get(conversation).copied()
+    /// A log that is remembered, without what is not filed of it: whoever takes that hands it back.
+    fn take(&mut self, partition: Partition, conversation: &str) -> Option<(Bounds, Option<Unfiled>)> {
+        let kept = self.logs.get_mut(&partition)?.get_mut(conversation)?;
+        let unfiled = kept.unfiled.take();
+        self.unfiled_held -= unfiled.as_ref().map_or(0, |unfiled| unfiled.count);
+        Some((kept.bounds, unfiled))
     }
 
-    fn remember(&mut self, partition: Partition, conversation: &str, bounds: Bounds) {
-        if self.bounds_held >= BOUNDS_MAX {
-            self.bounds.clear();
-            self.bounds_held = 0;
+    fn remember(
+        &mut self,
+        partition: Partition,
+        conversation: &str,
+        bounds: Bounds,
+        unfiled: Option<Unfiled>,
+    ) {
+        if self.logs_held >= LOGS_MAX {
+            self.logs.clear();
+            (self.logs_held, self.unfiled_held) = (0, 0);
         }
-        let of_partition = self.bounds.entry(partition).or_default();
+        let unfiled = unfiled.filter(|unfiled| self.unfiled_held + unfiled.count <= UNFILED_HELD_MAX);
+        self.unfiled_held += unfiled.as_ref().map_or(0, |unfiled| unfiled.count);
+        let kept = Kept { bounds, unfiled };
+        let of_partition = self.logs.entry(partition).or_default();
         match of_partition.get_mut(conversation) {
-            Some(known) => *known = bounds,
+            Some(known) => *known = kept,
             None => {
-                of_partition.insert(conversation.into(), bounds);
-                self.bounds_held += 1;
+                of_partition.insert(conversation.into(), kept);
+                self.logs_held += 1;
             }
         }
     }
@@ -55,23 +77,34 @@ impl Memory {
 /// What a batch must know before it writes.
 #[derive(Default)]
 struct Known<'a> {
-    /// Of each conversation whose log it touches, as they are before it.
-    bounds: FxHashMap<&'a str, Bounds>,
-    /// Streams of each device that begins one, by key.
-    streams: HashMap<Vec<u8>, Vec<u64>>,
+    logs: FxHashMap<&'a str, Log>,
     /// Cursors that it moves, by key.
     cursors: HashMap<Vec<u8>, Cursor>,
-    /// Answers of each stream that it adds to, oldest first.
-    answers: HashMap<Stream<'a>, Vec<Answer>>,
 }
 
-/// Conversation, user, device, stream.
-type Stream<'a> = (&'a str, &'a str, &'a str, u64);
+/// A log that a batch touches.
+struct Log {
+    /// Where it begins and ends: as it was before the batch, and then as each write leaves it.
+    bounds: Bounds,
+    was: Bounds,
+    /// Where it ends after the batch.
+    head: u64,
+    /// The highest seq that a trim of the batch names.
+    trim: u64,
+    /// What is not filed of it, with the batch; `None`: that was not remembered.
+    unfiled: Option<Unfiled>,
+}
 
 impl Known<'_> {
-    /// Of a log that the batch touches.
     fn bounds(&mut self, conversation: &str) -> &mut Bounds {
-        self.bounds.get_mut(conversation).expect("the check has looked at every log")
+        &mut self.logs.get_mut(conversation).expect("the check has looked at every log").bounds
+    }
+}
+
+impl Log {
+    /// Whether so much is not filed that it is to be, or a trim would take it away.
+    fn is_to_be_filed(&self) -> bool {
+        self.head >= self.was.filed + UNFILED_MAX || self.trim.min(self.head) > self.was.filed + 1
     }
 }
 
@@ -87,15 +120,19 @@ impl Engine {
         for (id, write) in (batch.position..).zip(&batch.writes) {
             self.write(partition, id, write, &mut known);
         }
-        for (conversation, bounds) in &known.bounds {
-            self.memory.remember(partition, conversation, *bounds);
-        }
-        for (key, streams) in &known.streams {
-            self.disk.put_streams(&mut self.pending, key, streams);
-        }
-        for ((conversation, user, device, stream), answers) in &known.answers {
-            let key = answers_key(partition, conversation, user, device, *stream);
-            self.disk.put_answers(&mut self.pending, &key, answers);
+        for (conversation, log) in known.logs {
+            let files = log.is_to_be_filed();
+            let Log { mut bounds, was, mut unfiled, .. } = log;
+            if files {
+                let filing =
+                    unfiled.replace(Unfiled::default()).expect("the check has read what is to be filed");
+                filing.write(&self.disk, &mut self.pending, partition, conversation);
+                bounds.filed = bounds.head;
+            }
+            if (Bounds { head: was.head, ..bounds }) != was {
+                self.disk.put_bounds(&mut self.pending, partition, conversation, &bounds);
+            }
+            self.memory.remember(partition, conversation, bounds, unfiled);
         }
         for (key, cursor) in known.cursors {
             self.disk.put_cursor(&mut self.pending, &key, &cursor);
@@ -111,6 +148,7 @@ impl Engine {
             self.disk.put_outstanding(&mut self.pending, partition, batch.position, &batch.outstanding);
         }
         record.position += batch.writes.len() as u64;
+        self.memory.uncommitted.insert(partition);
         self.set_fence(partition, record);
         Ok(Outcome::Appended)
     }
@@ -119,28 +157,25 @@ impl Engine {
     fn check<'a>(&mut self, batch: &'a Batch, record: &mut FenceRecord) -> Result<Known<'a>, Failure> {
         let partition = batch.partition;
         let mut known = Known::default();
-        let mut heads: FxHashMap<&str, u64> = FxHashMap::default();
         for write in &batch.writes {
             match write {
                 Write::Message(entry) => {
-                    let before = self.know_bounds(&mut known, partition, &entry.conversation)?;
-                    let head = heads.entry(&entry.conversation).or_insert(before.head);
-                    if entry.seq != *head + 1 {
-                        return Err(not_dense(&entry.conversation, *head, entry.seq).into());
+                    let log = self.log(&mut known, partition, &entry.conversation)?;
+                    if entry.seq != log.head + 1 {
+                        return Err(not_dense(&entry.conversation, log.head, entry.seq).into());
                     }
-                    *head = entry.seq;
+                    log.head = entry.seq;
+                    if let Some(unfiled) = &mut log.unfiled {
+                        unfiled.add(entry);
+                    }
                     record.last_message_id = record.last_message_id.max(entry.message_id);
-                    if begins_stream(entry) {
-                        let key = streams_key(partition, entry);
-                        if let hash_map::Entry::Vacant(place) = known.streams.entry(key) {
-                            self.commit()?;
-                            let streams = self.disk.streams(place.key())?;
-                            place.insert(streams);
-                        }
-                    }
                 }
-                Write::Replace(Entry { conversation, .. }) | Write::Trim { conversation, .. } => {
-                    self.know_bounds(&mut known, partition, conversation)?;
+                Write::Replace(Entry { conversation, .. }) => {
+                    self.log(&mut known, partition, conversation)?;
+                }
+                Write::Trim { conversation, first_seq } => {
+                    let log = self.log(&mut known, partition, conversation)?;
+                    log.trim = log.trim.max(*first_seq);
                 }
                 Write::Cursor { conversation, user, device, cursor } => {
                     let key = Kind::Cursor.of_device(partition, conversation, user, device);
@@ -158,60 +193,83 @@ impl Engine {
                 | Write::Event { .. } => {}
             }
         }
+        for (conversation, log) in known.logs.iter_mut().filter(|(_, log)| log.is_to_be_filed()) {
+            self.make_readable(partition)?;
+            let unfiled = match &mut log.unfiled {
+                Some(unfiled) => unfiled,
+                None => {
+                    let mut unfiled = self.read_unfiled(partition, conversation, &log.was)?;
+                    for write in &batch.writes {
+                        if let Write::Message(entry) = write
+                            && entry.conversation == *conversation
+                        {
+                            unfiled.add(entry);
+                        }
+                    }
+                    log.unfiled.insert(unfiled)
+                }
+            };
+            unfiled.read(&self.disk, partition, conversation)?;
+        }
         Ok(known)
     }
 
-    fn know_bounds<'a>(
+    /// What is known of a log, read if it was not.
+    fn log<'a, 'k>(
         &mut self,
-        known: &mut Known<'a>,
+        known: &'k mut Known<'a>,
         partition: Partition,
         conversation: &'a str,
-    ) -> Result<Bounds, Failure> {
-        if let Some(bounds) = known.bounds.get(conversation) {
-            return Ok(*bounds);
-        }
-        let bounds = match self.memory.bounds(partition, conversation) {
-            Some(bounds) => bounds,
-            None => {
-                // Not remembered: only what is committed can be read.
-                self.commit()?;
-                self.disk.bounds(partition, conversation)?
+    ) -> Result<&'k mut Log, Failure> {
+        Ok(match known.logs.entry(conversation) {
+            hash_map::Entry::Occupied(place) => place.into_mut(),
+            hash_map::Entry::Vacant(place) => {
+                let (bounds, unfiled) = match self.memory.take(partition, conversation) {
+                    Some(known) => known,
+                    None => {
+                        self.make_readable(partition)?;
+                        let bounds = self.disk.bounds(partition, conversation)?;
+                        (bounds, (bounds.filed == bounds.head).then(Unfiled::default))
+                    }
+                };
+                place.insert(Log { bounds, was: bounds, head: bounds.head, trim: 0, unfiled })
             }
-        };
-        known.bounds.insert(conversation, bounds);
-        Ok(bounds)
+        })
     }
 
-    fn write<'a>(&mut self, partition: Partition, id: EventId, write: &'a Write, known: &mut Known<'a>) {
+    /// What was written to a partition can be read: only what is committed can.
+    fn make_readable(&mut self, partition: Partition) -> Result<(), Failure> {
+        if self.memory.uncommitted.contains(&partition) {
+            self.commit()?;
+        }
+        Ok(())
+    }
+
+    /// What is in a log alone. An entry that can't be read any more is named, and its sender's repeat is not known again.
+    fn read_unfiled(
+        &self,
+        partition: Partition,
+        conversation: &str,
+        bounds: &Bounds,
+    ) -> Result<Unfiled, Failure> {
+        let mut unfiled = Unfiled::default();
+        for entry in self.disk.unfiled(partition, conversation, bounds) {
+            match entry {
+                Ok(entry) => unfiled.add(&entry),
+                Err(error @ StoreError::Corrupted(_)) => eprintln!("millrace: {error}"),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(unfiled)
+    }
+
+    fn write(&mut self, partition: Partition, id: EventId, write: &Write, known: &mut Known<'_>) {
         let (disk, pending) = (&self.disk, &mut self.pending);
         let mut event: Option<(&str, &[u8])> = None;
         match write {
             Write::Message(entry) => {
                 known.bounds(&entry.conversation).head = entry.seq;
                 disk.put_entry(pending, partition, entry);
-                if entry.stream != 0 {
-                    let Entry { client_seq, payload_hash, seq, message_id, epoch, .. } = *entry;
-                    let answer = Answer { client_seq, payload_hash, seq, message_id, epoch };
-                    let Entry { conversation, sender, device, stream, .. } = entry;
-                    known.answers.entry((conversation, sender, device, *stream)).or_default().push(answer);
-                }
-                if begins_stream(entry) {
-                    let streams = known
-                        .streams
-                        .get_mut(&streams_key(partition, entry))
-                        .expect("the check has looked at every stream");
-                    for gone in begin_stream(streams, entry.stream) {
-                        let Entry { conversation, sender, device, .. } = entry;
-                        known.answers.remove(&(
-                            conversation.as_str(),
-                            sender.as_str(),
-                            device.as_str(),
-                            gone,
-                        ));
-                        let stream = StreamKey { user: sender.clone(), device: device.clone(), stream: gone };
-                        disk.remove_answers(pending, partition, conversation, &stream);
-                    }
-                }
                 event = Some(("message", &entry.notify));
             }
             Write::Replace(entry) => {
@@ -231,12 +289,8 @@ impl Engine {
             // Merged when it was checked.
             Write::Cursor { .. } => {}
             Write::Trim { conversation, first_seq } => {
-                let bounds = known.bounds(conversation);
-                let before = *bounds;
-                let gone = bounds.trim(*first_seq);
-                if *bounds != before {
-                    disk.put_beginning(pending, partition, conversation, bounds, gone);
-                }
+                let gone = known.bounds(conversation).trim(*first_seq);
+                disk.remove_entries(pending, partition, conversation, gone);
             }
             Write::Event { kind, body } => event = Some((kind, body)),
         }
@@ -262,25 +316,6 @@ impl super::disk::Disk {
     }
 }
 
-/// Numbers are dense from 1: the first one of a stream is where its device gets one stream more.
-fn begins_stream(entry: &Entry) -> bool {
-    entry.stream != 0 && entry.client_seq == 1
-}
-
-fn streams_key(partition: Partition, entry: &Entry) -> Vec<u8> {
-    Kind::Streams.of_device(partition, &entry.conversation, &entry.sender, &entry.device)
-}
-
-/// Adds the newest stream, and returns those that lost their place.
-fn begin_stream(streams: &mut Vec<u64>, stream: u64) -> Vec<u64> {
-    streams.retain(|known| *known != stream);
-    streams.push(stream);
-    let excess = streams.len().saturating_sub(STREAMS_PER_DEVICE_MAX);
-    streams.drain(..excess).collect()
-}
-
 fn not_dense(conversation: &str, head: u64, given: u64) -> StoreError {
     StoreError::Corrupted(format!("log of {conversation}: it ends at {head}, and {given} was to follow"))
 }
-
-const _: () = assert!(ANSWERS_MAX >= 64, "a client may have that many messages in flight");

@@ -13,7 +13,7 @@ use crate::store::{Cursor, CursorsOf, StoreError, pack};
 /// The byte behind a conversation's name.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
-    /// Nothing -> where the log begins, and what is swept.
+    /// Nothing -> where the log begins, what is swept, and what is filed.
     Begin = b'b' as isize,
     /// user, device -> cursor.
     Cursor = b'c' as isize,

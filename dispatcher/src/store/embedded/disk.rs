@@ -12,7 +12,7 @@ use millrace_protocol::ids::{MessageId, Partition};
 use crate::store::{Fence, StoreError, pack};
 
 /// Version of this layout, kept under [`FORMAT_KEY`] with the number of partitions.
-pub(super) const FORMAT: u16 = 2;
+pub(super) const FORMAT: u16 = 3;
 const FORMAT_KEY: &[u8] = b"format";
 /// What a keyspace keeps in memory before it is written out, bytes: a fixed part of the process's memory.
 const MEMTABLE_BYTES_MAX: u64 = 16 << 20;
@@ -23,9 +23,9 @@ pub(super) struct Disk {
     pub(super) db: Database,
     /// partition, conversation, seq -> record.
     pub(super) log: Keyspace,
-    /// partition, conversation, user, device, stream, client_seq modulo the answers kept -> answer.
+    /// partition, conversation, user, device, stream, client_seq modulo the answers kept -> answers that are filed.
     pub(super) answers: Keyspace,
-    /// partition, conversation, kind, name -> members, state, cursors, streams and where the log begins.
+    /// partition, conversation, kind, name -> members, state, cursors, streams, where the log begins and what is filed of it.
     pub(super) conversations: Keyspace,
     /// list, user, item -> value.
     pub(super) lists: Keyspace,

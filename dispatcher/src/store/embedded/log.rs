@@ -1,16 +1,15 @@
-//! Logs and what their senders were answered: where a log begins and ends, its pages, the slots of answers.
+//! Logs: where one begins and ends, and its pages. What their senders were answered is left to [`super::answers`].
 //!
-//! The rules that keep it right: a log is dense from where it begins ([`Bounds`]) to its head, and what still lies below
-//! its beginning is not there for anybody; a stream's answers take turns in a fixed number of slots, so that none has to
-//! be deleted.
+//! The rule that keeps it right: a log is dense from where it begins ([`Bounds`]) to its head, and what still lies below
+//! its beginning is not there for anybody.
 
 use bytes::{BufMut, Bytes};
 use fjall::OwnedWriteBatch;
 use millrace_protocol::ids::Partition;
 
 use super::conversations::Kind;
-use super::disk::{Disk, conversation_key, last_u64, put_text, read_error};
-use crate::store::{ANSWERS_MAX, Answer, Entry, StoreError, StreamKey, pack, record};
+use super::disk::{Disk, conversation_key, last_u64, read_error};
+use crate::store::{Entry, StoreError, record};
 
 /// Records that one trim removes from the disk at most: some ten milliseconds. The log begins where the trim says all the
 /// same; what is left lies below that, unseen, and goes with the next trims.
@@ -25,6 +24,8 @@ pub(super) struct Bounds {
     pub(super) first: u64,
     /// No record below it is left on the disk; at most `first`.
     pub(super) swept: u64,
+    /// What the senders of all entries up to here were answered has records of its own.
+    pub(super) filed: u64,
 }
 
 impl Bounds {
@@ -55,31 +56,41 @@ impl Disk {
             }
         };
         let key = Kind::Begin.key(partition, conversation);
-        let (first, swept) = match self.conversations.get(key).map_err(|e| read_error(&e))? {
-            None => (1, 1),
+        let (first, swept, filed) = match self.conversations.get(key).map_err(|e| read_error(&e))? {
+            None => (1, 1, 0),
             Some(record) => {
-                let (first, swept) = record.split_first_chunk().ok_or_else(|| damaged("the beginning"))?;
-                let swept = swept.try_into().map_err(|_| damaged("the beginning"))?;
-                (u64::from_be_bytes(*first), u64::from_be_bytes(swept))
+                let ([first, swept, filed], []) = record.as_chunks() else {
+                    return Err(damaged("the beginning"));
+                };
+                (u64::from_be_bytes(*first), u64::from_be_bytes(*swept), u64::from_be_bytes(*filed))
             }
         };
-        Ok(Bounds { head, first, swept })
+        Ok(Bounds { head, first, swept, filed })
     }
 
-    /// Moves the beginning of a log, and removes `gone`.
-    pub(super) fn put_beginning(
+    /// Writes down where a log begins, and what is filed.
+    pub(super) fn put_bounds(
         &self,
         batch: &mut OwnedWriteBatch,
         partition: Partition,
         conversation: &str,
         bounds: &Bounds,
+    ) {
+        let record: Vec<u8> =
+            [bounds.first, bounds.swept, bounds.filed].into_iter().flat_map(u64::to_be_bytes).collect();
+        batch.insert(&self.conversations, Kind::Begin.key(partition, conversation), record);
+    }
+
+    pub(super) fn remove_entries(
+        &self,
+        batch: &mut OwnedWriteBatch,
+        partition: Partition,
+        conversation: &str,
         gone: std::ops::Range<u64>,
     ) {
         for seq in gone {
             batch.remove(&self.log, log_key(partition, conversation, seq));
         }
-        let record = [bounds.first.to_be_bytes(), bounds.swept.to_be_bytes()].concat();
-        batch.insert(&self.conversations, Kind::Begin.key(partition, conversation), record);
     }
 
     pub(super) fn entry(
@@ -107,72 +118,33 @@ impl Disk {
         if first > last {
             return Ok(Vec::new());
         }
+        let entries = self.entries(partition, conversation, first, last);
+        if newest_first {
+            fill(entries.rev(), limit_bytes, entries_max)
+        } else {
+            fill(entries, limit_bytes, entries_max)
+        }
+    }
+
+    /// Entries with these seqs; `first` is not above `last` by more than one.
+    pub(super) fn entries(
+        &self,
+        partition: Partition,
+        conversation: &str,
+        first: u64,
+        last: u64,
+    ) -> impl DoubleEndedIterator<Item = Result<Entry, StoreError>> {
         let from = log_key(partition, conversation, first);
-        let to = log_key(partition, conversation, last);
-        let range = self.log.range(from..=to);
-        let read = |guard: fjall::Guard| {
+        // Exclusive: nothing is between a seq and the next.
+        let to = log_key(partition, conversation, last.saturating_add(1));
+        self.log.range(from..to).map(move |guard| {
             let (key, value) = guard.into_inner().map_err(|e| read_error(&e))?;
             entry(partition, conversation, &key, &value)
-        };
-        if newest_first {
-            fill(range.rev().map(read), limit_bytes, entries_max)
-        } else {
-            fill(range.map(read), limit_bytes, entries_max)
-        }
+        })
     }
 
     pub(super) fn put_entry(&self, batch: &mut OwnedWriteBatch, partition: Partition, entry: &Entry) {
         batch.insert(&self.log, log_key(partition, &entry.conversation, entry.seq), record::encode(entry));
-    }
-
-    /// Adds to a stream's answers. A record has the answers of a batch, in the slot of the last: what is overwritten there
-    /// has numbers that are lower by the number of slots at least.
-    pub(super) fn put_answers(&self, batch: &mut OwnedWriteBatch, stream: &[u8], answers: &[Answer]) {
-        for answers in answers.chunks(ANSWERS_MAX) {
-            let Some(last) = answers.last() else { continue };
-            let record: Vec<u8> = answers.iter().flat_map(pack::answer).collect();
-            batch.insert(&self.answers, [stream, &[slot(last.client_seq)]].concat(), record);
-        }
-    }
-
-    /// A stream's answers, oldest first.
-    pub(super) fn answers(
-        &self,
-        partition: Partition,
-        conversation: &str,
-        stream: &StreamKey,
-    ) -> Result<Vec<Answer>, StoreError> {
-        let key = answers_key(partition, conversation, &stream.user, &stream.device, stream.stream);
-        let damaged = || {
-            let StreamKey { user, device, stream } = stream;
-            StoreError::Corrupted(format!("answers in {conversation} to {user}, {device}, {stream:x}"))
-        };
-        let mut answers = Vec::new();
-        for guard in self.answers.prefix(key) {
-            let (_, value) = guard.into_inner().map_err(|e| read_error(&e))?;
-            let (records, []) = value.as_chunks::<{ pack::ANSWER_BYTES }>() else { return Err(damaged()) };
-            for record in records {
-                answers.push(pack::to_answer(record).ok_or_else(damaged)?);
-            }
-        }
-        answers.sort_unstable_by_key(|answer| answer.client_seq);
-        // What older records have beside is of no slot any more.
-        answers.drain(..answers.len().saturating_sub(ANSWERS_MAX));
-        Ok(answers)
-    }
-
-    /// Removes all slots of a stream.
-    pub(super) fn remove_answers(
-        &self,
-        batch: &mut OwnedWriteBatch,
-        partition: Partition,
-        conversation: &str,
-        stream: &StreamKey,
-    ) {
-        let key = answers_key(partition, conversation, &stream.user, &stream.device, stream.stream);
-        for slot in 0..ANSWERS_MAX as u8 {
-            batch.remove(&self.answers, [&key[..], &[slot]].concat());
-        }
     }
 }
 
@@ -212,25 +184,4 @@ fn log_key(partition: Partition, conversation: &str, seq: u64) -> Vec<u8> {
     let mut key = conversation_key(partition, conversation);
     key.put_u64(seq);
     key
-}
-
-pub(super) fn answers_key(
-    partition: Partition,
-    conversation: &str,
-    user: &str,
-    device: &str,
-    stream: u64,
-) -> Vec<u8> {
-    let mut key = conversation_key(partition, conversation);
-    key.reserve(user.len() + device.len() + 4 + 8 + 1);
-    put_text(&mut key, user);
-    put_text(&mut key, device);
-    key.put_u64(stream);
-    key
-}
-
-/// Numbers are dense, so that the newest answers have a slot each.
-fn slot(client_seq: u64) -> u8 {
-    const { assert!(ANSWERS_MAX <= 256) }
-    (client_seq % ANSWERS_MAX as u64) as u8
 }

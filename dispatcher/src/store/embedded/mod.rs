@@ -8,6 +8,7 @@
 //! The rules that keep it right: one process has the directory, by a lock that ends with it; and a failed write is
 //! the end: the store refuses everything and says so, once, to `on_fatal`.
 
+mod answers;
 mod append;
 mod conversations;
 mod directory;
@@ -42,6 +43,9 @@ use super::{ASYNC_SYNC_MS, Done, Durability, Job, Replies, Store, StoreError, Wo
 const ROUND_JOBS_MAX: usize = 4_096;
 /// How often an idle thread looks for leases that have ended.
 const IDLE_TICK: Duration = Duration::from_millis(250);
+/// Threads of the engine that flush and compact. With more than one, the first keeps itself for flushes, and while another
+/// compacts it passes the compaction that it was asked for back to the queue, as fast as a core can.
+const WORKERS: usize = 1;
 /// Blocks read from disk that are kept in memory, bytes. Catching up reads the newest pages again and again.
 const CACHE_BYTES: u64 = 32 << 20;
 /// Journals at most, bytes, before the engine flushes keyspaces that hold old ones back. Its smallest is 64 MiB.
@@ -177,6 +181,7 @@ impl Embedded {
         let lock = lock::lock(dir)?;
         let db = fjall::Database::builder(dir.join("db"))
             .cache_size(CACHE_BYTES)
+            .worker_threads(WORKERS)
             .max_journaling_size(JOURNAL_BYTES_MAX)
             .open()
             .map_err(|e| unreadable(e.to_string()))?;

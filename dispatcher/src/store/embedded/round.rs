@@ -169,6 +169,7 @@ impl Engine {
         }
         self.pending_items.clear();
         self.memory.cursors.clear();
+        self.memory.uncommitted.clear();
         self.unsynced_since.get_or_insert_with(Instant::now);
         let fresh = self.disk.db.batch().durability(None);
         std::mem::replace(&mut self.pending, fresh).commit()

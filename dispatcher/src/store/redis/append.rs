@@ -1,7 +1,7 @@
 //! A batch as one call of one script.
 //!
 //! What the script does with it is in `scripts/append.lua`. The rule that keeps it right: a batch is one call, so that its
-//! messages, their answers and its events are there together or not at all.
+//! messages, which say what they were answered, and its events are there together or not at all.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use millrace_protocol::ids::Partition;
 
 use super::command::{Command, ScriptId, bytes, number, text};
 use super::job::Reading;
-use super::keys::{Keys, stream_name};
+use super::keys::Keys;
 use crate::store::{
-    ANSWERS_DAYS, ANSWERS_MAX, Answer, Batch, Entry, STREAMS_PER_DEVICE_MAX, StreamKey, Write, pack, record,
+    ANSWERS_DAYS, ANSWERS_MAX, Batch, STREAMS_PER_DEVICE_MAX, UNFILED_MAX, Write, pack, record,
 };
 
 /// How long answers are kept after the last one.
@@ -25,8 +25,6 @@ struct Names<'a> {
     partition: Partition,
     names: Vec<String>,
     places: HashMap<(Kind, &'a str), usize>,
-    /// Of a device's streams and of one stream's answers.
-    answers: HashMap<(&'a str, &'a str, &'a str, u64), (usize, usize)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,18 +49,6 @@ impl<'a> Names<'a> {
         });
         number(*place as u64)
     }
-
-    /// Places of the answers of an entry's stream and of its device's streams.
-    fn answers(&mut self, entry: &'a Entry) -> (usize, usize) {
-        let Entry { conversation, sender, device, stream, .. } = entry;
-        let (keys, partition, names) = (self.keys, self.partition, &mut self.names);
-        *self.answers.entry((conversation, sender, device, *stream)).or_insert_with(|| {
-            let key = StreamKey { user: sender.clone(), device: device.clone(), stream: *stream };
-            names.push(keys.answers(partition, conversation, &key));
-            names.push(keys.streams(partition, conversation, sender, device));
-            (names.len() - 1, names.len())
-        })
-    }
 }
 
 /// The call. Events are kept up to about `events_max`; 0: none.
@@ -73,7 +59,6 @@ pub(super) fn append(keys: &Keys, batch: &Batch, events_max: u64) -> (Vec<Comman
         partition,
         names: vec![keys.fence(partition), keys.outstanding(partition), keys.events(partition)],
         places: HashMap::new(),
-        answers: HashMap::new(),
     };
     let newest = batch.writes.iter().filter_map(|write| match write {
         Write::Message(entry) => Some(entry.message_id),
@@ -91,6 +76,7 @@ pub(super) fn append(keys: &Keys, batch: &Batch, events_max: u64) -> (Vec<Comman
         number(ANSWERS_MAX as u64),
         number(ANSWERS_KEPT.as_millis() as u64),
         number(STREAMS_PER_DEVICE_MAX as u64),
+        number(UNFILED_MAX),
     ];
     for write in &batch.writes {
         put(&mut args, &mut names, write);
@@ -104,15 +90,6 @@ fn put<'a>(args: &mut Vec<Value>, names: &mut Names<'a>, write: &'a Write) {
         Write::Message(entry) => {
             args.extend([text("M"), names.place(Kind::Log, &entry.conversation)]);
             args.extend([number(entry.seq), bytes(record::encode(entry))]);
-            if entry.stream == 0 {
-                args.extend([number(0), number(0), text(""), text("")]);
-                return;
-            }
-            let (answers, streams) = names.answers(entry);
-            let Entry { client_seq, payload_hash, seq, message_id, epoch, .. } = *entry;
-            let answer = Answer { client_seq, payload_hash, seq, message_id, epoch };
-            args.extend([number(answers as u64), number(streams as u64)]);
-            args.extend([text(&stream_name(entry.stream)), bytes(pack::answer(&answer).to_vec())]);
         }
         Write::Replace(entry) => {
             args.extend([text("R"), names.place(Kind::Log, &entry.conversation)]);

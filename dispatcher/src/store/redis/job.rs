@@ -4,6 +4,7 @@
 //! The rule that keeps it right: a job's commands can be sent in one pipeline with all others', because none of them
 //! needs another's reply; and each of them touches keys of one partition only, so that a cluster can be served.
 
+use bytes::Bytes;
 use fred::types::Value;
 use millrace_protocol::ids::{Partition, SessionId};
 
@@ -20,9 +21,9 @@ use crate::store::{
 pub(super) enum Reading {
     Append { partition: Partition, fence: Fence, position: u64 },
     Release { partition: Partition, fence: Fence },
-    Load { partition: Partition, fence: Fence, conversation: String },
+    Load { partition: Partition, fence: Fence, conversation: String, stream: Option<StreamKey> },
     Read { partition: Partition, conversation: String },
-    Answers { partition: Partition },
+    Answers { partition: Partition, conversation: String, stream: StreamKey },
     Cursors { partition: Partition, conversation: String },
     UserItems,
     UserList { limit: usize },
@@ -55,28 +56,45 @@ pub(super) fn load(
     partition: Partition,
     fence: Fence,
     conversation: String,
-    stream: Option<&StreamKey>,
+    stream: Option<StreamKey>,
 ) -> (Vec<Command>, Reading) {
-    let mut names = vec![
+    let names = vec![
         keys.fence(partition),
         keys.log(partition, &conversation),
         keys.members(partition, &conversation),
         keys.state(partition, &conversation),
     ];
-    names.extend(stream.map(|stream| keys.answers(partition, &conversation, stream)));
-    let command = Command::script(ScriptId::Load, names, shown(fence));
-    (vec![command], Reading::Load { partition, fence, conversation })
+    let mut commands = vec![Command::script(ScriptId::Load, names, shown(fence))];
+    commands.extend(stream.as_ref().map(|stream| ask_answers(keys, partition, fence, &conversation, stream)));
+    (commands, Reading::Load { partition, fence, conversation, stream })
 }
 
 pub(super) fn answers(
     keys: &Keys,
     partition: Partition,
     fence: Fence,
+    conversation: String,
+    stream: StreamKey,
+) -> (Vec<Command>, Reading) {
+    let command = ask_answers(keys, partition, fence, &conversation, &stream);
+    (vec![command], Reading::Answers { partition, conversation, stream })
+}
+
+fn ask_answers(
+    keys: &Keys,
+    partition: Partition,
+    fence: Fence,
     conversation: &str,
     stream: &StreamKey,
-) -> (Vec<Command>, Reading) {
-    let names = vec![keys.fence(partition), keys.answers(partition, conversation, stream)];
-    (vec![Command::script(ScriptId::Answers, names, shown(fence))], Reading::Answers { partition })
+) -> Command {
+    let names = vec![
+        keys.fence(partition),
+        keys.log(partition, conversation),
+        keys.answers(partition, conversation, stream),
+    ];
+    let mut args = shown(fence);
+    args.push(Value::Bytes(Bytes::copy_from_slice(&stream.stream.to_be_bytes())));
+    Command::script(ScriptId::Answers, names, args)
 }
 
 pub(super) fn cursors(
@@ -280,8 +298,12 @@ impl Reading {
                 refusal(*partition, 0, one()?)?;
                 Outcome::Released
             }
-            Reading::Load { partition, conversation, .. } => {
-                Outcome::Loaded(reply::loaded(conversation, refusal(*partition, 0, one()?)?)?)
+            Reading::Load { partition, conversation, stream, .. } => {
+                let mut loaded = reply::loaded(conversation, refusal(*partition, 0, one()?)?)?;
+                if let Some(stream) = stream {
+                    loaded.answers = reply::answers(conversation, stream, refusal(*partition, 0, one()?)?)?;
+                }
+                Outcome::Loaded(loaded)
             }
             Reading::Read { partition, conversation } => {
                 let [first_seq, head, found] = fixed(Value::Array(refusal(*partition, 0, one()?)?))?;
@@ -291,9 +313,8 @@ impl Reading {
                     head: to_number(head)?,
                 }
             }
-            Reading::Answers { partition } => {
-                let [answers] = fixed(Value::Array(refusal(*partition, 0, one()?)?))?;
-                Outcome::Answers(reply::answers(answers)?)
+            Reading::Answers { partition, conversation, stream } => {
+                Outcome::Answers(reply::answers(conversation, stream, refusal(*partition, 0, one()?)?)?)
             }
             Reading::Cursors { partition, conversation } => {
                 let [cursors] = fixed(Value::Array(refusal(*partition, 0, one()?)?))?;

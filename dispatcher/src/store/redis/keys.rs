@@ -6,7 +6,9 @@
 //! ```text
 //! {mr:<cluster>:p<n>}:fence        hash    e epoch, n nonce, w node, i incarnation, p next position, l highest message id,
 //!                                           t when it was claimed, c by which copy of the store
-//! {mr:<cluster>:p<n>}:l:<conv>     stream  id <seq>-0, field e: the record
+//! {mr:<cluster>:p<n>}:l:<conv>     hash    seq -> record, h head, f first seq, s swept up to, i answers filed up to
+//! {mr:<cluster>:p<n>}:a:<conv>:<user>:<device>            list    streams that have answers filed, oldest first; expires
+//! {mr:<cluster>:p<n>}:a:<conv>:<user>:<device>:<stream>   list    answers, oldest first; expires
 //! {mr:<cluster>:p<n>}:m:<conv>     hash    '' -> version, member -> ''
 //! {mr:<cluster>:p<n>}:r:<user>     hash    device -> login:incarnation:session:platform
 //! {mr:<cluster>:p<n>}:u:<l>:<user> zset    list l of a user: item \0 value, all of score 0: in byte order
@@ -26,7 +28,7 @@ use millrace_protocol::ids::{Partition, user_partition};
 use crate::store::{List, StreamKey};
 
 /// Version of what is above.
-pub(super) const FORMAT: u32 = 2;
+pub(super) const FORMAT: u32 = 3;
 
 /// Makes the keys of one cluster.
 #[derive(Clone, Debug)]
@@ -159,6 +161,6 @@ impl Keys {
 }
 
 /// A stream as it stands in keys.
-pub(super) fn stream_name(stream: u64) -> String {
+fn stream_name(stream: u64) -> String {
     format!("{stream:x}")
 }

@@ -7,16 +7,15 @@ use fred::types::Value;
 use millrace_protocol::ids::SessionId;
 
 use super::command::{fixed, list, pairs, to_bytes, to_number, to_text};
-use crate::store::{Answer, Cursor, Entry, Loaded, Route, StoreError, pack, record};
+use crate::store::{ANSWERS_MAX, Answer, Cursor, Entry, Loaded, Route, StoreError, StreamKey, pack, record};
 
 /// The reply of `load.lua`, behind its first word.
 pub(super) fn loaded(conversation: &str, reply: Vec<Value>) -> Result<Loaded, StoreError> {
-    let [head, first_seq, newest, members, state, its_answers] = fixed(Value::Array(reply))?;
+    let [head, first_seq, newest, members, state] = fixed(Value::Array(reply))?;
     let mut loaded = Loaded {
         head: to_number(head)?,
         first_seq: to_number(first_seq)?,
         members: to_members(conversation, members)?,
-        answers: answers(its_answers)?,
         ..Loaded::default()
     };
     for (key, value) in pairs(state)? {
@@ -69,13 +68,22 @@ fn entry(conversation: &str, seq: u64, record: Bytes) -> Result<Entry, StoreErro
     Ok(entry)
 }
 
-/// A list of answers.
-pub(super) fn answers(reply: Value) -> Result<Vec<Answer>, StoreError> {
+/// The reply of `answers.lua`, behind its first word: a list of answers; a flat list of seqs and records.
+pub(super) fn answers(
+    conversation: &str,
+    stream: &StreamKey,
+    reply: Vec<Value>,
+) -> Result<Vec<Answer>, StoreError> {
+    let [filed, unfiled] = fixed(Value::Array(reply))?;
     let answer = |record| {
         let damaged = || StoreError::Corrupted("an answer of a stream".into());
         pack::to_answer(&to_bytes(record)?).ok_or_else(damaged)
     };
-    list(reply)?.into_iter().map(answer).collect()
+    let mut answers: Vec<Answer> = list(filed)?.into_iter().map(answer).collect::<Result<_, _>>()?;
+    let unfiled = entries(conversation, unfiled)?;
+    answers.extend(unfiled.iter().filter(|entry| stream.is_of(entry)).map(Answer::of));
+    answers.drain(..answers.len().saturating_sub(ANSWERS_MAX));
+    Ok(answers)
 }
 
 /// A list of user \0 device \0 cursor.

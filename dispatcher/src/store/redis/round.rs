@@ -273,10 +273,10 @@ impl Rounds {
                 Err(error) => return Step::Refused(error),
             },
             Work::Load { partition, fence, conversation, stream } => {
-                job::load(keys, partition, fence, conversation, stream.as_ref())
+                job::load(keys, partition, fence, conversation, stream)
             }
             Work::Answers { partition, fence, conversation, stream } => {
-                job::answers(keys, partition, fence, &conversation, &stream)
+                job::answers(keys, partition, fence, conversation, stream)
             }
             Work::Cursors { partition, fence, conversation, of } => {
                 job::cursors(keys, partition, fence, conversation, &of)
