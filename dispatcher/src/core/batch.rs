@@ -147,7 +147,7 @@ impl Owner {
         effects
     }
 
-    /// As if the batch at the store had not been written: see `planted`.
+    /// As if the batch at the store had not been written: what would have followed it.
     pub fn failed(&mut self) -> Vec<Effect> {
         self.in_flight.take().map(|(effects, _)| effects).unwrap_or_default()
     }
@@ -167,9 +167,18 @@ impl Owner {
         self.fanned_out = self.fanned_out.max(position);
     }
 
-    /// The partition stops: the effects of everything that was not answered, in order.
+    /// The batch at the store was answered, and may not have been written: its effects go with those that gather.
+    pub fn not_appended(&mut self) {
+        let mut effects = self.failed();
+        effects.append(&mut self.effects);
+        self.effects = effects;
+    }
+
+    /// The partition stops: the effects of everything that was not answered, in order. A batch that is at the store is there
+    /// still, and nothing follows it.
     pub fn stop(&mut self) -> Vec<Effect> {
-        let mut effects = self.in_flight.take().map(|(effects, _)| effects).unwrap_or_default();
+        let in_flight = self.in_flight.as_mut().map(|(effects, _)| std::mem::take(effects));
+        let mut effects = in_flight.unwrap_or_default();
         self.writes.clear();
         self.outstanding.clear();
         effects.append(&mut self.effects);

@@ -38,6 +38,7 @@ impl Partition {
                 PartitionJob::Page(_, paging) => Some((paging.asker, true)),
                 PartitionJob::Peek(_, peeking) => Some((peeking.asker, true)),
                 PartitionJob::Mark(_, marking) => Some((marking.asker(), false)),
+                PartitionJob::Append => return self.batch_is_back(cx, generation),
                 _ => None,
             };
             if let Some((asker, counted)) = asker {
@@ -126,7 +127,10 @@ impl Partition {
                 }
                 return cx.hub.ready.push(self.id);
             }
-            Err(error) => return self.stop(cx, &error.to_string()),
+            Err(error) => {
+                serving.owner.not_appended();
+                return self.stop(cx, &error.to_string());
+            }
         }
         let Serving { owner, table, .. } = &mut **serving;
         for effect in owner.appended() {
@@ -156,6 +160,16 @@ impl Partition {
         }
         cx.hub.ready.push(self.id);
         self.release_if_quiet(cx);
+    }
+
+    /// A batch of which everything was forgotten is answered: to be handed over, the partition waited for that.
+    fn batch_is_back(&mut self, cx: &mut Cx, generation: u64) {
+        if let Phase::Releasing { serving, .. } = &mut self.phase
+            && serving.owner.generation == generation
+        {
+            serving.owner.not_appended();
+            self.release_if_quiet(cx);
+        }
     }
 
     fn loaded(

@@ -388,7 +388,8 @@ impl Partition {
         }
     }
 
-    /// Forgets everything and claims again: a write or a load failed, or the store lost this node's lease.
+    /// Forgets everything and claims again: a write or a load failed, or the store lost this node's lease. What is being
+    /// handed over is not claimed again, and given up when the batch that is at the store was answered, however that ends.
     pub fn stop(&mut self, cx: &mut Cx, reason: &str) {
         let from = self.from();
         let phase = std::mem::replace(&mut self.phase, Phase::Unowned);

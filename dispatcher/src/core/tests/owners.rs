@@ -145,6 +145,43 @@ fn a_handover_finishes_what_was_taken_and_names_the_new_owner() {
 }
 
 #[test]
+fn a_handover_waits_for_the_batch_at_the_store_also_when_the_lease_was_lost() {
+    let mut world = two_nodes();
+    let partition = conversation_partition("r:a");
+    world.send(session(1, 1), "ann", "r:a", 1);
+    world.run();
+    world.nodes[0].store_held = true;
+    let tokens = [2, 3].map(|n| {
+        let token = world.send(session(1, 1), "ann", "r:a", n);
+        world.run();
+        token
+    });
+    assert_eq!(world.held(0), ["append"]);
+    world.release(0, partition);
+    world.run();
+    for _ in 0..2 {
+        let view = std::sync::Arc::new(world.store.view(8, true));
+        world.event(0, 0, Event::View(view));
+        world.run();
+        let held = world.held(0);
+        assert!(held.contains(&"append") && !held.contains(&"release"), "{held:?}");
+    }
+    assert_eq!(tokens.map(|token| world.refused(token).code), [Code::Busy as i32; 2]);
+    assert!(!world.nodes[0].not_served.contains(&partition));
+
+    // What was at the store is there; what gathered behind it is not.
+    world.nodes[0].store_held = false;
+    world.run();
+    assert_eq!(world.store.logs["r:a"].entries.len(), 2);
+    assert!(world.nodes[0].not_served.contains(&partition));
+    world.claim(1, partition);
+    world.run();
+    let again = [2, 3].map(|n| world.send_to(1, session(1, 1), "ann", "r:a", n, &format!("ann {n}")));
+    world.run();
+    assert_eq!(again.map(|token| world.ack(token).seq), [2, 3]);
+}
+
+#[test]
 fn records_wait_for_a_claim_and_for_a_load() {
     let mut world = World::new(1, 1);
     world.connect(0, 1, 1);
