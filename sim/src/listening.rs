@@ -3,22 +3,49 @@
 //!
 //! What the client makes of it is another matter: [`crate::shelf`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use millrace_protocol::messages::client::response::Outcome;
 use millrace_protocol::messages::client::{Deliver, Notify, Response, SyncPage, notify};
 
 use crate::ledger::{Invariant, Ledger};
 
-/// The groups that a device's present session listens to, and how far it was sent each.
+/// The groups of a device's present session.
 #[derive(Debug, Default)]
-pub struct Listening(BTreeMap<String, At>);
+pub struct Listening {
+    /// Those that it listens to, as it was told, and how far it was sent each.
+    at: BTreeMap<String, At>,
+    /// It was sent a page with more to come of these, and neither the last one nor a message since. A Head that comes
+    /// meanwhile answers what was asked before that page, and then it listens no more, or what was asked after, and then it
+    /// does.
+    catches_up: BTreeSet<String>,
+}
 
 /// How far, and the epoch under which it was told so.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct At {
     epoch: u64,
     seq: u64,
+    /// What else it was told while it caught up, and the head of the last page: it may be one of these as of which it
+    /// listens. The next message says so.
+    or: Vec<u64>,
+}
+
+impl At {
+    fn new(epoch: u64, seq: u64) -> Self {
+        At { epoch, seq, or: Vec::new() }
+    }
+}
+
+impl Listening {
+    fn clear(&mut self) {
+        *self = Listening::default();
+    }
+
+    fn forget(&mut self, conversation: &str) {
+        self.at.remove(conversation);
+        self.catches_up.remove(conversation);
+    }
 }
 
 /// Where a page begins: what it follows.
@@ -42,7 +69,7 @@ impl Ledger {
     ) {
         match &response.outcome {
             Some(Outcome::LoginAck(ack)) => {
-                self.listening[device].0.clear();
+                self.listening[device].clear();
                 if !self.routed.contains(&ack.session) {
                     let (user, name) = &self.names[device];
                     let detail = format!("{user}/{name} is logged in, and never had a route");
@@ -50,14 +77,14 @@ impl Ledger {
                 }
             }
             Some(Outcome::Joined(joined)) => {
-                let at = At { epoch: joined.epoch, seq: joined.head };
-                self.listens(device, &joined.conversation, at);
+                self.listens(device, &joined.conversation, At::new(joined.epoch, joined.head));
+                self.listening[device].catches_up.remove(&joined.conversation);
                 if joined.conversation.starts_with("g:") && !begun(&joined.conversation) {
                     self.begins_at(device, &joined.conversation, joined.head);
                 }
             }
             Some(Outcome::Left(left)) => {
-                self.listening[device].0.remove(&left.conversation);
+                self.listening[device].forget(&left.conversation);
                 self.left(device, &left.conversation);
             }
             Some(Outcome::SyncPage(page)) => {
@@ -78,16 +105,16 @@ impl Ledger {
                 self.judge_order(now_us, device, deliver);
             }
             Some(notify::Event::Head(head)) => {
-                self.begins(device, &head.conversation, At { epoch: head.epoch, seq: head.seq });
+                self.begins(device, &head.conversation, At::new(head.epoch, head.seq));
             }
             Some(notify::Event::Gap(gap)) => {
                 self.counts.gaps += 1;
-                if let Some(at) = self.listening[device].0.get_mut(&gap.conversation) {
+                if let Some(at) = self.listening[device].at.get_mut(&gap.conversation) {
                     at.seq = gap.to.max(at.seq);
                 }
             }
             Some(notify::Event::Removed(gone)) => {
-                self.listening[device].0.remove(&gone.conversation);
+                self.listening[device].forget(&gone.conversation);
                 self.left(device, &gone.conversation);
             }
             Some(notify::Event::Resync(_)) => self.counts.resyncs += 1,
@@ -99,9 +126,14 @@ impl Ledger {
     /// the log was lost above `head`.
     fn listens(&mut self, device: usize, conversation: &str, head: At) {
         if conversation.starts_with("g:") {
-            let at = self.listening[device].0.entry(conversation.into()).or_insert(head);
+            let Listening { at, catches_up } = &mut self.listening[device];
+            let seq = head.seq;
+            let told = at.entry(conversation.into()).or_insert(head);
             if self.has_lost {
-                at.seq = head.seq.min(at.seq);
+                told.seq = seq.min(told.seq);
+            }
+            if catches_up.contains(conversation) {
+                told.or.push(seq);
             }
         }
     }
@@ -109,13 +141,13 @@ impl Ledger {
     /// The same, told in its place among the messages: where the store lost something, the log may begin again there. Under
     /// one epoch it does not: what says less than was told before is older, as to the client.
     fn begins(&mut self, device: usize, conversation: &str, head: At) {
-        let known = self.listening[device].0.get(conversation);
+        let known = self.listening[device].at.get(conversation);
         if known.is_some_and(|at| at.epoch == head.epoch && head.seq < at.seq) {
             return;
         }
-        self.listens(device, conversation, head);
+        self.listens(device, conversation, head.clone());
         if conversation.starts_with("g:") && self.has_lost {
-            self.listening[device].0.insert(conversation.into(), head);
+            self.listening[device].at.insert(conversation.into(), head);
         }
     }
 
@@ -133,14 +165,17 @@ impl Ledger {
         if !page.conversation.starts_with("g:") {
             return;
         }
+        let Listening { at, catches_up } = &mut self.listening[device];
         if page.more {
-            self.listening[device].0.remove(&page.conversation);
-        } else {
-            // A page may run ahead of what is being fanned out; also of the Head that comes with a loss.
-            self.listening[device]
-                .0
-                .entry(page.conversation.clone())
-                .or_insert(At { epoch: page.epoch, seq: page.head });
+            at.remove(&page.conversation);
+            catches_up.insert(page.conversation.clone());
+            return;
+        }
+        // A page may run ahead of what is being fanned out; also of the Head that comes with a loss.
+        let caught_up = catches_up.remove(&page.conversation);
+        let told = at.entry(page.conversation.clone()).or_insert(At::new(page.epoch, page.head));
+        if caught_up {
+            told.or.push(page.head);
         }
     }
 
@@ -166,23 +201,139 @@ impl Ledger {
             return;
         }
         let (user, name) = &self.names[device];
-        let Some(At { seq: at, .. }) = self.listening[device].0.get(conversation).copied() else {
+        let Some(At { seq: at, or, .. }) = self.listening[device].at.get(conversation).cloned() else {
             let detail = format!("{user}/{name} got {seq} of {conversation}, to which it does not listen");
             return self.broken(Invariant::Contiguous, now_us, detail);
         };
-        let hole = (at + 1..*seq).find(|seq| !self.is_own(device, conversation, *seq));
+        let hole_after = |at: u64| (at + 1..*seq).find(|seq| !self.is_own(device, conversation, *seq));
+        let follows_other = || or.iter().any(|at| at < seq && hole_after(*at).is_none());
+        let hole = hole_after(at).filter(|_| !follows_other());
         if *seq <= at && !self.has_lost || hole.is_some() {
             let detail = format!("{user}/{name} got {seq} of {conversation} after {at}; missing {hole:?}");
             self.broken(Invariant::Contiguous, now_us, detail);
         }
-        self.listening[device].0.insert(conversation.clone(), At { epoch: *epoch, seq: *seq });
+        self.listening[device].catches_up.remove(conversation);
+        self.listening[device].at.insert(conversation.clone(), At::new(*epoch, *seq));
     }
 
     /// A group that a device's user is a member of, and its session does not listen to.
     pub(crate) fn not_attached(&self, device: usize) -> Option<String> {
         let (user, _) = &self.names[device];
-        let listens = |group: &String| self.listening[device].0.contains_key(group);
+        let Listening { at, catches_up } = &self.listening[device];
+        let listens = |group: &String| at.contains_key(group) && !catches_up.contains(group);
         let mut groups = self.members.iter().filter(|(_, members)| members.contains(user));
         groups.find(|(group, _)| !listens(group)).map(|(group, _)| group.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_dispatcher::store::{Batch, Entry, Fence, Write};
+    use millrace_protocol::ids::MessageId;
+    use millrace_protocol::messages::client::{Head, Joined};
+    use millrace_protocol::prost::Message;
+
+    use super::*;
+    use crate::agenda::{Seat, Who};
+
+    const GROUP: &str = "g:a";
+    const EPOCH: u64 = 7;
+
+    /// What a session is sent.
+    #[derive(Clone, Copy, Debug)]
+    enum Sent {
+        Joined(u64),
+        Head(u64),
+        /// A page with more to come.
+        Page,
+        /// The page that reaches this head.
+        LastPage(u64),
+        Live(u64),
+    }
+    use Sent::{LastPage, Live, Page};
+
+    fn deliver(seq: u64) -> notify::Event {
+        let (conversation, sender) = (GROUP.to_owned(), "bob".to_owned());
+        notify::Event::Deliver(Deliver { conversation, seq, sender, epoch: EPOCH, ..Deliver::default() })
+    }
+
+    fn log(through: u64) -> Batch {
+        let entry = |seq| Entry {
+            conversation: GROUP.into(),
+            seq,
+            message_id: MessageId(seq),
+            epoch: EPOCH,
+            action: 0,
+            messages: seq,
+            bytes: 0,
+            sender: "bob".into(),
+            device: String::new(),
+            stream: 0,
+            client_seq: 0,
+            payload_hash: 0,
+            notify: Notify { event: Some(deliver(seq)) }.encode_to_vec().into(),
+        };
+        Batch {
+            partition: 0,
+            fence: Fence { epoch: EPOCH, nonce: 1 },
+            position: 1,
+            writes: (1..=through).map(|seq| Write::Message(entry(seq))).collect(),
+            outstanding: Vec::new(),
+            fanned_out: 0,
+        }
+    }
+
+    fn tell(ledger: &mut Ledger, sent: Sent) {
+        let conversation = GROUP.to_owned();
+        let page = |head, more| {
+            let conversation = conversation.clone();
+            Outcome::SyncPage(SyncPage { conversation, epoch: EPOCH, head, more, ..SyncPage::default() })
+        };
+        let outcome = match sent {
+            Sent::Joined(head) => {
+                Outcome::Joined(Joined { conversation, epoch: EPOCH, head, ..Joined::default() })
+            }
+            Page => page(9, true),
+            LastPage(head) => page(head, false),
+            Sent::Head(seq) => {
+                let event = notify::Event::Head(Head { conversation, epoch: EPOCH, seq });
+                return ledger.notified(0, 0, &Notify { event: Some(event) });
+            }
+            Live(seq) => return ledger.notified(0, 0, &Notify { event: Some(deliver(seq)) }),
+        };
+        ledger.answered(0, 0, &Response { outcome: Some(outcome), ..Response::default() }, |_| true);
+    }
+
+    #[test]
+    fn a_head_between_pages_may_say_that_a_session_listens_or_not() {
+        let check = |sent: &[Sent], wrong: &str| {
+            let mut ledger = Ledger::default();
+            ledger.add_device("ann", "phone");
+            let seat = Seat { who: Who::Node(0), life: 1, thread: 0 };
+            ledger.claimed(0, seat, 0, EPOCH);
+            ledger.appended(0, seat, &log(9));
+            sent.iter().for_each(|sent| tell(&mut ledger, *sent));
+            let detail = ledger.violation.map_or(String::new(), |violation| violation.detail);
+            assert_eq!(wrong.is_empty(), detail.is_empty(), "{sent:?}: {detail}");
+            assert!(detail.contains(wrong), "{sent:?}: {detail}");
+        };
+        use Sent::{Head, Joined};
+        check(&[LastPage(3), Live(4), Live(5)], "");
+        check(&[LastPage(3), Live(5)], "missing Some(4)");
+        check(&[Joined(3), LastPage(5), Live(4), Live(5)], "");
+        check(&[Joined(3), LastPage(4), Live(5)], "missing Some(4)");
+        check(&[Joined(3), Page, Live(4)], "does not listen");
+        // Told between pages, and attached by the last one, or by what it was told.
+        check(&[Page, Head(3), LastPage(4), Live(5), Live(6)], "");
+        check(&[Page, Head(3), LastPage(4), Live(4), Live(5)], "");
+        check(&[Page, Head(3), LastPage(5), Live(5)], "missing Some(4)");
+        check(&[Page, Head(3), LastPage(4), Live(6)], "missing Some(4)");
+        // What it is sent says which it was: from then on it listens, whatever pages run ahead.
+        check(&[Page, Head(3), LastPage(4), Live(4), Live(6)], "missing Some(5)");
+        check(&[Page, Head(3), Live(4), LastPage(5), Live(6)], "missing Some(5)");
+        // Told again, as its user was a member again: nobody said that it had been removed, as it did not listen.
+        check(&[Page, Head(3), Head(5), Live(6)], "");
+        check(&[Page, Head(3), Joined(5), LastPage(6), Live(6)], "");
+        check(&[Page, Head(3), Page, Live(4)], "does not listen");
     }
 }
