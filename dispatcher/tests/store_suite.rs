@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 
 use millrace_dispatcher::store::embedded::{Embedded, OpenError, Settings};
 use millrace_dispatcher::store::redis::{ConnectError, RedisStore, Settings as RedisSettings};
-use millrace_dispatcher::store::{Outcome, StoreError, Work, Write};
+use millrace_dispatcher::store::{CursorsOf, Outcome, Registration, StoreError, StreamKey, Work, Write};
 use support::cases::CASES;
 use support::kept::KEPT;
 use support::random::differ;
 use support::redis::{Redis as _, RedisServer};
-use support::world::{PARTITIONS, World, entry, message, open_embedded, read, registration, session, until};
+use support::world::{
+    Claim, PARTITIONS, World, entry, message, open_embedded, read, registration, session, until,
+};
 
 #[test]
 fn embedded_keeps_the_promises() {
@@ -204,9 +206,15 @@ fn redis_restarts() {
     world.append(&mut claim, vec![message("g:tea", 1)]);
 
     server.restart(true);
-    let back = || world.call(claim.load("g:tea")).is_ok();
-    until("the store is back", Duration::from_secs(8), back);
+    let fenced = Err(StoreError::Fenced { partition: 3 });
+    until("the store is back", Duration::from_secs(8), || world.call(claim.load("g:tea")) == fenced);
     assert_eq!(world.trouble(), None);
+    assert_eq!(
+        world.call(claim.batch(vec![message("g:tea", 2)])),
+        fenced,
+        "a claim is of the process before"
+    );
+    claim = world.claim(3, "a", 1_000);
     world.append(&mut claim, vec![message("g:tea", 2)]);
     assert_eq!(world.read("g:tea", 0, 9, 9_999).0.len(), 2, "with its data");
     assert!(world.beat("a", 60_000).was_missing, "it may not have what came last");
@@ -216,11 +224,7 @@ fn redis_restarts() {
     until("the store is back", Duration::from_secs(8), || {
         !matches!(world.call(claim.load("g:tea")), Err(StoreError::Unavailable(_)))
     });
-    assert_eq!(
-        world.call(claim.batch(vec![message("g:tea", 3)])),
-        Err(StoreError::Fenced { partition: 3 }),
-        "the fence is gone with the data"
-    );
+    assert_eq!(world.call(claim.batch(vec![message("g:tea", 3)])), fenced, "the fence is gone with the data");
     assert!(world.beat("a", 60_000).was_missing, "and so is the lease");
     let next = world.claim(3, "a", 2_000);
     assert!(next.fence.epoch > claim.fence.epoch && next.position == 1);
@@ -232,15 +236,46 @@ fn redis_is_another_copy_after_a_failover() {
     let world = World::redis(&server, "c");
     assert!(!world.beat("a", 60_000).was_missing);
     let (granted, _, copy) = world.gateway_held(5, (1, 0), 0, 60_000);
-    assert!(granted && world.claim(3, "a", 1_000).copy == copy);
+    let mut claim = world.claim(3, "a", 1_000);
+    assert!(granted && claim.copy == copy);
+    world.append(&mut claim, vec![message("g:tea", 1)]);
     // Its first replica, for which the server takes another replication id.
+    let history = || server.cli(&["HGET", "{mr:c:p3}:fence", "h"]);
+    let before = history();
     let replica = server.replica();
     assert!(!world.beat("a", 60_000).was_missing);
+    world.append(&mut claim, vec![message("g:tea", 2)]);
+    assert!(before.len() == 40 && history() != before, "noted, so that it is seen at once the next time");
+    assert_eq!(world.load(&claim, "g:tea", None).head, 2);
     assert_eq!(world.gateway_held(5, (1, 0), copy, 60_000), (true, false, copy));
     drop(replica);
     // A replica that is promoted.
     server.cli(&["REPLICAOF", "127.0.0.1", "1"]);
     server.cli(&["REPLICAOF", "NO", "ONE"]);
+    // It has the fence, and nothing is written or read under it: another claim may be lost, and what was read before with it.
+    let Claim { partition, fence, .. } = claim;
+    let (conversation, stream) = ("g:tea".to_owned(), StreamKey::of(&entry("g:tea", 1, b"")));
+    let mut page = read("g:tea", 0, 9, 9_999);
+    let Work::Read { fence: shown, .. } = &mut page else { unreachable!() };
+    *shown = Some(fence);
+    let of = CursorsOf::User("alice".into());
+    let login = registration("alice", "phone", "ios", session(5, 1));
+    let login = Registration { claim: Some((partition, fence)), ..login };
+    for work in [
+        claim.batch(vec![message("g:tea", 3)]),
+        claim.load("g:tea"),
+        Work::Answers { partition, fence, conversation: conversation.clone(), stream },
+        Work::Cursors { partition, fence, conversation, of },
+        page,
+        Work::Register(Box::new(login)),
+        Work::Release { partition, fence },
+    ] {
+        let asked = format!("{work:?}");
+        assert_eq!(world.call(work), Err(StoreError::Fenced { partition }), "{asked}");
+    }
+    let mut claim = world.claim(3, "a", 1_000);
+    assert!(claim.copy != copy && claim.position == 3);
+    world.append(&mut claim, vec![message("g:tea", 3)]);
     assert!(world.beat("a", 60_000).was_missing);
     assert!(!world.beat("a", 60_000).was_missing);
     for _ in 0..2 {

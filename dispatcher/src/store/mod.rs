@@ -7,9 +7,10 @@
 //! # Promises
 //! 1. An [`Work::Append`] is all or nothing, and durable when it is answered [`Outcome::Appended`]: [`Durability`] says
 //!    what that means.
-//! 2. It is refused [`StoreError::Fenced`] unless its fence is the partition's current one, and
-//!    [`StoreError::Position`] unless it begins at the partition's next position: a paused owner can write nothing,
-//!    and an append whose outcome was unknown is found out.
+//! 2. It is refused [`StoreError::Fenced`] unless its fence is the partition's current one and was granted by this copy of
+//!    the store, and [`StoreError::Position`] unless it begins at the partition's next position: a paused owner can write
+//!    nothing, not even where its successor's claim was lost, and an append whose outcome was unknown is found out. What is
+//!    read under a fence is refused likewise, so that nobody takes for one store what two copies have.
 //! 3. A claim's epoch is greater than every earlier one, also over an emptied store (it goes by the clock) and over one that
 //!    lost what a former primary had (it steps over that).
 //! 4. Jobs of one partition from one shard are carried out in order. Jobs of different partitions are not ordered.
@@ -77,7 +78,8 @@ pub const STREAMS_PER_DEVICE_MAX: usize = 8;
 /// Why a job failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// The fence is not the current one: another owner has claimed the partition, or the store was emptied.
+    /// The fence is not the current one: another owner has claimed the partition, the store was emptied, or another copy of
+    /// it has taken over since the claim.
     #[error("partition {partition}: the fence was lost")]
     Fenced {
         /// Which.

@@ -100,8 +100,9 @@ impl ModelStore {
     }
 
     fn fenced(&self, partition: Partition, fence: Fence) -> Result<(), StoreError> {
+        let is_own = self.claims.get(&partition).is_some_and(|(_, copy)| *copy == self.copy);
         match self.fences.get(&partition) {
-            Some((_, current)) if *current == fence => Ok(()),
+            Some((_, current)) if *current == fence && is_own => Ok(()),
             Some(_) if planted::is(planted::Fault::FenceNotCompared) => Ok(()),
             _ => Err(StoreError::Fenced { partition }),
         }

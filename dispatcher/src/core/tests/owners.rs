@@ -8,7 +8,8 @@ use millrace_protocol::messages::link as wire;
 
 use super::world::{World, conversation_partition, link, session};
 use crate::core::event::Event;
-use crate::core::limits::SUPERSEDED_US;
+use crate::core::limits::{Limits, SUPERSEDED_US};
+use crate::store::model::ModelStore;
 
 fn two_nodes() -> World {
     let mut world = World::new(2, 1);
@@ -238,6 +239,41 @@ fn past_its_lease_a_node_serves_nothing_until_it_is_renewed() {
 }
 
 #[test]
+fn what_an_owner_reads_and_writes_is_of_the_copy_that_granted_its_claim() {
+    let mut world =
+        World::with_limits(1, 1, Limits { conversations_per_partition_max: 2, ..Limits::default() });
+    world.claim_all(0);
+    world.connect(0, 1, 1);
+    world.run();
+    let partition = conversation_partition("r:a");
+    let epoch = world.nodes[0].claimed[&partition];
+    let behind = world.store.clone();
+    let first = world.send(session(1, 1), "ann", "r:a", 1);
+    world.run();
+    // The owner forgets it for others.
+    let others = (0..).map(|n| format!("r:b{n}")).filter(|name| conversation_partition(name) == partition);
+    for other in others.take(3) {
+        world.send(session(1, 1), "ann", &other, 1);
+        world.run();
+    }
+    // A replica takes over that has the claim and not the message, and then the former primary is back, all before a heartbeat
+    // says so. Its next number there must not be made of what was read in between.
+    let former = std::mem::replace(&mut world.store, ModelStore { copy: 2, ..behind });
+    world.subscribe(0, 1, "r:a", 1, &[]);
+    world.run();
+    world.store = ModelStore { copy: 3, ..former };
+    let next = world.send(session(1, 2), "bob", "r:a", 1);
+    world.run();
+    world.pass(500);
+    world.run();
+    assert!(world.nodes[0].claimed[&partition] > epoch);
+    let again = world.send(session(1, 1), "ann", "r:a", 1);
+    world.run();
+    assert_eq!((world.ack(again).seq, world.ack(again).message_id), (1, world.ack(first).message_id));
+    assert_eq!(world.ack(next).seq, 2);
+}
+
+#[test]
 fn a_store_that_was_emptied_is_loaded_anew() {
     let mut world = World::serving(1, &[1]);
     let op = request::Op::GroupCreate(client::GroupCreate { group: "x".into(), ..Default::default() });
@@ -245,7 +281,7 @@ fn a_store_that_was_emptied_is_loaded_anew() {
     world.run();
     let epochs = world.nodes[0].claimed.clone();
     let nodes = world.store.nodes.clone();
-    world.store = crate::store::model::ModelStore { nodes, nonce: 99, ..Default::default() };
+    world.store = ModelStore { nodes, nonce: 99, ..Default::default() };
     world.now.wall_ms += 10;
     let view = std::sync::Arc::new(world.store.view(8, true));
     world.event(0, 0, Event::View(view));

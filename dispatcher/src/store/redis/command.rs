@@ -53,12 +53,12 @@ scripts! {
     Hint = "hint.lua",
 }
 
-/// What stands before the scripts that ask for the copy.
+/// What stands before the scripts that ask for the copy, or for a claim that it granted.
 const COPY: &str = include_str!("scripts/copy.lua");
 
 /// All scripts with their hashes, indexed by [`ScriptId`].
 pub(super) fn all_scripts() -> Vec<Script> {
-    let whole = |text: &&str| match text.contains("copy()") {
+    let whole = |text: &&str| match text.contains("copy()") || text.contains("is_void(") {
         true => Script::from_lua(format!("{COPY}{text}")),
         false => Script::from_lua(*text),
     };

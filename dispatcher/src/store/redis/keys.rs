@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! {mr:<cluster>:p<n>}:fence        hash    e epoch, n nonce, w node, i incarnation, p next position, l highest message id,
-//!                                           t when it was claimed, c by which copy of the store
+//!                                           t when it was claimed, c by which copy of the store,
+//!                                           h in which history of it (its replication id)
 //! {mr:<cluster>:p<n>}:l:<conv>     hash    seq -> record, h head, f first seq, s swept up to, i answers filed up to
 //! {mr:<cluster>:p<n>}:a:<conv>:<user>:<device>            list    streams that have answers filed, oldest first; expires
 //! {mr:<cluster>:p<n>}:a:<conv>:<user>:<device>:<stream>   list    answers, oldest first; expires

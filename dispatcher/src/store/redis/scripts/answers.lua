@@ -1,7 +1,7 @@
 -- What a stream was answered: what is filed, and entries in the log that are not, with their seqs.
 -- KEYS: 1 fence, 2 log, 3 answers    ARGV: epoch, nonce, the stream as it stands in a record
-local fence = redis.call('HMGET', KEYS[1], 'e', 'n')
-if fence[1] ~= ARGV[1] or fence[2] ~= ARGV[2] then return {'fenced'} end
+local fence = redis.call('HMGET', KEYS[1], 'e', 'n', 'c', 'h')
+if is_void(KEYS[1], fence, ARGV[1], ARGV[2]) then return {'fenced'} end
 local log = redis.call('HMGET', KEYS[2], 'h', 'i')
 local seqs, found = {}, {}
 for seq = tonumber(log[2] or '0') + 1, tonumber(log[1] or '0') do seqs[#seqs + 1] = string.format('%.0f', seq) end

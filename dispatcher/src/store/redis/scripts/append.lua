@@ -10,9 +10,9 @@
 --   'C', cursors …, name, cursor
 --   'T', log …, first seq
 --   'E', kind, body
-local fence = redis.call('HMGET', KEYS[1], 'e', 'n', 'p', 'l')
-if fence[1] ~= ARGV[1] or fence[2] ~= ARGV[2] then return {'fenced'} end
-if fence[3] ~= ARGV[3] then return {'position', fence[3] or '0'} end
+local fence = redis.call('HMGET', KEYS[1], 'e', 'n', 'c', 'h', 'p', 'l')
+if is_void(KEYS[1], fence, ARGV[1], ARGV[2]) then return {'fenced'} end
+if fence[5] ~= ARGV[3] then return {'position', fence[5] or '0'} end
 
 -- Logs that the batch adds to or trims: their head, up to where their senders' answers are filed ('i'), and what is to be
 -- written, which is written together. Lua hands a call some thousands of arguments at most.
@@ -242,5 +242,5 @@ end
 if ARGV[6] ~= '' then redis.call('RPUSH', KEYS[2], ARGV[3] .. ':' .. ARGV[6]) end
 redis.call('HSET', KEYS[1], 'p', string.format('%.0f', position))
 -- Message ids are 20 digits, so that they compare as text: a Lua number would round them.
-if ARGV[4] ~= '' and ARGV[4] > (fence[4] or '') then redis.call('HSET', KEYS[1], 'l', ARGV[4]) end
+if ARGV[4] ~= '' and ARGV[4] > (fence[6] or '') then redis.call('HSET', KEYS[1], 'l', ARGV[4]) end
 return {'ok'}

@@ -28,6 +28,6 @@ if not position then
   position = newest and string.format('%.0f', tonumber(string.match(newest[1], '^%d+')) + 1) or '1'
 end
 redis.call('HSET', KEYS[1], 'e', epoch, 'n', ARGV[6], 'w', ARGV[3], 'i', ARGV[4], 'p', position, 'l', last,
-  't', string.format('%.0f', now), 'c', this)
+  't', string.format('%.0f', now), 'c', this, 'h', (history()))
 local losers = redis.call('ZRANGE', KEYS[4], 0, tonumber(ARGV[7]) - 1)
 return {'ok', epoch, position, last, redis.call('LRANGE', KEYS[2], 0, -1), losers, tonumber(this)}

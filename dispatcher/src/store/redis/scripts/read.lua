@@ -2,8 +2,8 @@
 -- KEYS: 1 log, 2 fence if it is to be compared
 -- ARGV: first seq, last seq, bytes, entries, newest first 0|1, epoch, nonce
 if KEYS[2] then
-  local fence = redis.call('HMGET', KEYS[2], 'e', 'n')
-  if fence[1] ~= ARGV[6] or fence[2] ~= ARGV[7] then return {'fenced'} end
+  local fence = redis.call('HMGET', KEYS[2], 'e', 'n', 'c', 'h')
+  if is_void(KEYS[2], fence, ARGV[6], ARGV[7]) then return {'fenced'} end
 end
 local page = 16 -- entries looked at in one step: at most this many are read in vain
 local log = redis.call('HMGET', KEYS[1], 'h', 'f')

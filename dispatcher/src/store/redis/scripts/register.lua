@@ -3,8 +3,8 @@
 -- ARGV: device, platform, session (16 hex digits), incarnation, login number or 0, wall ms, newest wins 0|1, routes at most;
 --   under a claim: epoch, nonce, user
 if KEYS[4] then
-  local fence = redis.call('HMGET', KEYS[4], 'e', 'n')
-  if fence[1] ~= ARGV[9] or fence[2] ~= ARGV[10] then return {'fenced'} end
+  local fence = redis.call('HMGET', KEYS[4], 'e', 'n', 'c', 'h')
+  if is_void(KEYS[4], fence, ARGV[9], ARGV[10]) then return {'fenced'} end
 end
 local device, platform, session = ARGV[1], ARGV[2], ARGV[3]
 local counter, login = tonumber(redis.call('GET', KEYS[3]) or '0'), tonumber(ARGV[5])
