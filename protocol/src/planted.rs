@@ -59,6 +59,8 @@ faults! {
     EpochWithoutClock = 3,
     /// the store takes an append under any fence
     FenceNotCompared = 3,
+    /// the store reads and writes under a claim that another copy of it granted
+    CopyNotCompared = 3,
     /// a cursor that is not in the log is taken for one that is
     TruncationNotTold = 3,
     /// a gateway takes another copy's log for the one that it knows, unless that is shorter

@@ -169,7 +169,7 @@ pub struct Ledger {
     left_at: BTreeMap<(String, String), u64>,
     /// The highest epoch that was ever given.
     claimed: BTreeMap<Partition, u64>,
-    /// The epoch under which the present copy of the store takes batches.
+    /// The epoch under which the present copy of the store takes batches: that of the last claim there.
     current: BTreeMap<Partition, u64>,
     writers: BTreeMap<(Partition, u64), (Who, u32)>,
     /// It lost something at least once, though that may be back.
@@ -353,15 +353,10 @@ impl Ledger {
         self.members.insert(conversation.into(), Rc::new(members));
     }
 
-    /// A copy of the store that was given up counts again, with the claims that it has.
-    pub fn came_back(&mut self, model: &ModelStore) {
-        self.current = model.fences.iter().map(|(partition, (_, fence))| (*partition, fence.epoch)).collect();
-        self.fell_back(model);
-    }
-
     /// Another copy of the store counts now: what is not in it is lost, and promises about that are void. What was lost before
-    /// and is in it is back.
+    /// and is in it is back. It takes batches under claims of its own alone.
     pub fn fell_back(&mut self, model: &ModelStore) {
+        self.current.clear();
         let mut before: BTreeMap<u64, Kept> = std::mem::take(&mut self.logs)
             .into_values()
             .flat_map(BTreeMap::into_values)

@@ -65,7 +65,8 @@ fn plans(fault: Fault) -> &'static [&'static str] {
     use Fault as F;
     match fault {
         F::EpochWithoutStored | F::IdsFromTheClock => &["clock"],
-        F::EpochWithoutClock | F::PositionNotCompared | F::TruncationNotTold => &["failover"],
+        F::EpochWithoutClock | F::CopyNotCompared | F::PositionNotCompared => &["failover"],
+        F::TruncationNotTold => &["failover"],
         F::OtherCopyGoesOn | F::CutNotCompared | F::EpochsForgotten => &["failover"],
         F::UnknownTakenForDone | F::UnknownTakenForFailed => &["store"],
         F::FenceNotCompared | F::PagesByAnybody | F::LeaseNotChecked => &["pause", "mixed"],
@@ -84,8 +85,12 @@ fn plans(fault: Fault) -> &'static [&'static str] {
 }
 
 /// What covers a fault that harms nobody by itself.
-pub fn covered_by(_: Fault) -> Option<&'static str> {
-    None
+pub fn covered_by(fault: Fault) -> Option<&'static str> {
+    match fault {
+        // One process writes under a claim, to one copy of the store, one batch at a time.
+        Fault::PositionNotCompared => Some("the fence: who misses an answer claims again"),
+        _ => None,
+    }
 }
 
 /// The plan and the seed that are known to catch a fault, from the table beside the sources.

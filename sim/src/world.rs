@@ -87,7 +87,7 @@ impl World {
             now_us: 0,
             agenda: Agenda::default(),
             network: Network::new(fork(4)),
-            store: Store::new(plan.partitions, fork(5)),
+            store: Store::new(plan.partitions, fork(5), fork(23)),
             ledger: Ledger::default(),
             trace,
             random: fork(6),
