@@ -151,7 +151,7 @@ fn an_older_format_is_refused_and_left_alone() {
         db.persist(fjall::PersistMode::SyncAll).unwrap();
     }
     let error = Embedded::open(dir.path(), Settings::new(PARTITIONS)).err().expect("it is too old");
-    assert!(matches!(error, OpenError::Format { found: 1, wanted: 2, .. }), "{error}");
+    assert!(matches!(error, OpenError::Format { found: 1, wanted: 3, .. }), "{error}");
     assert!(error.to_string().contains("empty directory"), "{error}");
     let db = fjall::Database::builder(dir.path().join("db")).open().unwrap();
     assert_eq!(db.keyspace_count(), 1, "nothing was made there");

@@ -31,6 +31,7 @@ mod pack;
 mod policy;
 mod record;
 pub mod redis;
+mod remembered;
 
 use millrace_edge::mailbox;
 use millrace_protocol::ids::Partition;

@@ -14,66 +14,44 @@ use millrace_protocol::ids::Partition;
 use super::conversations::Kind;
 use super::disk::{Disk, conversation_key, put_text, read_error};
 use super::log::Bounds;
+use crate::store::remembered::Unfiled;
 use crate::store::{ANSWERS_MAX, Answer, Entry, STREAMS_PER_DEVICE_MAX, StoreError, StreamKey, pack};
 
-/// What of one conversation is not filed.
-#[derive(Debug, Default)]
-pub(super) struct Unfiled {
-    /// In order of their first message here.
-    streams: Vec<(StreamKey, Vec<Answer>)>,
-    /// Answers of all of them.
-    pub(super) count: usize,
-    /// Streams that have answers, oldest first, by user and device: read before it is filed.
-    known: HashMap<(String, String), Vec<u64>>,
-}
+/// The streams that have answers filed, oldest first, of the devices that something is filed of.
+pub(super) type Devices = HashMap<(String, String), Vec<u64>>;
 
-impl Unfiled {
-    /// The next entry of the log.
-    pub(super) fn add(&mut self, entry: &Entry) {
-        if entry.stream == 0 {
-            return;
-        }
-        self.count += 1;
-        let answer = Answer::of(entry);
-        // They are some dozens, and who spoke last speaks again.
-        match self.streams.iter_mut().rev().find(|(key, _)| key.is_of(entry)) {
-            Some((_, answers)) => answers.push(answer),
-            None => self.streams.push((StreamKey::of(entry), vec![answer])),
-        }
-    }
-
-    /// Reads what is known of these streams' devices.
-    pub(super) fn read(
-        &mut self,
-        disk: &Disk,
+impl Disk {
+    /// What must be known of the devices of these streams.
+    pub(super) fn devices(
+        &self,
         partition: Partition,
         conversation: &str,
-    ) -> Result<(), StoreError> {
-        for (StreamKey { user, device, .. }, _) in &self.streams {
-            if let hash_map::Entry::Vacant(place) = self.known.entry((user.clone(), device.clone())) {
+        unfiled: &Unfiled,
+    ) -> Result<Devices, StoreError> {
+        let mut devices = Devices::new();
+        for (StreamKey { user, device, .. }, _) in &unfiled.streams {
+            if let hash_map::Entry::Vacant(place) = devices.entry((user.clone(), device.clone())) {
                 let key = Kind::Streams.of_device(partition, conversation, user, device);
-                place.insert(disk.streams(&key)?);
+                place.insert(self.streams(&key)?);
             }
         }
-        Ok(())
+        Ok(devices)
     }
 
-    /// Files it.
-    pub(super) fn write(
-        mut self,
-        disk: &Disk,
+    pub(super) fn file(
+        &self,
         batch: &mut OwnedWriteBatch,
-        partition: Partition,
-        conversation: &str,
+        (partition, conversation): (Partition, &str),
+        unfiled: Unfiled,
+        mut devices: Devices,
     ) {
         let key_of = |user: &str, device: &str, stream: u64| {
             answers_key(partition, conversation, user, device, stream)
         };
-        for ((user, device), known) in &mut self.known {
-            let of_device = self.streams.iter().map(|(key, _)| key);
-            let ours = of_device.filter(|key| (&key.user, &key.device) == (user, device));
+        for ((user, device), known) in &mut devices {
+            let streams = unfiled.streams.iter().map(|(key, _)| key);
             let before = known.len();
-            for key in ours {
+            for key in streams.filter(|key| (&key.user, &key.device) == (user, device)) {
                 if !known.contains(&key.stream) {
                     known.push(key.stream);
                 }
@@ -82,22 +60,20 @@ impl Unfiled {
                 continue;
             }
             let excess = known.len().saturating_sub(STREAMS_PER_DEVICE_MAX);
+            // Those behind are new, and have nothing here yet.
             for gone in known.drain(..excess).take(before) {
-                disk.remove_answers(batch, &key_of(user, device, gone));
+                self.remove_answers(batch, &key_of(user, device, gone));
             }
-            let key = Kind::Streams.of_device(partition, conversation, user, device);
-            disk.put_streams(batch, &key, known);
+            self.put_streams(batch, &Kind::Streams.of_device(partition, conversation, user, device), known);
         }
-        for (StreamKey { user, device, stream }, answers) in self.streams {
-            let is_kept = self.known.get(&(user.clone(), device.clone()));
-            if is_kept.is_some_and(|known| known.contains(&stream)) {
-                disk.put_answers(batch, &key_of(&user, &device, stream), &answers);
+        for (StreamKey { user, device, stream }, answers) in unfiled.streams {
+            let key = key_of(&user, &device, stream);
+            if devices.get(&(user, device)).is_some_and(|known| known.contains(&stream)) {
+                self.put_answers(batch, &key, &answers);
             }
         }
     }
-}
 
-impl Disk {
     /// Adds to a stream's answers. A record has those that were filed together, in the slot of the last: what is
     /// overwritten there has numbers that are lower by the number of slots at least.
     fn put_answers(&self, batch: &mut OwnedWriteBatch, stream: &[u8], answers: &[Answer]) {

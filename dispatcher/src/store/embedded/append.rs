@@ -10,68 +10,22 @@ use fjall::OwnedWriteBatch;
 use millrace_protocol::ids::Partition;
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::answers::Unfiled;
+use super::answers::Devices;
 use super::conversations::Kind;
 use super::disk::FenceRecord;
 use super::log::Bounds;
 use super::round::{Engine, Failure};
+use crate::store::remembered::{Logs, Unfiled};
 use crate::store::{Batch, Cursor, Entry, EventId, Outcome, StoreError, UNFILED_MAX, Write, pack};
-
-/// Logs that are remembered, at about 120 B each; past that all are forgotten and read again.
-const LOGS_MAX: usize = 131_072;
-/// Answers that are remembered until they are filed, at 40 to 200 B each; past that they are read when they are filed.
-const UNFILED_HELD_MAX: usize = 65_536;
 
 /// What is known without reading.
 #[derive(Default)]
 pub(super) struct Memory {
-    logs: FxHashMap<Partition, FxHashMap<Box<str>, Kept>>,
-    logs_held: usize,
-    unfiled_held: usize,
+    logs: Logs<Bounds>,
     /// Cursors written in this round and not committed yet, by key.
     pub(super) cursors: HashMap<Vec<u8>, Cursor>,
     /// Partitions that were written to in this round, and what was written is not committed yet.
     pub(super) uncommitted: FxHashSet<Partition>,
-}
-
-struct Kept {
-    bounds: Bounds,
-    /// `None`: it is not remembered.
-    unfiled: Option<Unfiled>,
-}
-
-impl Memory {
-    /// A log that is remembered, without what is not filed of it: whoever takes that hands it back.
-    fn take(&mut self, partition: Partition, conversation: &str) -> Option<(Bounds, Option<Unfiled>)> {
-        let kept = self.logs.get_mut(&partition)?.get_mut(conversation)?;
-        let unfiled = kept.unfiled.take();
-        self.unfiled_held -= unfiled.as_ref().map_or(0, |unfiled| unfiled.count);
-        Some((kept.bounds, unfiled))
-    }
-
-    fn remember(
-        &mut self,
-        partition: Partition,
-        conversation: &str,
-        bounds: Bounds,
-        unfiled: Option<Unfiled>,
-    ) {
-        if self.logs_held >= LOGS_MAX {
-            self.logs.clear();
-            (self.logs_held, self.unfiled_held) = (0, 0);
-        }
-        let unfiled = unfiled.filter(|unfiled| self.unfiled_held + unfiled.count <= UNFILED_HELD_MAX);
-        self.unfiled_held += unfiled.as_ref().map_or(0, |unfiled| unfiled.count);
-        let kept = Kept { bounds, unfiled };
-        let of_partition = self.logs.entry(partition).or_default();
-        match of_partition.get_mut(conversation) {
-            Some(known) => *known = kept,
-            None => {
-                of_partition.insert(conversation.into(), kept);
-                self.logs_held += 1;
-            }
-        }
-    }
 }
 
 /// What a batch must know before it writes.
@@ -93,6 +47,8 @@ struct Log {
     trim: u64,
     /// What is not filed of it, with the batch; `None`: that was not remembered.
     unfiled: Option<Unfiled>,
+    /// What must be known to file it.
+    devices: Devices,
 }
 
 impl Known<'_> {
@@ -122,17 +78,17 @@ impl Engine {
         }
         for (conversation, log) in known.logs {
             let files = log.is_to_be_filed();
-            let Log { mut bounds, was, mut unfiled, .. } = log;
+            let Log { mut bounds, was, mut unfiled, devices, .. } = log;
             if files {
                 let filing =
                     unfiled.replace(Unfiled::default()).expect("the check has read what is to be filed");
-                filing.write(&self.disk, &mut self.pending, partition, conversation);
+                self.disk.file(&mut self.pending, (partition, conversation), filing, devices);
                 bounds.filed = bounds.head;
             }
             if (Bounds { head: was.head, ..bounds }) != was {
                 self.disk.put_bounds(&mut self.pending, partition, conversation, &bounds);
             }
-            self.memory.remember(partition, conversation, bounds, unfiled);
+            self.memory.logs.remember(partition, conversation, bounds, unfiled);
         }
         for (key, cursor) in known.cursors {
             self.disk.put_cursor(&mut self.pending, &key, &cursor);
@@ -209,7 +165,7 @@ impl Engine {
                     log.unfiled.insert(unfiled)
                 }
             };
-            unfiled.read(&self.disk, partition, conversation)?;
+            log.devices = self.disk.devices(partition, conversation, unfiled)?;
         }
         Ok(known)
     }
@@ -224,7 +180,7 @@ impl Engine {
         Ok(match known.logs.entry(conversation) {
             hash_map::Entry::Occupied(place) => place.into_mut(),
             hash_map::Entry::Vacant(place) => {
-                let (bounds, unfiled) = match self.memory.take(partition, conversation) {
+                let (bounds, unfiled) = match self.memory.logs.take(partition, conversation) {
                     Some(known) => known,
                     None => {
                         self.make_readable(partition)?;
@@ -232,7 +188,8 @@ impl Engine {
                         (bounds, (bounds.filed == bounds.head).then(Unfiled::default))
                     }
                 };
-                place.insert(Log { bounds, was: bounds, head: bounds.head, trim: 0, unfiled })
+                let devices = Devices::new();
+                place.insert(Log { bounds, was: bounds, head: bounds.head, trim: 0, unfiled, devices })
             }
         })
     }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use fred::types::Value;
 use millrace_protocol::ids::{Partition, SessionId};
 
+use super::append::Looked;
 use super::command::{Command, ScriptId, fixed, list, number, text, to_number, to_text};
 use super::keys::Keys;
 use super::reply;
@@ -19,7 +20,7 @@ use crate::store::{
 /// How the replies of a job are read.
 #[derive(Debug)]
 pub(super) enum Reading {
-    Append { partition: Partition, fence: Fence, position: u64 },
+    Append { partition: Partition, fence: Fence, position: u64, looked: Vec<Looked> },
     Release { partition: Partition, fence: Fence },
     Load { partition: Partition, fence: Fence, conversation: String, stream: Option<StreamKey> },
     Read { partition: Partition, conversation: String },
@@ -290,34 +291,34 @@ impl Reading {
         let mut one =
             || replies.next().ok_or_else(|| StoreError::Corrupted("a command without a reply".into()));
         Ok(match self {
-            Reading::Append { partition, position, .. } => {
-                refusal(*partition, *position, one()?)?;
-                Outcome::Appended
-            }
+            Reading::Append { .. } => unreachable!("read by whoever remembers the logs"),
             Reading::Release { partition, .. } => {
-                refusal(*partition, 0, one()?)?;
+                reply::refusal(*partition, 0, one()?)?;
                 Outcome::Released
             }
             Reading::Load { partition, conversation, stream, .. } => {
-                let mut loaded = reply::loaded(conversation, refusal(*partition, 0, one()?)?)?;
+                let mut loaded = reply::loaded(conversation, reply::refusal(*partition, 0, one()?)?)?;
                 if let Some(stream) = stream {
-                    loaded.answers = reply::answers(conversation, stream, refusal(*partition, 0, one()?)?)?;
+                    loaded.answers =
+                        reply::answers(conversation, stream, reply::refusal(*partition, 0, one()?)?)?;
                 }
                 Outcome::Loaded(loaded)
             }
             Reading::Read { partition, conversation } => {
-                let [first_seq, head, found] = fixed(Value::Array(refusal(*partition, 0, one()?)?))?;
+                let [first_seq, head, found] = fixed(Value::Array(reply::refusal(*partition, 0, one()?)?))?;
                 Outcome::Entries {
                     entries: reply::entries(conversation, found)?,
                     first_seq: to_number(first_seq)?,
                     head: to_number(head)?,
                 }
             }
-            Reading::Answers { partition, conversation, stream } => {
-                Outcome::Answers(reply::answers(conversation, stream, refusal(*partition, 0, one()?)?)?)
-            }
+            Reading::Answers { partition, conversation, stream } => Outcome::Answers(reply::answers(
+                conversation,
+                stream,
+                reply::refusal(*partition, 0, one()?)?,
+            )?),
             Reading::Cursors { partition, conversation } => {
-                let [cursors] = fixed(Value::Array(refusal(*partition, 0, one()?)?))?;
+                let [cursors] = fixed(Value::Array(reply::refusal(*partition, 0, one()?)?))?;
                 Outcome::Cursors(reply::cursors(conversation, cursors)?)
             }
             Reading::UserItems => Outcome::UserItemsDone,
@@ -328,7 +329,7 @@ impl Reading {
                 Outcome::UserList { items, more }
             }
             Reading::Register { partition } => {
-                let found = Value::Array(refusal(*partition, 0, one()?)?);
+                let found = Value::Array(reply::refusal(*partition, 0, one()?)?);
                 let [login_number, lost, losers, groups] = fixed(found)?;
                 let mut losers = reply::routes(losers)?;
                 losers.sort_by_key(|route| route.login_number);
@@ -352,24 +353,5 @@ impl Reading {
                 }
             }
         })
-    }
-}
-
-/// Reads the first word of a fenced script's reply and hands on the rest if it is 'ok'.
-fn refusal(partition: Partition, given: u64, reply: Value) -> Result<Vec<Value>, StoreError> {
-    let mut rest = list(reply)?.into_iter();
-    let word = to_text(rest.next().unwrap_or(Value::Null))?;
-    match word.as_str() {
-        "ok" => Ok(rest.collect()),
-        "fenced" => Err(StoreError::Fenced { partition }),
-        "position" => {
-            let expected = to_number(rest.next().unwrap_or(Value::Null))?;
-            Err(StoreError::Position { partition, expected, given })
-        }
-        "dense" => {
-            let rest = rest.map(to_text).collect::<Result<Vec<_>, _>>()?;
-            Err(StoreError::Corrupted(format!("log, its end and what was to follow: {}", rest.join(", "))))
-        }
-        other => Err(StoreError::Corrupted(format!("a script answered «{other}»"))),
     }
 }

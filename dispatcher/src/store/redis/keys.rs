@@ -162,6 +162,6 @@ impl Keys {
 }
 
 /// A stream as it stands in keys.
-fn stream_name(stream: u64) -> String {
+pub(super) fn stream_name(stream: u64) -> String {
     format!("{stream:x}")
 }

@@ -4,10 +4,41 @@
 
 use bytes::Bytes;
 use fred::types::Value;
-use millrace_protocol::ids::SessionId;
+use millrace_protocol::ids::{Partition, SessionId};
 
 use super::command::{fixed, list, pairs, to_bytes, to_number, to_text};
 use crate::store::{ANSWERS_MAX, Answer, Cursor, Entry, Loaded, Route, StoreError, StreamKey, pack, record};
+
+/// Reads the first word of a fenced script's reply and hands on the rest if it is 'ok'.
+pub(super) fn refusal(partition: Partition, given: u64, reply: Value) -> Result<Vec<Value>, StoreError> {
+    let mut rest = list(reply)?.into_iter();
+    let word = to_text(rest.next().unwrap_or(Value::Null))?;
+    match word.as_str() {
+        "ok" => Ok(rest.collect()),
+        "fenced" => Err(StoreError::Fenced { partition }),
+        "position" => {
+            let expected = to_number(rest.next().unwrap_or(Value::Null))?;
+            Err(StoreError::Position { partition, expected, given })
+        }
+        "dense" => {
+            let rest = rest.map(to_text).collect::<Result<Vec<_>, _>>()?;
+            Err(StoreError::Corrupted(format!("log, its end and what was to follow: {}", rest.join(", "))))
+        }
+        other => Err(StoreError::Corrupted(format!("a script answered «{other}»"))),
+    }
+}
+
+/// The reply of `append.lua`: up to where the logs are filed that it looked at, in order.
+pub(super) fn appended(
+    partition: Partition,
+    position: u64,
+    replies: Vec<Value>,
+) -> Result<Vec<u64>, StoreError> {
+    let missing = || StoreError::Corrupted("a command without a reply".into());
+    let [filed] =
+        fixed(Value::Array(refusal(partition, position, replies.into_iter().next().ok_or_else(missing)?)?))?;
+    list(filed)?.into_iter().map(to_number).collect()
+}
 
 /// The reply of `load.lua`, behind its first word.
 pub(super) fn loaded(conversation: &str, reply: Vec<Value>) -> Result<Loaded, StoreError> {

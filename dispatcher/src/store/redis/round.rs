@@ -15,12 +15,13 @@ use fred::types::Value;
 use fred::types::config::Server;
 use millrace_protocol::ids::Partition;
 
-use super::append::append;
+use super::append::{Logs, append};
 use super::claim::{Claimer, claims};
 use super::command::{Command, text, to_text};
 use super::job::{self, Reading};
 use super::keys::{FORMAT, Keys};
 use super::replicas::{self, Mark, Unmet};
+use super::reply;
 use super::sentinels::Agreement;
 use super::session::Session;
 use super::view::{self, Own};
@@ -41,6 +42,8 @@ pub(super) struct Rounds {
     session: Session,
     keys: Keys,
     own: Own,
+    /// What this process's owners have written.
+    logs: Logs,
     mark: Mark,
     /// The connections are those that were looked at and marked.
     looked_at: bool,
@@ -87,7 +90,16 @@ impl Rounds {
         mark: Mark,
         agreement: Option<Arc<Agreement>>,
     ) -> Self {
-        Self { shared, session, keys, own: Own::default(), mark, looked_at: true, agreement }
+        Self {
+            shared,
+            session,
+            keys,
+            own: Own::default(),
+            logs: Logs::default(),
+            mark,
+            looked_at: true,
+            agreement,
+        }
     }
 
     /// Runs until the intake is closed and empty.
@@ -130,6 +142,7 @@ impl Rounds {
     async fn look(&mut self) -> bool {
         match look(&self.session, &self.keys, self.shared.durability).await {
             Ok((trouble, mark)) => {
+                self.logs = Logs::default();
                 self.shared.set_trouble(trouble);
                 self.mark = mark;
                 true
@@ -171,7 +184,7 @@ impl Rounds {
                         if reading.waits() {
                             servers.extend(own.iter().map(|(at, _)| holders.commands[*at].clone()));
                         }
-                        self.settle(&reading, own.into_iter().map(|(_, reply)| reply).collect(), &mut hints)
+                        self.settle(reading, own.into_iter().map(|(_, reply)| reply).collect(), &mut hints)
                     }
                     Step::Refused(error) => Err(error),
                     Step::Beat { node, replaces } => {
@@ -184,6 +197,7 @@ impl Rounds {
                         if let Ok(Outcome::Claimed { fence, .. }) = &outcome {
                             let Claimer { partition, node, .. } = &claimers[at];
                             self.own.claimed(*partition, fence.epoch, node);
+                            self.logs.forget(*partition);
                             hints.push((*partition, fence.epoch, node.clone()));
                         }
                         outcome
@@ -253,7 +267,7 @@ impl Rounds {
     }
 
     /// Turns a job into its commands.
-    fn step(&self, work: Work, commands: &mut Vec<Command>, claimers: &mut Vec<Claimer>) -> Step {
+    fn step(&mut self, work: Work, commands: &mut Vec<Command>, claimers: &mut Vec<Claimer>) -> Step {
         let keys = &self.keys;
         let (own, reading) = match work {
             Work::Claim { partition, node, incarnation, above, .. } => {
@@ -266,7 +280,7 @@ impl Rounds {
             }
             Work::Append(batch) => {
                 self.shared.appends.fetch_add(1, Ordering::Relaxed);
-                append(keys, &batch, self.shared.events_max)
+                append(keys, &batch, self.shared.events_max, &mut self.logs)
             }
             Work::Release { partition, fence } => match job::release(keys, partition, fence) {
                 Ok(sent) => sent,
@@ -308,24 +322,42 @@ impl Rounds {
     /// Reads the replies of a job, and notes what it means for this process's claims.
     fn settle(
         &mut self,
-        reading: &Reading,
+        reading: Reading,
         replies: Result<Vec<Value>, StoreError>,
         hints: &mut Vec<(Partition, u64, String)>,
     ) -> Result<Outcome, StoreError> {
+        if let Reading::Append { partition, fence, position, looked } = reading {
+            let filed = replies.and_then(|replies| reply::appended(partition, position, replies));
+            if matches!(filed, Err(StoreError::Fenced { .. })) {
+                self.own.lost(partition, fence.epoch);
+            }
+            return match filed {
+                Ok(filed) => {
+                    for (looked, filed) in looked.into_iter().zip(filed) {
+                        looked.learn(&mut self.logs, partition, filed);
+                    }
+                    Ok(Outcome::Appended)
+                }
+                Err(error) => {
+                    self.logs.forget(partition);
+                    Err(error)
+                }
+            };
+        }
         let outcome = replies.and_then(|replies| reading.outcome(replies));
         match reading {
-            Reading::Append { partition, fence, .. } | Reading::Load { partition, fence, .. } => {
+            Reading::Load { partition, fence, .. } => {
                 if matches!(outcome, Err(StoreError::Fenced { .. })) {
-                    self.own.lost(*partition, fence.epoch);
+                    self.own.lost(partition, fence.epoch);
                 }
             }
             Reading::Release { partition, fence } => {
-                self.own.lost(*partition, fence.epoch);
+                self.own.lost(partition, fence.epoch);
                 if outcome.is_ok() {
-                    hints.push((*partition, fence.epoch, String::new()));
+                    hints.push((partition, fence.epoch, String::new()));
                 }
             }
-            Reading::Leave { node } => self.own.left(node),
+            Reading::Leave { node } => self.own.left(&node),
             _ => {}
         }
         outcome

@@ -1,74 +1,42 @@
 -- One batch of one partition, all or nothing. Lua does not roll back: everything is checked before the first write.
 -- KEYS: 1 fence, 2 outstanding, 3 events, 4.. as the writes point at them
--- ARGV: 1 epoch, 2 nonce, 3 position, 4 highest message id or '', 5 fanned out, 6 outstanding or '', 7 events kept (0: off),
---   8 answers kept, 9 for how many ms, 10 streams kept, 11 entries that a log may have unfiled, then for each write (… of a
---   key is its index in KEYS)
---   'M', log …, seq, record
+-- ARGV: 1 epoch, 2 nonce, 3 position, 4 the next one, 5 highest message id or '', 6 fanned out, 7 outstanding or '', 8 events
+--   kept (0: off), 9 answers kept, 10 for how many ms, 11 streams kept, 12 entries that a log may have unfiled; then, for each
+--   log that is not known (… of a key is its index in KEYS),
+--   'D', log …, where it ends, where it is to end
+--   and then what is to be written; the place of a write is that in the batch, from 0
+--   'L', log …, count, seqs and records ..., 'h', the last seq: messages
+--   'A', streams of a device …, stream, count, answers ...
+--   'F', log …, up to where it is filed with these
 --   'R', log …, seq, record
 --   'G', members …, version, count, added members ..., count, removed members ...
 --   'S', state …, key, 1 or 0, value
 --   'C', cursors …, name, cursor
 --   'T', log …, first seq
---   'E', kind, body
+--   'M', place, where its record stands among what is to be written, from 0: a message as an event; and
+--   'E', place, kind, body: others; both by place
 local fence = redis.call('HMGET', KEYS[1], 'e', 'n', 'c', 'h', 'p', 'l')
 if is_void(KEYS[1], fence, ARGV[1], ARGV[2]) then return {'fenced'} end
 if fence[5] ~= ARGV[3] then return {'position', fence[5] or '0'} end
 
--- Logs that the batch adds to or trims: their head, up to where their senders' answers are filed ('i'), and what is to be
--- written, which is written together. Lua hands a call some thousands of arguments at most.
-local together = 1000
-local logs = {}
-
-local function log_of(key)
-  local log = logs[key]
-  if not log then
-    local stored = redis.call('HMGET', key, 'h', 'i')
-    log = { head = tonumber(stored[1] or '0'), filed = tonumber(stored[2] or '0'), added = {} }
-    logs[key] = log
-  end
-  return log
+local at, looked = 13, {}
+while ARGV[at] == 'D' do
+  local key = KEYS[tonumber(ARGV[at + 1])]
+  local head = redis.call('HGET', key, 'h') or '0'
+  if head ~= ARGV[at + 2] then return {'dense', key, head, ARGV[at + 2]} end
+  looked[#looked + 1] = at
+  at = at + 4
 end
 
-local length = { M = 4, R = 4, S = 5, C = 4, T = 3, E = 3 }
-local at = 12
-while at <= #ARGV do
-  local kind = ARGV[at]
-  if kind == 'M' then
-    local key, seq = KEYS[tonumber(ARGV[at + 1])], tonumber(ARGV[at + 2])
-    local log = log_of(key)
-    if seq ~= log.head + 1 then
-      return {'dense', key, string.format('%.0f', log.head), ARGV[at + 2]}
-    end
-    log.head = seq
-  end
-  if kind == 'G' then
-    at = at + 4 + tonumber(ARGV[at + 3])
-    at = at + 1 + tonumber(ARGV[at])
-  else
-    at = at + length[kind]
-  end
-end
-
-local position = tonumber(ARGV[3])
-local function event(kind, body)
-  local id = string.format('%.0f-0', position)
-  redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[7], id, 'k', kind, 'b', body)
-end
-
-local function write_log(key, log)
-  local added = log.added
-  if #added == 0 then return end
-  log.added = {}
-  local head = added[#added - 1]
-  added[#added + 1] = 'h'
-  added[#added + 1] = head
-  redis.call('HSET', key, unpack(added))
+local function event(place, kind, body)
+  local id = string.format('%.0f-0', tonumber(ARGV[3]) + tonumber(place))
+  redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[8], id, 'k', kind, 'b', body)
 end
 
 -- A tenth longer than promised, so that not every answer needs a write for it. A device's streams are kept for as long as
 -- any of them.
 local function keep(answers, device, is_new)
-  local ms = tonumber(ARGV[9])
+  local ms = tonumber(ARGV[10])
   if not is_new and redis.call('PTTL', answers) >= ms then return end
   for _, key in ipairs({ answers, device }) do
     redis.call('PEXPIRE', key, string.format('%.0f', ms * 1.1))
@@ -82,11 +50,11 @@ local function write_answers(device, stream, records)
   local is_new = count == #records
   if is_new then
     redis.call('LREM', device, 0, stream)
-    if redis.call('RPUSH', device, stream) > tonumber(ARGV[10]) then
+    if redis.call('RPUSH', device, stream) > tonumber(ARGV[11]) then
       redis.call('DEL', device .. ':' .. redis.call('LPOP', device))
     end
   end
-  if count > tonumber(ARGV[8]) then redis.call('LTRIM', key, '-' .. ARGV[8], -1) end
+  if count > tonumber(ARGV[9]) then redis.call('LTRIM', key, '-' .. ARGV[9], -1) end
   keep(key, device, is_new)
 end
 
@@ -111,12 +79,13 @@ local function answer_of(record)
   return sender .. ':' .. device, stream, string.sub(record, 46, 61) .. string.sub(record, 14, 37)
 end
 
--- Gives the answers in a log, of all entries that are written and not filed, lists of their own: a stream's at a time.
+-- Gives the answers in a log lists of their own, where the owner does not know them: of all entries that are not filed.
 local prefix = string.sub(KEYS[1], 1, -1 - #'fence')
-local function file(key, log, to)
+local together = 1000
+local function file(key, filed, to)
   local conversation = string.sub(key, #prefix + 1 + #'l:')
   local streams, order = {}, {}
-  local seq = log.filed + 1
+  local seq = filed + 1
   while seq <= to do
     local seqs = {}
     while seq <= to and #seqs < together do
@@ -141,16 +110,16 @@ local function file(key, log, to)
   for _, added in ipairs(order) do
     write_answers(prefix .. 'a:' .. conversation .. ':' .. added.device, added.stream, added.records)
   end
-  log.filed = to
   redis.call('HSET', key, 'i', string.format('%.0f', to))
 end
 
 -- Where a log begins ('f', 1 if unsaid), and from where on records may be left ('s'). Records go some thousands at a time;
 -- what is left lies below the beginning, unseen, and goes with the next trims.
-local function trim(key, log, wanted)
-  local stored = redis.call('HMGET', key, 'h', 'f', 's')
+local function trim(key, wanted)
+  local stored = redis.call('HMGET', key, 'h', 'f', 's', 'i')
   local head, first, swept = tonumber(stored[1] or '0'), tonumber(stored[2] or '1'), tonumber(stored[3] or '1')
-  if math.min(wanted, head) > log.filed + 1 then file(key, log, head) end
+  local filed = tonumber(stored[4] or '0')
+  if math.min(wanted, head) > filed + 1 then file(key, filed, head) end
   local begin = math.max(first, math.min(wanted, head))
   local stop = math.min(begin, swept + 16384)
   if begin == first and stop == swept then return end
@@ -180,25 +149,25 @@ local function cursor(key, name, record)
   redis.call('ZADD', key, 0, name .. record)
 end
 
-at = 12
+local base = at
 while at <= #ARGV do
-  local kind, key = ARGV[at], KEYS[tonumber(ARGV[at + 1]) or 1]
-  if kind == 'M' then
-    local log, record = logs[key], ARGV[at + 3]
-    local added = log.added
-    added[#added + 1] = ARGV[at + 2]
-    added[#added + 1] = record
-    if #added >= together then write_log(key, log) end
-    -- Where record.rs puts the length of the body, which ends the record.
-    if ARGV[7] ~= '0' then
-      event('message', string.sub(record, #record + 1 - struct.unpack('>I4', record, 10)))
-    end
+  local kind, key, n = ARGV[at], KEYS[tonumber(ARGV[at + 1])], tonumber(ARGV[at + 2])
+  if kind == 'L' then
+    redis.call('HSET', key, unpack(ARGV, at + 3, at + 2 + n))
+    at = at + 3 + n
+  elseif kind == 'A' then
+    n = tonumber(ARGV[at + 3])
+    write_answers(key, ARGV[at + 2], { unpack(ARGV, at + 4, at + 3 + n) })
+    at = at + 4 + n
+  elseif kind == 'F' then
+    redis.call('HSET', key, 'i', ARGV[at + 2])
+    at = at + 3
   elseif kind == 'R' then
-    if logs[key] then write_log(key, logs[key]) end
-    local log, seq = redis.call('HMGET', key, 'h', 'f'), tonumber(ARGV[at + 2])
-    if seq <= tonumber(log[1] or '0') and seq >= tonumber(log[2] or '1') then
+    local log = redis.call('HMGET', key, 'h', 'f')
+    if n <= tonumber(log[1] or '0') and n >= tonumber(log[2] or '1') then
       redis.call('HSET', key, ARGV[at + 2], ARGV[at + 3])
     end
+    at = at + 4
   elseif kind == 'G' then
     redis.call('HSET', key, '', ARGV[at + 2])
     local count = tonumber(ARGV[at + 3])
@@ -215,32 +184,47 @@ while at <= #ARGV do
     else
       redis.call('HDEL', key, ARGV[at + 2])
     end
+    at = at + 5
   elseif kind == 'C' then
     cursor(key, ARGV[at + 2], ARGV[at + 3])
+    at = at + 4
   elseif kind == 'T' then
-    local log = log_of(key)
-    write_log(key, log)
-    trim(key, log, tonumber(ARGV[at + 2]))
-  elseif ARGV[7] ~= '0' then
-    event(ARGV[at + 1], ARGV[at + 2])
+    trim(key, n)
+    at = at + 3
+  elseif kind == 'M' then
+    -- Where record.rs puts the length of the body, which ends the record.
+    local record = ARGV[base + n]
+    event(ARGV[at + 1], 'message', string.sub(record, #record + 1 - struct.unpack('>I4', record, 10)))
+    at = at + 3
+  else
+    event(ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])
+    at = at + 4
   end
-  at = at + (length[kind] or 0)
-  position = position + 1
 end
-for key, log in pairs(logs) do
-  write_log(key, log)
-  if log.head >= log.filed + tonumber(ARGV[11]) then file(key, log, log.head) end
+-- Up to where the logs are filed that were not known.
+local filed = {}
+for index, look in ipairs(looked) do
+  local key, head = KEYS[tonumber(ARGV[look + 1])], tonumber(ARGV[look + 3])
+  local stored = redis.call('HGET', key, 'i') or '0'
+  if head >= tonumber(stored) + tonumber(ARGV[12]) then
+    file(key, tonumber(stored), head)
+    stored = ARGV[look + 3]
+  end
+  filed[index] = stored
 end
 
 -- One element for each batch that named messages: position ':' what they are.
-local fanned_out = tonumber(ARGV[5])
+local fanned_out = tonumber(ARGV[6])
 while true do
   local oldest = redis.call('LINDEX', KEYS[2], 0)
   if not oldest or tonumber(string.match(oldest, '^%d+')) >= fanned_out then break end
   redis.call('LPOP', KEYS[2])
 end
-if ARGV[6] ~= '' then redis.call('RPUSH', KEYS[2], ARGV[3] .. ':' .. ARGV[6]) end
-redis.call('HSET', KEYS[1], 'p', string.format('%.0f', position))
+if ARGV[7] ~= '' then redis.call('RPUSH', KEYS[2], ARGV[3] .. ':' .. ARGV[7]) end
 -- Message ids are 20 digits, so that they compare as text: a Lua number would round them.
-if ARGV[4] ~= '' and ARGV[4] > (fence[6] or '') then redis.call('HSET', KEYS[1], 'l', ARGV[4]) end
-return {'ok'}
+if ARGV[5] > (fence[6] or '') then
+  redis.call('HSET', KEYS[1], 'p', ARGV[4], 'l', ARGV[5])
+else
+  redis.call('HSET', KEYS[1], 'p', ARGV[4])
+end
+return {'ok', filed}
