@@ -2,24 +2,26 @@
 //! `cargo bench -p millrace-benches --bench store`.
 //!
 //! An append is more than a record in a log: it compares fence and position, files what senders were answered, and
-//! remembers what is to be fanned out. `store` is all that, through the trait, as the dispatcher's shards use it; `bare`
-//! writes records of the same size in batches of the same number and makes them durable as often, and nothing else. Redis
-//! is left out where there is no redis-server.
+//! remembers what is to be fanned out. `store` is all that, through the trait, as the dispatcher's shards use it: a partition
+//! sends its next batch when the former is answered, whatever the others do. `bare` writes records of the same size in
+//! batches of the same number and makes them durable as often, and nothing else. What is written is made before the clock
+//! starts, on both sides. Redis is left out where there is no redis-server.
 
 use std::io::{BufRead, BufReader, Read, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use criterion::{Bencher, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use millrace_dispatcher::store::embedded::{self, Embedded};
 use millrace_dispatcher::store::redis::{self, RedisStore};
 use millrace_dispatcher::store::{Batch, Done, Entry, Fence, Job, Outcome, Replies, Store, Work, Write};
 use millrace_edge::mailbox::{Receiver, mailbox};
 use millrace_edge::wake::Waker;
 use millrace_protocol::ids::{MessageId, Partition};
+use rustix::event::{PollFd, PollFlags};
 
 /// Partitions with a batch in flight, and messages in each batch: 256 messages for one fsync.
 const PARTITIONS: u16 = 8;
@@ -61,6 +63,7 @@ struct Rig {
     store: Box<dyn Store>,
     replies: Replies,
     answers: Receiver<Vec<Done>>,
+    waker: Waker,
     owners: Vec<Owner>,
 }
 
@@ -72,8 +75,9 @@ struct Owner {
 
 impl Rig {
     fn new(shape: Shape, store: Box<dyn Store>) -> Rig {
-        let (replies, answers) = mailbox(1_024, Waker::new().expect("an eventfd"));
-        let mut rig = Rig { shape, store, replies, answers, owners: Vec::new() };
+        let waker = Waker::new().expect("an eventfd");
+        let (replies, answers) = mailbox(1_024, waker.clone());
+        let mut rig = Rig { shape, store, replies, answers, waker, owners: Vec::new() };
         let claim = |partition| Work::Claim {
             partition,
             node: "bench".into(),
@@ -94,24 +98,67 @@ impl Rig {
         self.store.submit(jobs, &self.replies);
         let mut done: Vec<Done> = Vec::with_capacity(count);
         while done.len() < count {
-            match self.answers.recv() {
-                Some(more) => done.extend(more),
-                // Little beside an fsync or a round trip of this size.
-                None => std::thread::sleep(Duration::from_micros(20)),
-            }
+            done.extend(self.answered());
         }
         done.sort_by_key(|done| done.ticket);
         done.into_iter().map(|done| done.outcome.expect("the job is done")).collect()
     }
 
-    /// One batch of each partition.
-    fn round(&mut self) {
+    /// Waits for answers.
+    fn answered(&self) -> Vec<Done> {
+        loop {
+            self.waker.drain();
+            if let Some(done) = self.answers.recv() {
+                return done;
+            }
+            let fd = self.waker.fd();
+            rustix::event::poll(&mut [PollFd::new(&fd, PollFlags::IN)], None).expect("an answer");
+        }
+    }
+
+    fn bench(&mut self, b: &mut Bencher) {
+        b.iter_custom(|rounds| {
+            let batches = self.batches(rounds);
+            timed(|| self.flow(batches))
+        });
+    }
+
+    /// So many batches of each partition, the next ones last.
+    fn batches(&mut self, rounds: u64) -> Vec<Vec<Work>> {
+        let shape = self.shape;
+        let owners = (0..).zip(&mut self.owners);
+        owners.map(|(partition, owner)| owner.batches(shape, partition, rounds)).collect()
+    }
+
+    /// Carries out these batches: one of each partition at a time.
+    fn flow(&mut self, mut batches: Vec<Vec<Work>>) {
+        let mut left: usize = batches.iter().map(Vec::len).sum();
+        let mut next = |partition: usize| {
+            let work = batches[partition].pop()?;
+            Some(Job { ticket: partition as u64, work })
+        };
+        self.store.submit((0..usize::from(PARTITIONS)).filter_map(&mut next).collect(), &self.replies);
+        while left > 0 {
+            let done = self.answered();
+            left -= done.len();
+            for done in &done {
+                assert_eq!(done.outcome, Ok(Outcome::Appended));
+            }
+            let jobs: Vec<Job> = done.iter().filter_map(|done| next(done.ticket as usize)).collect();
+            if !jobs.is_empty() {
+                self.store.submit(jobs, &self.replies);
+            }
+        }
+    }
+}
+
+impl Owner {
+    fn batches(&mut self, shape: Shape, partition: Partition, rounds: u64) -> Vec<Work> {
         let mut batches = Vec::new();
-        for (partition, owner) in (0..).zip(&mut self.owners) {
-            let shape = self.shape;
-            let writes: Vec<Write> = (1..=MESSAGES).map(|n| message(shape, partition, owner, n)).collect();
-            let (fence, position) = (owner.fence, owner.position);
-            let outstanding = (1..=MESSAGES).map(|n| shape.place(partition, owner.rounds, n)).collect();
+        for _ in 0..rounds {
+            let writes: Vec<Write> = (1..=MESSAGES).map(|n| message(shape, partition, self, n)).collect();
+            let outstanding = (1..=MESSAGES).map(|n| shape.place(partition, self.rounds, n)).collect();
+            let (fence, position) = (self.fence, self.position);
             batches.push(Work::Append(Batch {
                 partition,
                 fence,
@@ -120,11 +167,18 @@ impl Rig {
                 outstanding,
                 fanned_out: position,
             }));
-            owner.position += MESSAGES;
-            owner.rounds += 1;
+            self.position += MESSAGES;
+            self.rounds += 1;
         }
-        self.calls(batches);
+        batches.reverse();
+        batches
     }
+}
+
+fn timed(act: impl FnOnce()) -> Duration {
+    let begun = Instant::now();
+    act();
+    begun.elapsed()
 }
 
 fn message(shape: Shape, partition: Partition, owner: &Owner, n: u64) -> Write {
@@ -155,10 +209,10 @@ fn appends(c: &mut Criterion) {
         let dir = tempfile::tempdir().expect("a directory");
         let store = Embedded::open(dir.path(), embedded::Settings::new(PARTITIONS)).expect("a store");
         let mut rig = Rig::new(shape, Box::new(store));
-        group.bench_function(format!("embedded fsync, {}: store", shape.name()), |b| b.iter(|| rig.round()));
+        group.bench_function(format!("embedded fsync, {}: store", shape.name()), |b| rig.bench(b));
         drop(rig);
         let mut bare = BareFjall::open(shape, dir.path());
-        group.bench_function(format!("embedded fsync, {}: bare", shape.name()), |b| b.iter(|| bare.round()));
+        group.bench_function(format!("embedded fsync, {}: bare", shape.name()), |b| bare.bench(b));
     }
     for (level, fsync) in [("async", "everysec"), ("fsync", "always")] {
         for shape in [Shape::Burst, Shape::Apart] {
@@ -171,10 +225,10 @@ fn appends(c: &mut Criterion) {
             let settings = redis::Settings::new("bench", PARTITIONS);
             let store = RedisStore::connect(&url, settings).expect("a connection");
             let mut rig = Rig::new(shape, Box::new(store));
-            group.bench_function(format!("{name}: store"), |b| b.iter(|| rig.round()));
+            group.bench_function(format!("{name}: store"), |b| rig.bench(b));
             drop(rig);
             let mut bare = BareRedis::connect(shape, server.port);
-            group.bench_function(format!("{name}: bare"), |b| b.iter(|| bare.round()));
+            group.bench_function(format!("{name}: bare"), |b| bare.bench(b));
         }
     }
     group.finish();
@@ -197,17 +251,30 @@ impl BareFjall {
         BareFjall { db, log, shape, rounds: 0 }
     }
 
-    fn round(&mut self) {
-        let mut batch = self.db.batch().durability(None);
-        for partition in 0..PARTITIONS {
-            for n in 1..=MESSAGES {
-                let (conversation, seq) = self.shape.place(partition, self.rounds, n);
-                let mut key = conversation.into_bytes();
-                key.extend(seq.to_be_bytes());
-                batch.insert(&self.log, key, vec![7u8; RECORD_BYTES]);
-            }
-        }
+    fn bench(&mut self, b: &mut Bencher) {
+        b.iter_custom(|rounds| {
+            let rounds: Vec<_> = (0..rounds).map(|_| self.records()).collect();
+            timed(|| rounds.into_iter().for_each(|records| self.write(records)))
+        });
+    }
+
+    /// Keys and values of one batch of each partition.
+    fn records(&mut self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let place = |(partition, n)| {
+            let (conversation, seq) = self.shape.place(partition, self.rounds, n);
+            ([conversation.as_bytes(), &seq.to_be_bytes()].concat(), vec![7u8; RECORD_BYTES])
+        };
+        let all = (0..PARTITIONS).flat_map(|partition| (1..=MESSAGES).map(move |n| (partition, n)));
+        let records = all.map(place).collect();
         self.rounds += 1;
+        records
+    }
+
+    fn write(&mut self, records: Vec<(Vec<u8>, Vec<u8>)>) {
+        let mut batch = self.db.batch().durability(None);
+        for (key, value) in records {
+            batch.insert(&self.log, key, value);
+        }
         batch.commit().expect("a commit");
         self.db.persist(fjall::PersistMode::SyncData).expect("an fsync");
     }
@@ -236,7 +303,15 @@ impl BareRedis {
         bare
     }
 
-    fn round(&mut self) {
+    fn bench(&mut self, b: &mut Bencher) {
+        b.iter_custom(|rounds| {
+            let rounds: Vec<_> = (0..rounds).map(|_| self.commands()).collect();
+            timed(|| rounds.iter().for_each(|commands| self.write(commands)))
+        });
+    }
+
+    /// One batch of each partition.
+    fn commands(&mut self) -> Vec<u8> {
         let mut commands = Vec::new();
         let record = vec![7u8; RECORD_BYTES];
         for partition in 0..PARTITIONS {
@@ -251,7 +326,11 @@ impl BareRedis {
             resp(&mut commands, &args);
         }
         self.rounds += 1;
-        self.stream.get_mut().write_all(&commands).expect("a write");
+        commands
+    }
+
+    fn write(&mut self, commands: &[u8]) {
+        self.stream.get_mut().write_all(commands).expect("a write");
         for _ in 0..PARTITIONS {
             assert_eq!(self.reply(), "ok");
         }
