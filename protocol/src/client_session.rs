@@ -7,7 +7,7 @@ use prost::Message;
 
 use crate::deframe::{Piece, TcpDeframer, WsDeframer};
 use crate::frame::{FrameKind, HEADER_BYTES, PING, PONG, encode_header};
-use crate::messages::client::{self, Code, Request, request::Op};
+use crate::messages::client::{self, Code, GoAway, Request, request::Op};
 pub use crate::peek::{DeliverRef, peek_deliver};
 pub use crate::received::{Limits, Received, Violation};
 use crate::ws::handshake::{self, Head};
@@ -96,6 +96,20 @@ impl ClientSession {
             Mode::Opening(_) => None,
         };
         piece.map(server_frame).transpose()
+    }
+
+    /// After a violation: what the gateway said in HTTP, because the WebSocket was not open yet, as the GoAway that it stands
+    /// for. `None` if it said anything else.
+    pub fn sent_away(&self) -> Option<GoAway> {
+        let Mode::Opening(opening) = &self.mode else { return None };
+        let refusal = handshake::refusal(opening.0.bytes())?;
+        let code = match refusal.code {
+            408 => Code::LoginTimeout,
+            503 => Code::Unavailable,
+            _ => return None,
+        };
+        let retry_after_ms = refusal.retry_after_s.saturating_mul(1_000);
+        Some(GoAway { code: code.into(), reason: format!("HTTP {}", refusal.status), retry_after_ms })
     }
 
     /// Whether frames travel in WebSocket messages.

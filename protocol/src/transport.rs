@@ -167,7 +167,9 @@ impl Transport {
     }
 
     /// The last bytes of a connection that the server closes: a GoAway notification, on WebSocket followed by a close
-    /// frame with the same code; an HTTP error before the upgrade; nothing for TLS.
+    /// frame with the same code; an HTTP error before the upgrade ([`ClientSession::sent_away`] reads it); nothing for TLS.
+    ///
+    /// [`ClientSession::sent_away`]: crate::client_session::ClientSession::sent_away
     pub fn close_bytes(&self, code: Code, reason: &str, retry_after_ms: u32) -> Vec<u8> {
         match &self.mode {
             Mode::Tls => return Vec::new(),

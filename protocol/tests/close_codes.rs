@@ -125,6 +125,31 @@ fn http_errors() {
 }
 
 #[test]
+fn a_client_that_is_sent_away_within_its_handshake_knows_for_how_long() {
+    let refuse =
+        |code| serve([&b"GET / HTTP/1.1\r\n"[..]], &Limits::default()).0.close_bytes(code, "later", 1_500);
+    let told = |bytes: &[u8], step| {
+        let (mut session, _) = ClientSession::websocket("x", "/", [7; 16]);
+        let found = receive(&mut session, bytes.chunks(step));
+        assert!(found.len() == 1 && found[0].contains("does not answer 101"), "{found:?}");
+        session.sent_away()
+    };
+    for (code, expected, status) in [
+        (Code::GoingAway, Code::Unavailable, "HTTP 503 Service Unavailable"),
+        (Code::LoginTimeout, Code::LoginTimeout, "HTTP 408 Request Timeout"),
+    ] {
+        for step in [1, 7, 9_000] {
+            let away = told(&refuse(code), step).expect("sent away");
+            assert_eq!((away.code(), &away.reason[..], away.retry_after_ms), (expected, status, 2_000));
+        }
+    }
+    // Coming again would not help, as far as the gateway is concerned.
+    let (transport, _) = serve([&b"GET / HTTP/1.1\r\n\r\n"[..]], &Limits::default());
+    assert_eq!(told(&transport.close_bytes(Code::ProtocolError, "", 0), 9_000), None);
+    assert_eq!(ClientSession::tcp().sent_away(), None);
+}
+
+#[test]
 fn a_silent_connection_is_told_as_framed_tcp() {
     let bytes = Transport::new().close_bytes(Code::LoginTimeout, "no login", 0);
     let told = receive(&mut ClientSession::tcp(), [&bytes[..]]);

@@ -200,6 +200,33 @@ pub fn check_response(head: &[u8], expected_accept: &str) -> Result<(), Violatio
     Ok(())
 }
 
+/// An HTTP response that opens nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal<'a> {
+    /// Such as 503.
+    pub code: u16,
+    /// The code with its phrase.
+    pub status: &'a str,
+    /// The seconds of Retry-After; 0: it is not there, or a date.
+    pub retry_after_s: u32,
+}
+
+/// Reads a server's response (a whole head) that is no 101. `None`: it is one, or no response of HTTP.
+pub fn refusal(head: &[u8]) -> Option<Refusal<'_>> {
+    let text = std::str::from_utf8(head.strip_suffix(END)?).ok()?;
+    let mut lines = text.split("\r\n");
+    let (version, status) = lines.next()?.split_once(' ')?;
+    let code = status.split(' ').next()?.parse().ok()?;
+    // Proxies in front may answer in the older version.
+    if !version.starts_with("HTTP/1.") || code == 101 {
+        return None;
+    }
+    let mut waits =
+        lines.filter_map(header_line).filter(|(name, _)| name.eq_ignore_ascii_case("retry-after"));
+    let retry_after_s = waits.next().and_then(|(_, value)| value.parse().ok()).unwrap_or(0);
+    Some(Refusal { code, status, retry_after_s })
+}
+
 /// Name and trimmed value of a header line; `None` for folded lines, blanks in the name or control characters.
 fn header_line(line: &str) -> Option<(&str, &str)> {
     let (name, value) = line.split_once(':')?;
@@ -295,5 +322,25 @@ mod tests {
         assert_eq!(check_response(&response, &expected), Ok(()));
         assert!(check_response(&response, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=").is_err());
         assert!(check_response(&Rejection::UpgradeRequired.response(), &expected).is_err());
+        assert_eq!(refusal(&response), None);
+    }
+
+    #[test]
+    fn a_client_reads_a_refusal() {
+        let check = |head: &str, expected: Option<(u16, &str, u32)>| {
+            let found = refusal(head.as_bytes());
+            let found = found.map(|it| (it.code, it.status, it.retry_after_s));
+            assert_eq!(found, expected, "{head:?}");
+        };
+        check(
+            "HTTP/1.1 503 Service Unavailable\r\nX: y\r\nretry-after: 7\r\n\r\n",
+            Some((503, "503 Service Unavailable", 7)),
+        );
+        check("HTTP/1.0 404 Not Found\r\n\r\n", Some((404, "404 Not Found", 0)));
+        check("HTTP/1.1 503\r\nRetry-After: Fri, 31 Dec 1999 23:59:59 GMT\r\n\r\n", Some((503, "503", 0)));
+        check("HTTP/1.1 101 Switching Protocols\r\n\r\n", None);
+        check("HTTP/1.1 503 Service Unavailable\r\n", None);
+        check("SSH-2.0-x 503\r\n\r\n", None);
+        check("HTTP/1.1 no\r\n\r\n", None);
     }
 }

@@ -478,7 +478,15 @@ impl Client {
     fn read(&mut self, bytes: &mut [u8]) {
         let mut input = Received::new(bytes);
         let limits = Limits::default();
-        while let Some(frame) = self.speaks.next(&mut input, &limits).expect("the gateway speaks properly") {
+        loop {
+            let frame = match self.speaks.next(&mut input, &limits) {
+                Ok(None) => return,
+                Ok(Some(frame)) => frame,
+                Err(violation) => {
+                    let Some(away) = self.speaks.sent_away() else { panic!("from the gateway: {violation}") };
+                    return self.seen.push(Seen::Notify(notify::Event::GoAway(away)));
+                }
+            };
             self.seen.push(match frame {
                 ServerFrame::Open => Seen::Open,
                 ServerFrame::Response(body) => Seen::Response(Response::decode(body).unwrap()),

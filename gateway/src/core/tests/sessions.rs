@@ -352,6 +352,22 @@ fn a_drain_tells_everybody_and_spreads_their_return() {
 }
 
 #[test]
+fn a_drain_within_a_websocket_s_handshake_is_told_in_http() {
+    let mut world = World::ready();
+    let (speaks, hello) = open_ws();
+    let conn = world.accept(5, 2, speaks);
+    world.receive(conn, hello[..64].to_vec());
+    world.step(Event::Drain { deadline_us: world.now.mono_us + 3 * SECOND });
+    world.run();
+    let seen = world.seen(conn);
+    let [Seen::Notify(notify::Event::GoAway(away))] = &seen[..] else { panic!("{seen:?}") };
+    assert_eq!((away.code(), away.retry_after_ms), (Code::Unavailable, 1_000));
+    assert!(world.clients[&conn].shut);
+    world.closed(conn);
+    world.assert_empty();
+}
+
+#[test]
 fn a_new_incarnation_registers_everybody_again_at_a_bounded_rate() {
     let config = Config { seed: 1, ..config() };
     let mut world = World::ready_with(config);
