@@ -10,9 +10,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_protocol::messages::client::SendAck;
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
+use millrace_protocol::messages::client::{Notify, SendAck, notify};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
@@ -22,7 +22,7 @@ use crate::error::{ConnectError, Reason, SendError};
 use crate::event::Event as Notice;
 use crate::saver::Saver;
 use crate::taken::Taken;
-use crate::wire::{Incoming, Wire};
+use crate::wire::{Incoming, NotOpened, Wire};
 
 /// What handles ask for.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ type Work = Pin<Box<dyn Future<Output = Made> + Send>>;
 
 enum Made {
     Token(u64, Result<String, String>),
-    Wire(u64, Box<Result<Wire, Reason>>),
+    Wire(u64, Box<Result<Wire, NotOpened>>),
 }
 
 /// Why the task woke.
@@ -197,7 +197,13 @@ impl Driver {
                             (self.conn, self.wire) = (conn, Some(wire));
                             self.step(Event::Opened { conn });
                         }
-                        Err(reason) => self.step(Event::Lost { conn, reason }),
+                        Err(NotOpened { reason, away }) => {
+                            if let Some(away) = away {
+                                let notify = Notify { event: Some(notify::Event::GoAway(away)) };
+                                self.step(Event::Notify { conn, notify });
+                            }
+                            self.step(Event::Lost { conn, reason });
+                        }
                     },
                 }
             }

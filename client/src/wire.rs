@@ -9,7 +9,7 @@ use millrace_protocol::client_session::{
     ClientSession, Limits, Received, ServerFrame, decode_notify, decode_response,
 };
 use millrace_protocol::messages::client::request::Op;
-use millrace_protocol::messages::client::{Code, Notify, Response};
+use millrace_protocol::messages::client::{Code, GoAway, Notify, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -28,6 +28,20 @@ pub(crate) enum Incoming {
     Notify(Notify),
     /// The server ended the WebSocket connection with this code.
     Closed(Reason),
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(crate) struct NotOpened {
+    pub(crate) reason: Reason,
+    /// What the server said to it.
+    pub(crate) away: Option<GoAway>,
+}
+
+impl From<Reason> for NotOpened {
+    fn from(reason: Reason) -> Self {
+        NotOpened { reason, away: None }
+    }
 }
 
 /// See the module's head.
@@ -49,7 +63,7 @@ fn network(what: &str) -> impl FnOnce(io::Error) -> Reason {
 
 impl Wire {
     /// Connects, and opens the transport.
-    pub(crate) async fn open(address: &str, config: &Config) -> Result<Wire, Reason> {
+    pub(crate) async fn open(address: &str, config: &Config) -> Result<Wire, NotOpened> {
         let stream = TcpStream::connect(address).await.map_err(network(address))?;
         stream.set_nodelay(true).map_err(network(address))?;
         let (session, out) = match config.transport {
@@ -64,10 +78,13 @@ impl Wire {
         let buffer = vec![0; READ_BYTES].into();
         let mut wire = Wire { stream, session, buffer, incoming, out, written: 0, write_failed: false };
         if wire.session.is_websocket() {
-            match wire.next().await? {
+            let opened = wire.next().await;
+            match opened.map_err(|reason| NotOpened { reason, away: wire.session.sent_away() })? {
                 Incoming::Open => {}
-                Incoming::Closed(reason) => return Err(reason),
-                other => return Err(Reason::Network(format!("before the WebSocket was open: {other:?}"))),
+                Incoming::Closed(reason) => return Err(reason.into()),
+                other => {
+                    return Err(Reason::Network(format!("before the WebSocket was open: {other:?}")).into());
+                }
             }
         }
         Ok(wire)

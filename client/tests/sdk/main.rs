@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use millrace_client::{
     Client, Code, Config, ConnectError, Event, Events, Reason, SendError, SendOptions, Transport,
 };
+use millrace_protocol::transport::{self as server, Limits, Received};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::time::timeout;
 
 use fake::{Gateway, Order, refused};
@@ -138,6 +141,41 @@ async fn a_server_that_asks_for_time_gets_it_and_a_refused_ticket_is_replaced_by
     assert_eq!(logins.len(), 4);
     assert!(!logins[2].1.resume_ticket.is_empty());
     assert_eq!(logins[3].1.token, "token");
+}
+
+#[tokio::test]
+async fn a_server_that_asks_for_time_before_the_websocket_is_open_gets_it() {
+    let gateway = Gateway::start().await;
+    let leaving = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = leaving.local_addr().unwrap().to_string();
+    // It leaves when it has heard the first bytes of the handshake.
+    let refuses = async || {
+        let (mut stream, _) = leaving.accept().await.unwrap();
+        let (mut transport, mut begun, mut rest) = (server::Transport::new(), [0; 16], Vec::new());
+        stream.read_exact(&mut begun).await.unwrap();
+        assert_eq!(transport.next(&mut Received::new(&mut begun), &Limits::default()), Ok(None));
+        stream
+            .write_all(&transport.close_bytes(Code::GoingAway, "the gateway goes down", 700))
+            .await
+            .unwrap();
+        stream.shutdown().await.unwrap();
+        stream.read_to_end(&mut rest).await.unwrap();
+        Instant::now()
+    };
+    let config = Config { transport: Transport::WebSocket, ..config(&gateway) };
+    let patient = Config { addresses: vec![address.clone()], ..config.clone() };
+    let connecting = tokio::spawn(Client::connect(patient));
+    let told = timeout(PATIENCE, refuses()).await.unwrap();
+    let again = timeout(PATIENCE, refuses()).await.unwrap();
+    assert!(again - told >= Duration::from_secs(1), "it came back after {:?}", again - told);
+    connecting.abort();
+
+    let hasty = Config { addresses: vec![address], connect_deadline: Duration::from_millis(500), ..config };
+    let (refusal, _) =
+        timeout(PATIENCE, async { tokio::join!(Client::connect(hasty), refuses()) }).await.unwrap();
+    let refusal = refusal.unwrap_err();
+    let expected = |reason: &Reason| matches!(reason, Reason::Server { code: Code::Unavailable, .. });
+    assert!(matches!(&refusal, ConnectError::Deadline(reason) if expected(reason)), "{refusal:?}");
 }
 
 #[tokio::test]
