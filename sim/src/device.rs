@@ -15,7 +15,7 @@ use millrace_protocol::client_session::{
 };
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
-use millrace_protocol::messages::client::{Code, Notify, Read, Response, notify};
+use millrace_protocol::messages::client::{Code, GoAway, Notify, Read, Response, notify};
 
 use crate::agenda::{Due, Seat, Who};
 use crate::answers::Asked;
@@ -539,18 +539,18 @@ impl Device {
         let conn = wire.conn;
         let mut input = Received::new(&mut bytes);
         let limits = Limits::default();
-        let (mut opened, mut ping, mut broken) = (false, false, false);
+        let (mut opened, mut ping, mut broken) = (false, false, None);
         loop {
             match wire.speaks.next(&mut input, &limits) {
                 Ok(None) => break,
                 Ok(Some(ServerFrame::Open)) => (wire.open, opened) = (true, true),
                 Ok(Some(ServerFrame::Response(body))) => match decode_response(body) {
                     Ok(response) => wire.incoming.push_back(Incoming::Response(response)),
-                    Err(_) => broken = true,
+                    Err(violation) => broken = Some(violation),
                 },
                 Ok(Some(ServerFrame::Notify(body))) => match decode_notify(body) {
                     Ok(notify) => wire.incoming.push_back(Incoming::Notify(notify)),
-                    Err(_) => broken = true,
+                    Err(violation) => broken = Some(violation),
                 },
                 Ok(Some(ServerFrame::Ping)) => ping = true,
                 Ok(Some(ServerFrame::Pong | ServerFrame::WsPing(_))) => {}
@@ -561,10 +561,14 @@ impl Device {
                     };
                     wire.incoming.push_back(Incoming::Closed(reason));
                 }
-                Err(_) => broken = true,
+                Err(violation) => match wire.speaks.sent_away() {
+                    Some(away) => return self.sent_away(out, away),
+                    None => broken = Some(violation),
+                },
             }
-            if broken {
-                let detail = format!("{}/{} can't read what the gateway sent", self.user, self.name);
+            if let Some(violation) = broken {
+                let (user, name) = (&self.user, &self.name);
+                let detail = format!("{user}/{name} can't read what the gateway sent: {violation}");
                 return out.ledger.broken(Invariant::NoPanic, out.now_us, detail);
             }
         }
@@ -575,6 +579,16 @@ impl Device {
             self.hear(out, Event::Opened { conn });
         }
         self.step(out, Event::Heard { conn });
+    }
+
+    /// The gateway said before the WebSocket was open that it closes.
+    fn sent_away(&mut self, out: &mut Outside, away: GoAway) {
+        let Some(wire) = self.wire.take() else { return };
+        out.close(wire.id, 0);
+        let conn = wire.conn;
+        let reason = Reason::Network(away.reason.clone());
+        self.step(out, Event::Notify { conn, notify: Notify { event: Some(notify::Event::GoAway(away)) } });
+        self.step(out, Event::Lost { conn, reason });
     }
 }
 
