@@ -167,7 +167,7 @@ pub(super) fn append(
         number(batch.fanned_out),
         bytes(pack::outstanding(&batch.outstanding)),
         number(events_max),
-        number(ANSWERS_MAX as u64),
+        number((ANSWERS_MAX * pack::ANSWER_BYTES) as u64),
         number(ANSWERS_KEPT.as_millis() as u64),
         number(STREAMS_PER_DEVICE_MAX as u64),
         number(UNFILED_MAX),
@@ -226,7 +226,11 @@ impl<'a> Call<'a> {
             while fields.peek().is_some() {
                 let some: Vec<Value> = fields.by_ref().take(2 * TOGETHER_MAX).collect();
                 let head = some[some.len() - 2].clone();
-                self.args.extend([text("L"), log.clone(), number(some.len() as u64 + 2)]);
+                let is_one = some.len() == 2;
+                match is_one {
+                    true => self.args.extend([text("1"), log.clone()]),
+                    false => self.args.extend([text("L"), log.clone(), number(some.len() as u64 + 2)]),
+                }
                 if self.has_events {
                     let records = (self.args.len() + 1..).step_by(2);
                     let own = places.by_ref().take(some.len() / 2);
@@ -235,7 +239,9 @@ impl<'a> Call<'a> {
                     self.events.extend(own.zip(records).map(event));
                 }
                 self.args.extend(some);
-                self.args.extend([text("h"), head]);
+                if !is_one {
+                    self.args.extend([text("h"), head]);
+                }
             }
         }
     }
@@ -319,9 +325,8 @@ impl<'a> Call<'a> {
         for (key, answers) in &unfiled.streams {
             let streams = self.names.streams(conversation, key);
             let newest = &answers[answers.len().saturating_sub(ANSWERS_MAX)..];
-            let name = text(&stream_name(key.stream));
-            self.args.extend([text("A"), streams, name, number(newest.len() as u64)]);
-            self.args.extend(newest.iter().map(|answer| bytes(pack::answer(answer).to_vec())));
+            let packed: Vec<u8> = newest.iter().flat_map(pack::answer).collect();
+            self.args.extend([text("A"), streams, text(&stream_name(key.stream)), bytes(packed)]);
         }
         let log = self.names.place(Kind::Log, conversation);
         self.args.extend([text("F"), log, number(to)]);

@@ -9,7 +9,7 @@
 //!                                           h in which history of it (its replication id)
 //! {mr:<cluster>:p<n>}:l:<conv>     hash    seq -> record, h head, f first seq, s swept up to, i answers filed up to
 //! {mr:<cluster>:p<n>}:a:<conv>:<user>:<device>            list    streams that have answers filed, oldest first; expires
-//! {mr:<cluster>:p<n>}:a:<conv>:<user>:<device>:<stream>   list    answers, oldest first; expires
+//! {mr:<cluster>:p<n>}:a:<conv>:<user>:<device>:<stream>   text    answers, oldest first; expires
 //! {mr:<cluster>:p<n>}:m:<conv>     hash    '' -> version, member -> ''
 //! {mr:<cluster>:p<n>}:r:<user>     hash    device -> login:incarnation:session:platform
 //! {mr:<cluster>:p<n>}:u:<l>:<user> zset    list l of a user: item \0 value, all of score 0: in byte order

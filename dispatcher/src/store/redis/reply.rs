@@ -99,18 +99,21 @@ fn entry(conversation: &str, seq: u64, record: Bytes) -> Result<Entry, StoreErro
     Ok(entry)
 }
 
-/// The reply of `answers.lua`, behind its first word: a list of answers; a flat list of seqs and records.
+/// The reply of `answers.lua`, behind its first word: answers; a flat list of seqs and records.
 pub(super) fn answers(
     conversation: &str,
     stream: &StreamKey,
     reply: Vec<Value>,
 ) -> Result<Vec<Answer>, StoreError> {
     let [filed, unfiled] = fixed(Value::Array(reply))?;
-    let answer = |record| {
-        let damaged = || StoreError::Corrupted("an answer of a stream".into());
-        pack::to_answer(&to_bytes(record)?).ok_or_else(damaged)
+    let damaged = || {
+        let StreamKey { user, device, stream } = stream;
+        StoreError::Corrupted(format!("answers in {conversation} to {user}, {device}, {stream:x}"))
     };
-    let mut answers: Vec<Answer> = list(filed)?.into_iter().map(answer).collect::<Result<_, _>>()?;
+    let filed = to_bytes(filed)?;
+    let (records, []) = filed.as_chunks::<{ pack::ANSWER_BYTES }>() else { return Err(damaged()) };
+    let filed = records.iter().map(|record| pack::to_answer(record).ok_or_else(damaged));
+    let mut answers = filed.collect::<Result<Vec<_>, _>>()?;
     let unfiled = entries(conversation, unfiled)?;
     answers.extend(unfiled.iter().filter(|entry| stream.is_of(entry)).map(Answer::of));
     answers.drain(..answers.len().saturating_sub(ANSWERS_MAX));

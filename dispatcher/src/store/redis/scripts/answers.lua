@@ -15,4 +15,4 @@ if #seqs > 0 then
     end
   end
 end
-return {'ok', redis.call('LRANGE', KEYS[3], 0, -1), found}
+return {'ok', redis.call('GET', KEYS[3]) or '', found}

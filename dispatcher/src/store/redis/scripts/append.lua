@@ -1,12 +1,13 @@
 -- One batch of one partition, all or nothing. Lua does not roll back: everything is checked before the first write.
 -- KEYS: 1 fence, 2 outstanding, 3 events, 4.. as the writes point at them
 -- ARGV: 1 epoch, 2 nonce, 3 position, 4 the next one, 5 highest message id or '', 6 fanned out, 7 outstanding or '', 8 events
---   kept (0: off), 9 answers kept, 10 for how many ms, 11 streams kept, 12 entries that a log may have unfiled; then, for each
+--   kept (0: off), 9 bytes of answers kept, 10 for how many ms, 11 streams kept, 12 entries that a log may have unfiled; then, for each
 --   log that is not known (… of a key is its index in KEYS),
 --   'D', log …, where it ends, where it is to end
 --   and then what is to be written; the place of a write is that in the batch, from 0
+--   '1', log …, seq, record: a message
 --   'L', log …, count, seqs and records ..., 'h', the last seq: messages
---   'A', streams of a device …, stream, count, answers ...
+--   'A', streams of a device …, stream, answers
 --   'F', log …, up to where it is filed with these
 --   'R', log …, seq, record
 --   'G', members …, version, count, added members ..., count, removed members ...
@@ -44,17 +45,18 @@ local function keep(answers, device, is_new)
 end
 
 -- The last answers of a stream, for their time; and the newest streams of a device. A stream that has no answers is new.
-local function write_answers(device, stream, records)
-  local key = device .. ':' .. stream
-  local count = redis.call('RPUSH', key, unpack(records))
-  local is_new = count == #records
+-- Twice as many as are kept stay for a while, so that not every write has to cut.
+local function write_answers(device, stream, answers)
+  local key, most = device .. ':' .. stream, tonumber(ARGV[9])
+  local bytes = redis.call('APPEND', key, answers)
+  local is_new = bytes == #answers
   if is_new then
     redis.call('LREM', device, 0, stream)
     if redis.call('RPUSH', device, stream) > tonumber(ARGV[11]) then
       redis.call('DEL', device .. ':' .. redis.call('LPOP', device))
     end
   end
-  if count > tonumber(ARGV[9]) then redis.call('LTRIM', key, '-' .. ARGV[9], -1) end
+  if bytes > 2 * most then redis.call('SET', key, redis.call('GETRANGE', key, -most, -1), 'KEEPTTL') end
   keep(key, device, is_new)
 end
 
@@ -79,7 +81,7 @@ local function answer_of(record)
   return sender .. ':' .. device, stream, string.sub(record, 46, 61) .. string.sub(record, 14, 37)
 end
 
--- Gives the answers in a log lists of their own, where the owner does not know them: of all entries that are not filed.
+-- Gives the answers in a log a place of their own, where the owner does not know them: of all entries that are not filed.
 local prefix = string.sub(KEYS[1], 1, -1 - #'fence')
 local together = 1000
 local function file(key, filed, to)
@@ -98,17 +100,16 @@ local function file(key, filed, to)
         local name = device .. ':' .. stream
         local added = streams[name]
         if not added then
-          added = { device = device, stream = stream, records = {} }
+          added = { device = device, stream = stream, answers = {} }
           streams[name] = added
           order[#order + 1] = added
         end
-        added.records[#added.records + 1] = answer
-        if #added.records > together then table.remove(added.records, 1) end
+        added.answers[#added.answers + 1] = answer
       end
     end
   end
   for _, added in ipairs(order) do
-    write_answers(prefix .. 'a:' .. conversation .. ':' .. added.device, added.stream, added.records)
+    write_answers(prefix .. 'a:' .. conversation .. ':' .. added.device, added.stream, table.concat(added.answers))
   end
   redis.call('HSET', key, 'i', string.format('%.0f', to))
 end
@@ -152,13 +153,15 @@ end
 local base = at
 while at <= #ARGV do
   local kind, key, n = ARGV[at], KEYS[tonumber(ARGV[at + 1])], tonumber(ARGV[at + 2])
-  if kind == 'L' then
+  if kind == '1' then
+    redis.call('HSET', key, ARGV[at + 2], ARGV[at + 3], 'h', ARGV[at + 2])
+    at = at + 4
+  elseif kind == 'L' then
     redis.call('HSET', key, unpack(ARGV, at + 3, at + 2 + n))
     at = at + 3 + n
   elseif kind == 'A' then
-    n = tonumber(ARGV[at + 3])
-    write_answers(key, ARGV[at + 2], { unpack(ARGV, at + 4, at + 3 + n) })
-    at = at + 4 + n
+    write_answers(key, ARGV[at + 2], ARGV[at + 3])
+    at = at + 4
   elseif kind == 'F' then
     redis.call('HSET', key, 'i', ARGV[at + 2])
     at = at + 3
