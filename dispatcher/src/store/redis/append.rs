@@ -10,7 +10,7 @@ use std::time::Duration;
 use fred::types::Value;
 use millrace_protocol::ids::Partition;
 
-use super::command::{Command, ScriptId, bytes, number, text};
+use super::command::{Command, ScriptId, bytes, number, text, word};
 use super::job::Reading;
 use super::keys::{Keys, stream_name};
 use crate::store::remembered::{self, Unfiled};
@@ -211,7 +211,7 @@ impl<'a> Call<'a> {
             // It leaves a seq out: that is for the script to refuse.
             plan.known = None;
             let log = self.names.place(Kind::Log, conversation);
-            self.looks.extend([text("D"), log, number(entry.seq.wrapping_sub(1)), number(entry.seq)]);
+            self.looks.extend([word("D"), log, number(entry.seq.wrapping_sub(1)), number(entry.seq)]);
         }
         plan.add(entry, place);
     }
@@ -228,19 +228,19 @@ impl<'a> Call<'a> {
                 let head = some[some.len() - 2].clone();
                 let is_one = some.len() == 2;
                 match is_one {
-                    true => self.args.extend([text("1"), log.clone()]),
-                    false => self.args.extend([text("L"), log.clone(), number(some.len() as u64 + 2)]),
+                    true => self.args.extend([word("1"), log.clone()]),
+                    false => self.args.extend([word("L"), log.clone(), number(some.len() as u64 + 2)]),
                 }
                 if self.has_events {
                     let records = (self.args.len() + 1..).step_by(2);
                     let own = places.by_ref().take(some.len() / 2);
                     let event =
-                        |(place, record)| (place, vec![text("M"), number(place), number(record as u64)]);
+                        |(place, record)| (place, vec![word("M"), number(place), number(record as u64)]);
                     self.events.extend(own.zip(records).map(event));
                 }
                 self.args.extend(some);
                 if !is_one {
-                    self.args.extend([text("h"), head]);
+                    self.args.extend([word("h"), head]);
                 }
             }
         }
@@ -261,7 +261,7 @@ impl<'a> Call<'a> {
         match write {
             Write::Message(_) => unreachable!("messages are gathered"),
             Write::Replace(entry) => {
-                args.extend([text("R"), names.place(Kind::Log, &entry.conversation)]);
+                args.extend([word("R"), names.place(Kind::Log, &entry.conversation)]);
                 args.extend([number(entry.seq), bytes(record::encode(entry))]);
             }
             Write::GroupCreate { conversation, members, version } => {
@@ -271,23 +271,23 @@ impl<'a> Call<'a> {
                 put_members(args, names.place(Kind::Members, conversation), *version, add, remove);
             }
             Write::State { conversation, key, value } => {
-                args.extend([text("S"), names.place(Kind::State, conversation), text(key)]);
+                args.extend([word("S"), names.place(Kind::State, conversation), text(key)]);
                 match value {
                     Some(value) => args.extend([number(1), Value::Bytes(value.clone())]),
-                    None => args.extend([number(0), text("")]),
+                    None => args.extend([number(0), word("")]),
                 }
             }
             Write::Cursor { conversation, user, device, cursor } => {
-                args.extend([text("C"), names.place(Kind::Cursors, conversation)]);
+                args.extend([word("C"), names.place(Kind::Cursors, conversation)]);
                 args.push(text(&format!("{user}\0{device}\0")));
                 args.push(bytes(pack::cursor(cursor).to_vec()));
             }
             Write::Trim { conversation, first_seq } => {
-                args.extend([text("T"), names.place(Kind::Log, conversation), number(*first_seq)]);
+                args.extend([word("T"), names.place(Kind::Log, conversation), number(*first_seq)]);
             }
             Write::Event { kind, body } => {
                 if self.has_events {
-                    let event = vec![text("E"), number(place), text(kind), Value::Bytes(body.clone())];
+                    let event = vec![word("E"), number(place), text(kind), Value::Bytes(body.clone())];
                     self.events.push((place, event));
                 }
             }
@@ -312,7 +312,7 @@ impl<'a> Call<'a> {
                 None => {
                     let was = first.saturating_sub(1);
                     let log = self.names.place(Kind::Log, conversation);
-                    self.looks.extend([text("D"), log, number(was), number(head)]);
+                    self.looks.extend([word("D"), log, number(was), number(head)]);
                     looked.push(Looked { conversation: conversation.to_owned(), was, head, added: unfiled });
                 }
             }
@@ -326,15 +326,15 @@ impl<'a> Call<'a> {
             let streams = self.names.streams(conversation, key);
             let newest = &answers[answers.len().saturating_sub(ANSWERS_MAX)..];
             let packed: Vec<u8> = newest.iter().flat_map(pack::answer).collect();
-            self.args.extend([text("A"), streams, text(&stream_name(key.stream)), bytes(packed)]);
+            self.args.extend([word("A"), streams, text(&stream_name(key.stream)), bytes(packed)]);
         }
         let log = self.names.place(Kind::Log, conversation);
-        self.args.extend([text("F"), log, number(to)]);
+        self.args.extend([word("F"), log, number(to)]);
     }
 }
 
 fn put_members(args: &mut Vec<Value>, place: Value, version: u64, add: &[String], remove: &[String]) {
-    args.extend([text("G"), place, number(version)]);
+    args.extend([word("G"), place, number(version)]);
     for names in [add, remove] {
         args.push(number(names.len() as u64));
         args.extend(names.iter().map(|name| text(name)));

@@ -80,6 +80,11 @@ pub(super) fn text(text: &str) -> Value {
     Value::Bytes(Bytes::copy_from_slice(text.as_bytes()))
 }
 
+/// A word of a script's own.
+pub(super) fn word(word: &'static str) -> Value {
+    Value::Bytes(Bytes::from_static(word.as_bytes()))
+}
+
 /// A record as an argument.
 pub(super) fn bytes(record: Vec<u8>) -> Value {
     Value::Bytes(record.into())

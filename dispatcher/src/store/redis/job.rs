@@ -9,7 +9,7 @@ use fred::types::Value;
 use millrace_protocol::ids::{Partition, SessionId};
 
 use super::append::Looked;
-use super::command::{Command, ScriptId, fixed, list, number, text, to_number, to_text};
+use super::command::{Command, ScriptId, fixed, list, number, text, to_number, to_text, word};
 use super::keys::Keys;
 use super::reply;
 use crate::store::policy::ROUTES_PER_USER_MAX;
@@ -151,7 +151,7 @@ pub(super) fn user_items(keys: &Keys, items: &[UserItem]) -> (Vec<Command>, Read
             let (change, value) = match &it.change {
                 Change::Put(value) => ("p", Value::Bytes(value.clone())),
                 Change::Add(value) => ("a", Value::Bytes(value.clone())),
-                Change::Remove => ("r", text("")),
+                Change::Remove => ("r", word("")),
             };
             [text(change), text(&it.item), value]
         };
@@ -169,8 +169,8 @@ pub(super) fn user_list(
 ) -> (Vec<Command>, Reading) {
     // Items have no byte as low as 0 or 1.
     let from = if after.is_empty() { "-".to_owned() } else { format!("({after}\x01") };
-    let limits = [text("LIMIT"), number(0), at_most(Some(limit.saturating_add(1)))];
-    let args = [text(&from), text("+")].into_iter().chain(limits).collect();
+    let limits = [word("LIMIT"), number(0), at_most(Some(limit.saturating_add(1)))];
+    let args = [text(&from), word("+")].into_iter().chain(limits).collect();
     (vec![Command::plain("ZRANGEBYLEX", keys.list(user, list), args)], Reading::UserList { limit })
 }
 
@@ -188,7 +188,7 @@ fn hex(session: SessionId) -> Value {
 fn at_most(limit: Option<usize>) -> Value {
     match limit {
         Some(limit) => number(limit.min(i64::MAX as usize) as u64),
-        None => text("-1"),
+        None => word("-1"),
     }
 }
 
