@@ -69,7 +69,7 @@ faults! {
     CutNotCompared = 3,
     /// the client forgets with its process which epochs a log went through
     EpochsForgotten = 3,
-    /// the store takes an append at any position
+    /// the store takes an append at any position, also what its client sends again by itself
     PositionNotCompared = 4,
     /// an append without an answer counts as done
     UnknownTakenForDone = 4,

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::planted::{Found, covered_by, name};
+use crate::planted::{Found, name};
 
 /// The rules that faults break, by number.
 const RULES: [&str; 22] = [
@@ -36,22 +36,21 @@ const RULES: [&str; 22] = [
 pub fn line(found: &Found) -> String {
     let name = name(found.fault);
     let rule = found.fault.rule();
-    match (&found.caught, covered_by(found.fault)) {
-        (Some(caught), _) => format!(
+    match &found.caught {
+        Some(caught) => format!(
             "{name:<26} {rule:>4}  {:<16} {:<9} {:>5} seeds  (seed {})",
             format!("{:?}", caught.violation.invariant),
             caught.plan,
             found.seeds,
             caught.seed
         ),
-        (None, Some(by)) => format!("{name:<26} {rule:>4}  covered by {by}"),
-        (None, None) => format!("{name:<26} {rule:>4}  NOT CAUGHT after {} seeds", found.seeds),
+        None => format!("{name:<26} {rule:>4}  NOT CAUGHT after {} seeds", found.seeds),
     }
 }
 
-/// Faults that nobody noticed though nothing covers them.
+/// Faults that nobody noticed.
 pub fn missed(found: &[Found]) -> usize {
-    found.iter().filter(|one| one.caught.is_none() && covered_by(one.fault).is_none()).count()
+    found.iter().filter(|one| one.caught.is_none()).count()
 }
 
 /// Lines of the table of known seeds.
@@ -81,7 +80,6 @@ pub fn json(found: &[Found]) -> Value {
             "what": found.fault.what(),
             "seeds": found.seeds,
             "caught": caught,
-            "covered_by": covered_by(found.fault),
         })
     };
     json!({ "faults": found.iter().map(one).collect::<Vec<Value>>(), "missed": missed(found) })
@@ -104,12 +102,11 @@ pub fn markdown(found: &[Found]) -> String {
     );
     for one in found {
         let (name, what, rule) = (name(one.fault), one.fault.what(), one.fault.rule());
-        let rest = match (&one.caught, covered_by(one.fault)) {
-            (Some(it), _) => {
+        let rest = match &one.caught {
+            Some(it) => {
                 format!("{:?} | {} | {} | {}", it.violation.invariant, it.plan, one.seeds, it.seed)
             }
-            (None, Some(by)) => format!("covered by {by} | | {} |", one.seeds),
-            (None, None) => format!("NOT CAUGHT | | {} |", one.seeds),
+            None => format!("NOT CAUGHT | | {} |", one.seeds),
         };
         let _ = writeln!(text, "| {name} | {what} | {rule} | {rest} |");
     }

@@ -65,10 +65,10 @@ fn plans(fault: Fault) -> &'static [&'static str] {
     use Fault as F;
     match fault {
         F::EpochWithoutStored | F::IdsFromTheClock => &["clock"],
-        F::EpochWithoutClock | F::CopyNotCompared | F::PositionNotCompared => &["failover"],
+        F::EpochWithoutClock | F::CopyNotCompared => &["failover"],
         F::TruncationNotTold => &["failover"],
         F::OtherCopyGoesOn | F::CutNotCompared | F::EpochsForgotten => &["failover"],
-        F::UnknownTakenForDone | F::UnknownTakenForFailed => &["store"],
+        F::UnknownTakenForDone | F::UnknownTakenForFailed | F::PositionNotCompared => &["store"],
         F::FenceNotCompared | F::PagesByAnybody | F::LeaseNotChecked => &["pause", "mixed"],
         F::OverflowWithoutGap => &["network", "mixed"],
         F::GapMarkLost | F::DirectGapMarkLost => &["tight"],
@@ -81,15 +81,6 @@ fn plans(fault: Fault) -> &'static [&'static str] {
         F::GenerationIgnored => &["network", "mixed"],
         F::LowestLoginWins => &["mixed", "store"],
         _ => &["mixed", "crash", "network", "store"],
-    }
-}
-
-/// What covers a fault that harms nobody by itself.
-pub fn covered_by(fault: Fault) -> Option<&'static str> {
-    match fault {
-        // One process writes under a claim, to one copy of the store, one batch at a time.
-        Fault::PositionNotCompared => Some("the fence: who misses an answer claims again"),
-        _ => None,
     }
 }
 

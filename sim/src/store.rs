@@ -13,6 +13,7 @@ use std::sync::Arc;
 use millrace_dispatcher::store::model::ModelStore;
 use millrace_dispatcher::store::{Done, Gateway, Job, Node, Outcome, StoreError, View, Work};
 use millrace_protocol::ids::Partition;
+use millrace_protocol::planted::{self, Fault};
 
 use crate::agenda::{Agenda, Due, Seat, Who};
 use crate::clock::{Clock, MS};
@@ -236,7 +237,11 @@ impl Store {
         }
         self.expire(now_us);
         let appends = appends(&job.work);
-        let outcome = self.perform(ledger, now_us, seat, job.work, in_vain);
+        let again = match &job.work {
+            Work::Append(batch) if planted::is(Fault::PositionNotCompared) => Some(batch.clone()),
+            _ => None,
+        };
+        let mut outcome = self.perform(ledger, now_us, seat, job.work, in_vain);
         if in_vain {
             self.exchange();
         }
@@ -248,6 +253,14 @@ impl Store {
             if trouble.until_us > now_us && trouble.of.is_none_or(|of| of == seat.who) {
                 unknown |= self.random.chance(trouble.unknown);
             }
+        }
+        if unknown
+            && !in_vain
+            && let Some(batch) = again
+        {
+            // What a client that tries again by itself would do.
+            outcome = self.perform(ledger, now_us, seat, Work::Append(batch), in_vain);
+            unknown = false;
         }
         let done = match unknown {
             true => failed(job.ticket, "the answer was lost"),
