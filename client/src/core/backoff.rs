@@ -1,9 +1,13 @@
 //! How long to wait before the next connection: full jitter, so that a million clients that lost the same server do
 //! not come back at the same moment.
 //!
-//! Sans-IO: randomness comes in as a number. What a server asks for (`retry_after`) is obeyed as a minimum.
+//! Sans-IO: randomness comes in as a number. What a server asks for (`retry_after`) is obeyed as a minimum, within reason:
+//! what a proxy on the way says of its own maintenance must not keep a client away for days.
 
 use std::time::Duration;
+
+/// A server is left alone for no longer than this, whatever it asks for.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// Bounds of the pause, and the tries so far.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +27,7 @@ impl Backoff {
     pub fn next(&mut self, retry_after: Duration, random: u64) -> Duration {
         let bound = self.low.saturating_mul(1 << self.tries.min(20)).min(self.high);
         self.tries = self.tries.saturating_add(1);
-        retry_after + bound.mul_f64(random as f64 / u64::MAX as f64)
+        retry_after.min(RETRY_AFTER_MAX) + bound.mul_f64(random as f64 / u64::MAX as f64)
     }
 
     /// A connection held: begin with short pauses again.
@@ -46,6 +50,8 @@ mod tests {
             let most = backoff.next(Duration::ZERO, u64::MAX);
             assert_eq!(most.as_millis(), bound_ms);
         }
+        let mut least = backoff;
+        assert_eq!(least.next(Duration::from_secs(86_400), 0), RETRY_AFTER_MAX);
         backoff.reset();
         assert_eq!(backoff.next(Duration::ZERO, u64::MAX).as_millis(), 100);
         for _ in 0..100 {
