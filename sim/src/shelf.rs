@@ -5,7 +5,7 @@
 //! | once, in order, nothing left out | each message is the next one of its conversation that is not the device's own |
 //! | a crash repeats, and loses nothing | after a start the next one is that after the saved cursor |
 //! | losses are told | without a cut, what was shown stays in the log to the end |
-//! | all of it, at last | everything since the user became a member, or the conversation began, was shown; a device that is new there goes on from what its user has read |
+//! | all of it, at last | everything since the user became a member, or the conversation began, was shown; a device that is new there goes on from what its user has read, one that was told that its user had left from what the server has for it |
 //!
 //! Rooms have no cursors: they are in order while the session is in them, with gaps where they were told.
 
@@ -24,6 +24,10 @@ use crate::ledger::{Invariant, Ledger};
 struct Place {
     /// Message ids by seq, over all lives of the process.
     shown: BTreeMap<u64, u64>,
+    /// The ids of all that was ever shown, what was cut since included.
+    ever: BTreeSet<u64>,
+    /// Its user was no member any more: what it had is forgotten, until there is a cursor again.
+    gave_up: bool,
     cuts: Cuts,
     /// How far this process was shown it, or began with.
     at: Option<u64>,
@@ -75,6 +79,7 @@ impl Ledger {
             (place.at, place.saved) = (None, None);
             (place.untaken, place.stale) = (0, 0);
             let position = kept.iter().find(|(name, _)| name == conversation).map(|(_, position)| position);
+            place.gave_up &= position.is_none();
             if let Some(before) = place.cuts.restart(position) {
                 place.shown = before;
             }
@@ -92,11 +97,19 @@ impl Ledger {
 
     /// A device without a cursor is told to begin after `seq`: where its user has read so far on another device, this one need
     /// not be shown it.
+    ///
+    /// Nor need it be shown again what it once took of this log, if its cursor is gone because its user left. The copy of the
+    /// store that has these messages has the device's word that it took them. Another copy took turns with that one, to
+    /// which the log was cut, and where the user left: what was cut there was forgotten with the cursor.
     pub(crate) fn goes_on_from(&mut self, device: usize, conversation: &str, seq: u64) {
         let (user, _) = self.names[device].clone();
         let read = self.read.get(&(conversation.to_owned(), user)).copied().unwrap_or(0);
         let place = self.shelves[device].place(conversation);
         place.from = place.from.max(seq.min(read));
+        if let Some(log) = self.logs.get(conversation).filter(|_| place.gave_up) {
+            let ids = log.range(..=seq).map(|(seq, kept)| (*seq, kept.deliver.message_id));
+            place.shown.extend(ids.filter(|(_, id)| place.ever.contains(id)));
+        }
     }
 
     /// The session is in a room: everything after `head` is sent to it. Where the store lost something, a head under a higher
@@ -112,7 +125,7 @@ impl Ledger {
     pub(crate) fn left(&mut self, device: usize, conversation: &str) {
         let place = self.shelves[device].place(conversation);
         place.stale = place.untaken;
-        (place.at, place.saved) = (None, None);
+        (place.at, place.saved, place.gave_up) = (None, None, true);
     }
 
     /// It left a room.
@@ -228,6 +241,7 @@ impl Ledger {
         self.counts.shown += 1;
         let place = self.shelves[device].place(conversation);
         place.at = Some(*seq);
+        place.ever.insert(*message_id);
         self.counts.repeated += u64::from(place.shown.insert(*seq, *message_id) == Some(*message_id));
     }
 
@@ -249,6 +263,7 @@ impl Ledger {
                 Some(position) => place.cuts.save(position),
                 None => place.cuts = Cuts::default(),
             }
+            place.gave_up &= position.is_none();
             place.saved = seq;
             place.saved_max = place.saved_max.max(seq.unwrap_or(0));
             // Own messages move it, and what the server knew at the beginning.
@@ -330,5 +345,112 @@ fn deliver_of(message: &Message) -> Deliver {
         content_kind: message.content_kind,
         action: message.action as i32,
         refers_to: message.refers_to,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use millrace_dispatcher::store::{Batch, Entry, Fence, Write};
+    use millrace_protocol::ids::MessageId;
+    use millrace_protocol::messages::client::response::Outcome;
+    use millrace_protocol::messages::client::{Action, Cursor, Left, Notify, Response, SyncPage, notify};
+    use millrace_protocol::prost::Message as _;
+
+    use super::*;
+    use crate::agenda::{Seat, Who};
+
+    const GROUP: &str = "g:tea";
+
+    fn deliver(epoch: u64, seq: u64, message_id: u64) -> Deliver {
+        let (sender, sender_device) = ("bob".to_owned(), "phone".to_owned());
+        let conversation = GROUP.to_owned();
+        Deliver { conversation, seq, message_id, sender, sender_device, epoch, ..Deliver::default() }
+    }
+
+    fn page(entries: Vec<Deliver>, head: u64) -> Response {
+        let body = |entry| Notify { event: Some(notify::Event::Deliver(entry)) };
+        let entries = entries.into_iter().map(body).collect();
+        let page = SyncPage { conversation: GROUP.into(), entries, epoch: 1, head, ..SyncPage::default() };
+        Response { id: 1, outcome: Some(Outcome::SyncPage(page)) }
+    }
+
+    /// Ann's phone is shown these, by epoch, seq and id.
+    fn show(ledger: &mut Ledger, messages: impl IntoIterator<Item = (u64, u64, u64)>) {
+        for (epoch, seq, id) in messages {
+            let event = Event::Message(Message::from(deliver(epoch, seq, id)));
+            ledger.told(0, 0, &event);
+            ledger.shown(0, 0, event);
+        }
+    }
+
+    /// Ann's phone was shown 1 to `shown` of a log that has 1 to 4, and knows nothing above 1 in the other copy of the store,
+    /// where it was shown another 2 and 3.
+    fn two_copies(shown: u64) -> Ledger {
+        let mut ledger = Ledger::default();
+        ledger.add_device("ann", "phone");
+        let seat = Seat { who: Who::Node(0), life: 1, thread: 0 };
+        ledger.claimed(0, seat, 0, 1);
+        let entry = |seq: u64| {
+            let body = Notify { event: Some(notify::Event::Deliver(deliver(1, seq, 10 + seq))) };
+            Write::Message(Entry {
+                conversation: GROUP.into(),
+                seq,
+                message_id: MessageId(10 + seq),
+                epoch: 1,
+                action: Action::Message as u8,
+                messages: seq,
+                bytes: seq,
+                sender: "bob".into(),
+                device: "phone".into(),
+                stream: 0,
+                client_seq: 0,
+                payload_hash: 0,
+                notify: Bytes::from(body.encode_to_vec()),
+            })
+        };
+        let fence = Fence { epoch: 1, nonce: 1 };
+        let batch = Batch {
+            partition: 0,
+            fence,
+            position: 1,
+            writes: (1..=4).map(entry).collect(),
+            outstanding: Vec::new(),
+            fanned_out: 0,
+        };
+        ledger.appended(0, seat, &batch);
+        ledger.joined_at.insert((GROUP.into(), "ann".into()), 0);
+        show(&mut ledger, (1..=shown).map(|seq| (1, seq, 10 + seq)));
+        ledger.has_lost = true;
+        ledger.lost.extend([22, 23]);
+        let cut = Event::Truncated { conversation: GROUP.into(), to: Cursor { epoch: 1, seq: 1 } };
+        ledger.told(0, 0, &cut);
+        ledger.shown(0, 0, cut);
+        show(&mut ledger, [(2, 2, 22), (2, 3, 23)]);
+        ledger
+    }
+
+    /// It begins after 3, where the copy that came back has its cursor.
+    fn begins_after_3(mut ledger: Ledger, leaves: bool) -> Option<String> {
+        if leaves {
+            let left = Outcome::Left(Left { conversation: GROUP.into() });
+            ledger.answered(0, 0, &Response { id: 1, outcome: Some(left) }, |_| true);
+        }
+        ledger.answered(0, 0, &page(vec![deliver(1, 4, 14)], 4), |_| !leaves);
+        show(&mut ledger, [(1, 4, 14)]);
+        assert_eq!(ledger.violation, None);
+        ledger.not_shown(0)
+    }
+
+    #[test]
+    fn who_left_in_vain_goes_on_from_what_it_once_took() {
+        assert_eq!(begins_after_3(two_copies(3), true), None);
+        let missed = |seq: u64| Some(format!("ann/phone was not shown {seq} of {GROUP}, but another one"));
+        assert_eq!(
+            begins_after_3(two_copies(3), false),
+            missed(2),
+            "it has a cursor, and was to be cut back"
+        );
+        assert_eq!(begins_after_3(two_copies(2), true), missed(3), "it never took 3");
     }
 }
