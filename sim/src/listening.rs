@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use millrace_protocol::messages::client::response::Outcome;
-use millrace_protocol::messages::client::{Deliver, Notify, Response, SyncPage, notify};
+use millrace_protocol::messages::client::{Code, Deliver, Notify, Response, Standing, SyncPage, notify};
 
 use crate::ledger::{Invariant, Ledger};
 
@@ -88,10 +88,20 @@ impl Ledger {
                 self.left(device, &left.conversation);
             }
             Some(Outcome::SyncPage(page)) => {
-                if page.truncated.is_none() && !begun(&page.conversation) {
-                    self.goes_on_from(device, &page.conversation, before_page(page));
+                if !begun(&page.conversation) {
+                    let seq = page.truncated.map_or_else(|| before_page(page), |to| to.seq);
+                    self.goes_on_from(device, &page.conversation, seq);
                 }
                 self.page(now_us, device, page);
+            }
+            // Where there is no news for who has no cursor, it begins at the head.
+            Some(Outcome::Peeked(peeked)) => {
+                let none = |standing: &&Standing| standing.code() == Code::None && !standing.news;
+                for Standing { conversation, head, .. } in peeked.standings.iter().filter(none) {
+                    if !begun(conversation) {
+                        self.goes_on_from(device, conversation, head.unwrap_or_default().seq);
+                    }
+                }
             }
             _ => {}
         }
