@@ -152,7 +152,8 @@ impl Machine {
         }
         let up = self.link.is_up();
         let only_up = [self.inbox.next_ms(), self.walk.next_ms(), self.typing.next_ms()];
-        let always = [self.link.next_ms(self.reads()), self.outbox.next_ms(), self.calls.next_ms()];
+        let always =
+            [self.link.next_ms(self.reads()), self.outbox.next_ms(self.now_ms), self.calls.next_ms()];
         let next = only_up.into_iter().filter(|_| up).chain(always).flatten();
         // What was due and could not be done waits for room, or for a connection: an event.
         next.filter(|at_ms| *at_ms > self.now_ms).min()
@@ -316,8 +317,7 @@ impl Machine {
                 self.outbox.acknowledged(id, ack)
             }
             Outcome::Refused(refused) => self.outbox.refused(id, &refused, now_ms, random),
-            // No answer to a message: its deadline settles it.
-            _ => Vec::new(),
+            _ => self.outbox.unsaid(id, now_ms, random),
         };
         settled.into_iter().for_each(|settled| self.settle_message(settled));
     }

@@ -95,7 +95,7 @@ impl<T> Outbox<T> {
     ) -> Result<(), T> {
         if !self.lanes.contains_key(conversation) {
             if self.lanes.len() >= LANES_MAX {
-                self.lanes.retain(|_, lane| !lane.pending.is_empty());
+                self.lanes.retain(|_, lane| !lane.is_idle());
             }
             self.lanes.insert(conversation.into(), Lane::new(random));
         }
@@ -169,6 +169,11 @@ impl<T> Outbox<T> {
         })
     }
 
+    /// A request was answered with something that says nothing of its message: it is sent again.
+    pub fn unsaid(&mut self, id: u64, now_ms: u64, random: u64) -> Vec<Settled<T>> {
+        self.refused(id, &Refused { code: Code::Busy.into(), ..Refused::default() }, now_ms, random)
+    }
+
     /// A request was answered: `act` does what follows from that for the message of this name.
     fn answered(
         &mut self,
@@ -233,16 +238,11 @@ impl<T> Outbox<T> {
             .collect()
     }
 
-    /// When [`Outbox::expire`] or [`Outbox::transmit`] may have something to do next, if no answer comes.
-    pub fn next_ms(&self) -> Option<u64> {
+    /// When [`Outbox::expire`] or [`Outbox::transmit`] may have something to do next, if no answer comes: after `now_ms`.
+    pub fn next_ms(&self, now_ms: u64) -> Option<u64> {
         let lanes = self.active.iter().filter_map(|conversation| self.lanes.get(conversation));
-        let waits = lanes.filter(|lane| !lane.pending.is_empty());
-        let retries = waits.filter_map(|lane| {
-            let unsent = lane.pending.iter().take(IN_FLIGHT_MAX).any(|pending| pending.request.is_none());
-            (unsent && lane.not_before_ms > 0).then_some(lane.not_before_ms)
-        });
         let deadline = (self.deadline_low_ms < u64::MAX).then_some(self.deadline_low_ms);
-        retries.chain(deadline).min()
+        lanes.filter_map(Lane::retry_ms).chain(deadline).filter(|at_ms| *at_ms > now_ms).min()
     }
 }
 
@@ -275,9 +275,9 @@ fn judge<T>(
             }
         }
         // The number was used for something else: of a message that was given up, or by our own mistake.
-        Code::Conflict if streams < STREAMS_PER_MESSAGE_MAX => {
+        Code::Conflict => {
             lane.restart(random, false);
-            None
+            (streams >= STREAMS_PER_MESSAGE_MAX).then(|| lane.drop(index)).flatten()
         }
         Code::Busy | Code::Unavailable => {
             lane.again(index, true);

@@ -101,6 +101,16 @@ impl<T> Lane<T> {
         pending
     }
 
+    /// Whether nothing waits, and nothing is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.pending.is_empty() && self.unanswered == 0
+    }
+
+    /// When something may be sent that waits for its time alone.
+    pub(super) fn retry_ms(&self) -> Option<u64> {
+        self.sendable(u64::MAX).map(|_| self.not_before_ms)
+    }
+
     /// A request was answered, however.
     pub(super) fn answered(&mut self) {
         self.unanswered = self.unanswered.saturating_sub(1);
@@ -139,7 +149,11 @@ impl<T> Lane<T> {
             pending.doubtful |= std::mem::take(&mut pending.astray);
         }
         match &mut self.barrier {
-            Some(barrier) => barrier.from = barrier.from.min(gone.client_seq),
+            Some(barrier) => {
+                barrier.from = barrier.from.min(gone.client_seq);
+                // A copy of it may be about, which nothing would hold back once the number before it is given away.
+                barrier.renews |= gone.doubtful;
+            }
             None => {
                 self.barrier = Some(Barrier { from: gone.client_seq, stream, renews: false, is_dead: true });
             }
@@ -152,10 +166,10 @@ impl<T> Lane<T> {
         let behind = self.is_behind(index);
         let gone = self.pending.remove(index)?;
         if gone.doubtful || gone.request.is_some() {
-            match &mut self.barrier {
-                Some(barrier) if behind => barrier.renews = true,
-                _ => self.gap = true,
+            if let Some(barrier) = self.barrier.as_mut().filter(|_| behind) {
+                barrier.renews = true;
             }
+            self.gap |= !behind || self.barrier.as_ref().is_some_and(|barrier| barrier.from == 0);
         }
         Some(gone)
     }

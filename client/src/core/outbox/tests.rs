@@ -88,7 +88,7 @@ fn after_busy_everything_from_there_goes_again_in_order() {
     }
     assert_eq!(settled.len(), 2);
     assert!(send(&mut outbox, 499, 6).is_none(), "not before the time that the server named");
-    assert_eq!(outbox.next_ms(), Some(500));
+    assert_eq!(outbox.next_ms(0), Some(500));
     for id in 6..=8 {
         let op = send(&mut outbox, 500, id).unwrap();
         let ack = server.take(op).unwrap();
@@ -143,7 +143,7 @@ fn when_numbers_cannot_be_brought_together_the_lane_takes_a_new_stream() {
     let (mut outbox, mut server) = (Outbox::default(), Server::default());
     outbox.push("g:a", message(0), 100, 1, 0).unwrap();
     server.take(send(&mut outbox, 0, 1).unwrap()).unwrap();
-    assert_eq!(outbox.next_ms(), Some(100));
+    assert_eq!(outbox.next_ms(0), Some(100));
     assert!(matches!(outbox.expire(100)[..], [(0, Err(SendError::Deadline))]));
     push(&mut outbox, 1);
     assert!(server.take(send(&mut outbox, 0, 2).unwrap()).is_ok());
@@ -309,6 +309,59 @@ fn what_may_be_taken_under_its_old_number_goes_on_under_a_new_stream() {
     assert!(
         matches!(send(&mut outbox, 300, 2), Some(Op::Send(send)) if (send.client_seq, send.stream) == (1, 5))
     );
+}
+
+#[test]
+fn a_stray_copy_of_what_was_refused_is_held_back_for_good() {
+    let (mut outbox, mut server) = (Outbox::default(), Server::default());
+    // The first goes to a gateway that hangs, and its deadline passes.
+    outbox.push("g:a", message(0), 100, 77, 0).unwrap();
+    let first = send(&mut outbox, 0, 1).unwrap();
+    outbox.disconnected();
+    assert!(matches!(outbox.expire(100)[..], [(0, Err(SendError::Deadline))]));
+    // On the next connection the second is out of order, and the third is held.
+    push(&mut outbox, 1);
+    push(&mut outbox, 2);
+    let second = send(&mut outbox, 100, 2).unwrap();
+    let third = send(&mut outbox, 100, 3).unwrap();
+    let refused = server.take(second).unwrap_err();
+    assert_eq!(refused.expected, 1);
+    assert!(outbox.refused(2, &refused, 100, 5).is_empty());
+    outbox.disconnected();
+    // Then the user is no member for a moment.
+    let no_member = refusal(Code::NotMember, 0, 0);
+    send(&mut outbox, 100, 4).unwrap();
+    send(&mut outbox, 100, 5).unwrap();
+    assert_eq!(outbox.refused(4, &no_member, 100, 6), [(1, Err(SendError::from(&no_member)))]);
+    assert_eq!(outbox.refused(5, &no_member, 100, 7), [(2, Err(SendError::from(&no_member)))]);
+    // What was held goes on, and finds the number before its own not taken.
+    push(&mut outbox, 3);
+    server.take(first).unwrap();
+    let fourth = send(&mut outbox, 100, 6).unwrap();
+    assert_eq!(outbox.acknowledged(6, server.take(fourth).unwrap()).len(), 1);
+    server.take(third).unwrap_err();
+    assert!(!server.log.contains(&text(2)), "it was refused");
+}
+
+#[test]
+fn a_pause_that_is_over_hides_no_other() {
+    let mut outbox = Outbox::default();
+    for index in 0..3 {
+        push(&mut outbox, index);
+    }
+    send(&mut outbox, 0, 1).unwrap();
+    outbox.refused(1, &refusal(Code::Busy, 0, 300), 0, 9);
+    for id in 2..=4 {
+        send(&mut outbox, 300, id).unwrap();
+    }
+    outbox.acknowledged(2, SendAck::default());
+    // The last one waits for the answer to the third, whatever the time.
+    outbox.refused(3, &refusal(Code::PayloadTooLarge, 0, 0), 300, 9);
+    push(&mut outbox, 3);
+    outbox.push("g:b", message(9), 5_000, 78, 9).unwrap();
+    send(&mut outbox, 400, 5).unwrap();
+    outbox.refused(5, &refusal(Code::Busy, 0, 500), 400, 9);
+    assert_eq!(outbox.next_ms(400), Some(900));
 }
 
 /// Requests that went one way, with what came back for each. They are taken in order, at any time.
