@@ -156,6 +156,12 @@ fn embedded_corruption_is_named() {
     };
     assert!(what.contains("g:tea") && what.contains("seq 2"), "{what}");
     assert_eq!(world.read("g:tea", 2, 9, 9_999).0.len(), 1, "the others are still there");
+    // Others may go on: a sender's answers are looked for among the newest entries.
+    let mut claim = world.claim(3, "a", 1_000);
+    let other = StreamKey { user: "bob".into(), device: "pc".into(), stream: 5 };
+    assert_eq!(world.answers(&claim, "g:tea", other.clone()), []);
+    assert_eq!(world.load(&claim, "g:tea", Some(other)).head, 3);
+    world.append(&mut claim, (4..=99).map(|seq| message("g:tea", seq)).collect());
 }
 
 #[test]

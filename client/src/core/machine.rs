@@ -256,7 +256,7 @@ impl Machine {
     }
 
     fn response(&mut self, response: Response) {
-        let Response { id, outcome: Some(outcome) } = response else { return };
+        let Response { id, outcome: Some(outcome) } = response else { return self.unsaid(response.id) };
         if id == LOGIN_ID {
             return match self.link.login(outcome, self.now_ms) {
                 Ok(ack) => self.welcome(ack.session, ack.user),
@@ -281,6 +281,16 @@ impl Machine {
             (For::Replay, _) => drop(self.plain.replayed(id, None, told)),
             // No answer to what was asked. Its patience runs out.
             (For::Sync | For::Walk, _) => {}
+        }
+    }
+
+    /// A newer server may answer what this client can't read.
+    fn unsaid(&mut self, id: u64) {
+        if self.unanswered.get(&id) == Some(&For::Message) {
+            self.unanswered.remove(&id);
+            let (now_ms, random) = (self.now_ms, self.random.next());
+            let settled = self.outbox.unsaid(id, now_ms, random);
+            settled.into_iter().for_each(|settled| self.settle_message(settled));
         }
     }
 

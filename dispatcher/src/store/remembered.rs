@@ -86,9 +86,14 @@ fn count(unfiled: &Option<Unfiled>) -> usize {
 pub(super) struct Unfiled {
     /// In order of their first message here.
     pub(super) streams: Vec<(StreamKey, Vec<Answer>)>,
+    /// Where each is, once they are many.
+    places: FxHashMap<StreamKey, usize>,
     /// Answers of all of them.
     count: usize,
 }
+
+/// Streams that are looked through one by one.
+const STREAMS_FEW: usize = 16;
 
 impl Unfiled {
     /// The next entry of the log.
@@ -98,11 +103,27 @@ impl Unfiled {
         }
         self.count += 1;
         let answer = Answer::of(entry);
-        // They are some dozens, and who spoke last speaks again.
-        match self.streams.iter_mut().rev().find(|(key, _)| key.is_of(entry)) {
-            Some((_, answers)) => answers.push(answer),
+        match self.place(entry) {
+            Some(place) => self.streams[place].1.push(answer),
             None => self.streams.push((StreamKey::of(entry), vec![answer])),
         }
+    }
+
+    fn place(&mut self, entry: &Entry) -> Option<usize> {
+        if self.streams.len() < STREAMS_FEW {
+            // Who spoke last speaks again.
+            return self.streams.iter().rposition(|(key, _)| key.is_of(entry));
+        }
+        for place in self.places.len()..self.streams.len() {
+            self.places.insert(self.streams[place].0.clone(), place);
+        }
+        self.places.get(&StreamKey::of(entry)).copied()
+    }
+}
+
+impl<'a> Extend<&'a Entry> for Unfiled {
+    fn extend<T: IntoIterator<Item = &'a Entry>>(&mut self, entries: T) {
+        entries.into_iter().for_each(|entry| self.add(entry));
     }
 }
 
@@ -113,26 +134,48 @@ mod tests {
 
     use super::*;
 
-    fn unfiled(count: u64) -> Option<Unfiled> {
-        let mut unfiled = Unfiled::default();
-        for seq in 1..=count {
-            unfiled.add(&Entry {
-                conversation: "g:tea".into(),
-                seq,
-                message_id: MessageId(seq),
-                epoch: 1,
-                action: 0,
-                messages: seq,
-                bytes: 0,
-                sender: "alice".into(),
-                device: if seq % 2 == 0 { "phone" } else { "pad" }.into(),
-                stream: 7,
-                client_seq: seq,
-                payload_hash: seq,
-                notify: Bytes::new(),
-            });
+    fn entry(seq: u64) -> Entry {
+        Entry {
+            conversation: "g:tea".into(),
+            seq,
+            message_id: MessageId(seq),
+            epoch: 1,
+            action: 0,
+            messages: seq,
+            bytes: 0,
+            sender: "alice".into(),
+            device: if seq.is_multiple_of(2) { "phone" } else { "pad" }.into(),
+            stream: 7,
+            client_seq: seq,
+            payload_hash: seq,
+            notify: Bytes::new(),
         }
+    }
+
+    fn unfiled(count: u64) -> Option<Unfiled> {
+        let entries: Vec<Entry> = (1..=count).map(entry).collect();
+        let mut unfiled = Unfiled::default();
+        unfiled.extend(&entries);
         Some(unfiled)
+    }
+
+    #[test]
+    fn a_stream_s_answers_are_together_however_many_there_are() {
+        let Some(two) = unfiled(50) else { unreachable!() };
+        assert_eq!(two.streams.iter().map(|(_, answers)| answers.len()).collect::<Vec<_>>(), [25, 25]);
+        let mut many = Unfiled::default();
+        for seq in 0..600 {
+            let mut entry = entry(seq);
+            entry.stream = 1 + seq % 60;
+            many.add(&entry);
+        }
+        assert_eq!((many.streams.len(), many.count), (60, 600));
+        for (place, (key, answers)) in (0..).zip(&many.streams) {
+            let seqs: Vec<u64> = answers.iter().map(|answer| answer.seq).collect();
+            // Odd and even numbers come from two devices; 60 is even, so that a stream is of one.
+            assert_eq!(key.stream, 1 + place);
+            assert_eq!(seqs, (0..10).map(|n| place + 60 * n).collect::<Vec<_>>());
+        }
     }
 
     #[test]

@@ -38,6 +38,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("lease: nodes and the view", views),
     ("lease: a late heartbeat replaces nobody", lives_of_a_node),
     ("sweep: a dead gateway leaves nothing", dead_gateways_leave_nothing),
+    ("append: no seq twice, none left out", no_seq_twice),
 ];
 
 fn appended_is_read_back(world: &World<'_>) {
@@ -531,4 +532,16 @@ fn dead_gateways_leave_nothing(world: &World<'_>) {
     });
     assert_eq!(left(), USERS as usize / 2);
     assert_eq!(world.routes("u0")[0].session.gateway(), 1, "the living keep theirs");
+}
+
+fn no_seq_twice(world: &World<'_>) {
+    let mut claim = world.claim(3, "a", 1_000);
+    world.append(&mut claim, vec![message("g:tea", 1)]);
+    for seqs in [&[1][..], &[3], &[2, 2], &[2, 4], &[2, 3, 3], &[2, 3, 2]] {
+        let batch = claim.batch(seqs.iter().map(|seq| message("g:tea", *seq)).collect());
+        let refused = world.call(batch);
+        assert!(matches!(refused, Err(StoreError::Corrupted(_))), "{seqs:?}: {refused:?}");
+    }
+    world.append(&mut claim, vec![message("g:tea", 2), message("g:tea", 3)]);
+    assert_eq!(world.read("g:tea", 0, 9, 9_999).0.len(), 3);
 }

@@ -48,23 +48,24 @@ impl Disk {
         let key_of = |user: &str, device: &str, stream: u64| {
             answers_key(partition, conversation, user, device, stream)
         };
-        for ((user, device), known) in &mut devices {
-            let streams = unfiled.streams.iter().map(|(key, _)| key);
-            let before = known.len();
-            for key in streams.filter(|key| (&key.user, &key.device) == (user, device)) {
-                if !known.contains(&key.stream) {
-                    known.push(key.stream);
-                }
-            }
-            if known.len() == before {
+        let mut grown = HashMap::new();
+        for (key, _) in &unfiled.streams {
+            let pair = (key.user.clone(), key.device.clone());
+            let Some(known) = devices.get_mut(&pair).filter(|known| !known.contains(&key.stream)) else {
                 continue;
-            }
+            };
+            grown.entry(pair).or_insert(known.len());
+            known.push(key.stream);
+        }
+        for ((user, device), before) in grown {
+            let key = Kind::Streams.of_device(partition, conversation, &user, &device);
+            let known = devices.get_mut(&(user.clone(), device.clone())).expect("it has grown");
             let excess = known.len().saturating_sub(STREAMS_PER_DEVICE_MAX);
             // Those behind are new, and have nothing here yet.
             for gone in known.drain(..excess).take(before) {
-                self.remove_answers(batch, &key_of(user, device, gone));
+                self.remove_answers(batch, &key_of(&user, &device, gone));
             }
-            self.put_streams(batch, &Kind::Streams.of_device(partition, conversation, user, device), known);
+            self.put_streams(batch, &key, known);
         }
         for (StreamKey { user, device, stream }, answers) in unfiled.streams {
             let key = key_of(&user, &device, stream);
@@ -106,7 +107,7 @@ impl Disk {
         let bounds = self.bounds(partition, conversation)?;
         for entry in self.unfiled(partition, conversation, &bounds) {
             let entry = entry?;
-            answers.extend(stream.is_of(&entry).then(|| Answer::of(&entry)));
+            answers.extend(entry.filter(|entry| stream.is_of(entry)).as_ref().map(Answer::of));
         }
         answers.sort_unstable_by_key(|answer| answer.client_seq);
         // What older records have beside is of no slot any more.
@@ -114,15 +115,23 @@ impl Disk {
         Ok(answers)
     }
 
-    /// Entries whose answers are in the log alone.
+    /// Entries whose answers are in the log alone. One that can't be read any more is named, and nothing is in its place: its
+    /// sender's repeat is not known again, but others may go on.
     pub(super) fn unfiled(
         &self,
         partition: Partition,
         conversation: &str,
         bounds: &Bounds,
-    ) -> impl Iterator<Item = Result<Entry, StoreError>> {
+    ) -> impl Iterator<Item = Result<Option<Entry>, StoreError>> {
         let unfiled = bounds.head.saturating_sub(bounds.filed) as usize;
-        self.entries(partition, conversation, bounds.filed + 1, bounds.head).take(unfiled)
+        let entries = self.entries(partition, conversation, bounds.filed + 1, bounds.head);
+        entries.take(unfiled).map(|entry| match entry {
+            Err(error @ StoreError::Corrupted(_)) => {
+                eprintln!("millrace: {error}");
+                Ok(None)
+            }
+            entry => entry.map(Some),
+        })
     }
 
     /// Removes all slots of a stream.

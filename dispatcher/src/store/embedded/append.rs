@@ -202,7 +202,7 @@ impl Engine {
         Ok(())
     }
 
-    /// What is in a log alone. An entry that can't be read any more is named, and its sender's repeat is not known again.
+    /// What is in a log alone.
     fn read_unfiled(
         &self,
         partition: Partition,
@@ -211,11 +211,7 @@ impl Engine {
     ) -> Result<Unfiled, Failure> {
         let mut unfiled = Unfiled::default();
         for entry in self.disk.unfiled(partition, conversation, bounds) {
-            match entry {
-                Ok(entry) => unfiled.add(&entry),
-                Err(error @ StoreError::Corrupted(_)) => eprintln!("millrace: {error}"),
-                Err(error) => return Err(error.into()),
-            }
+            unfiled.extend(entry?.as_ref());
         }
         Ok(unfiled)
     }

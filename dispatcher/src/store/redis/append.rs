@@ -208,10 +208,10 @@ impl<'a> Call<'a> {
             plan
         });
         if entry.seq != plan.head + 1 {
-            // It leaves a seq out: that is for the script to refuse.
+            // It leaves a seq out, or says one twice: no log ends so that the script would not refuse that.
             plan.known = None;
             let log = self.names.place(Kind::Log, conversation);
-            self.looks.extend([word("D"), log, number(entry.seq.wrapping_sub(1)), number(entry.seq)]);
+            self.looks.extend([word("D"), log, word("-"), number(entry.seq)]);
         }
         plan.add(entry, place);
     }

@@ -29,7 +29,7 @@ use millrace_protocol::ids::{Partition, user_partition};
 use crate::store::{List, StreamKey};
 
 /// Version of what is above.
-pub(super) const FORMAT: u32 = 3;
+pub(super) const FORMAT: u32 = 4;
 
 /// Makes the keys of one cluster.
 #[derive(Clone, Debug)]
