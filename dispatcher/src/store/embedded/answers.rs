@@ -89,6 +89,7 @@ impl Disk {
         &self,
         partition: Partition,
         conversation: &str,
+        bounds: &Bounds,
         stream: &StreamKey,
     ) -> Result<Vec<Answer>, StoreError> {
         let key = answers_key(partition, conversation, &stream.user, &stream.device, stream.stream);
@@ -104,8 +105,7 @@ impl Disk {
                 answers.push(pack::to_answer(record).ok_or_else(damaged)?);
             }
         }
-        let bounds = self.bounds(partition, conversation)?;
-        for entry in self.unfiled(partition, conversation, &bounds) {
+        for entry in self.unfiled(partition, conversation, bounds) {
             let entry = entry?;
             answers.extend(entry.filter(|entry| stream.is_of(entry)).as_ref().map(Answer::of));
         }

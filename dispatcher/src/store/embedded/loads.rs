@@ -91,16 +91,16 @@ fn read(engine: &Engine, load: &mut Load, keys_max: usize) -> Result<usize, Stor
 fn finish(engine: &Engine, load: &mut Load) -> Result<Outcome, StoreError> {
     let Load { partition, conversation, stream, reading, .. } = load;
     let (partition, disk) = (*partition, &engine.disk);
+    let bounds = disk.bounds(partition, conversation)?;
     let mut loaded = Loaded {
         members: std::mem::take(reading).finish(conversation)?,
         state: disk.state(partition, conversation)?,
         answers: match stream {
-            Some(stream) => disk.answers(partition, conversation, stream)?,
+            Some(stream) => disk.answers(partition, conversation, &bounds, stream)?,
             None => Vec::new(),
         },
         ..Loaded::default()
     };
-    let bounds = disk.bounds(partition, conversation)?;
     loaded.first_seq = bounds.first;
     if bounds.head > 0 {
         let newest = disk.entry(partition, conversation, bounds.head)?;

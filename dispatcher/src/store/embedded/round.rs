@@ -243,7 +243,8 @@ impl Engine {
             }
             Work::Answers { partition, fence, conversation, stream } => {
                 self.fenced(partition, fence)?;
-                Outcome::Answers(disk.answers(partition, &conversation, &stream)?)
+                let bounds = disk.bounds(partition, &conversation)?;
+                Outcome::Answers(disk.answers(partition, &conversation, &bounds, &stream)?)
             }
             Work::Cursors { partition, fence, conversation, of } => {
                 self.fenced(partition, fence)?;

@@ -4,14 +4,13 @@
 //! messages, which say what they were answered, and its events are there together or not at all; and what is remembered of a
 //! log is what the owner's batches made of it, so that it is forgotten with every claim and every batch that failed.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use fred::types::Value;
 use millrace_protocol::ids::Partition;
+use rustc_hash::FxHashMap;
 
 use super::command::{Command, ScriptId, bytes, number, text, word};
-use super::job::Reading;
 use super::keys::{Keys, stream_name};
 use crate::store::remembered::{self, Unfiled};
 use crate::store::{
@@ -64,7 +63,7 @@ struct Names<'a> {
     keys: &'a Keys,
     partition: Partition,
     names: Vec<String>,
-    places: HashMap<(Kind, &'a str), usize>,
+    places: FxHashMap<(Kind, &'a str), usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -123,23 +122,18 @@ impl Plan {
     }
 }
 
-/// The call. Events are kept up to about `events_max`; 0: none.
-pub(super) fn append(
-    keys: &Keys,
-    batch: &Batch,
-    events_max: u64,
-    logs: &mut Logs,
-) -> (Vec<Command>, Reading) {
+/// The call, and the logs that it looks at. Events are kept up to about `events_max`; 0: none.
+pub(super) fn append(keys: &Keys, batch: &Batch, events_max: u64, logs: &mut Logs) -> (Command, Vec<Looked>) {
     let partition = batch.partition;
     let mut call = Call {
         names: Names {
             keys,
             partition,
             names: vec![keys.fence(partition), keys.outstanding(partition), keys.events(partition)],
-            places: HashMap::new(),
+            places: FxHashMap::default(),
         },
         has_events: events_max > 0,
-        plans: HashMap::new(),
+        plans: FxHashMap::default(),
         order: Vec::new(),
         looks: Vec::new(),
         args: Vec::new(),
@@ -151,7 +145,6 @@ pub(super) fn append(
             write => call.put(logs, write, place),
         }
     }
-    call.flush();
     let looked = call.finish(logs);
     let newest = batch.writes.iter().filter_map(|write| match write {
         Write::Message(entry) => Some(entry.message_id),
@@ -176,15 +169,14 @@ pub(super) fn append(
     args.append(&mut call.args);
     call.events.sort_unstable_by_key(|(place, _)| *place);
     args.extend(call.events.into_iter().flat_map(|(_, event)| event));
-    let reading = Reading::Append { partition, fence: batch.fence, position: batch.position, looked };
-    (vec![Command::script(ScriptId::Append, call.names.names, args)], reading)
+    (Command::script(ScriptId::Append, call.names.names, args), looked)
 }
 
 /// A call in the making.
 struct Call<'a> {
     names: Names<'a>,
     has_events: bool,
-    plans: HashMap<&'a str, Plan>,
+    plans: FxHashMap<&'a str, Plan>,
     /// Conversations of `plans`, in order of their first message.
     order: Vec<&'a str>,
     /// What must hold before anything is written.
@@ -216,39 +208,36 @@ impl<'a> Call<'a> {
         plan.add(entry, place);
     }
 
-    /// What was gathered of logs goes before what comes now.
-    fn flush(&mut self) {
-        for conversation in &self.order {
-            let Some(plan) = self.plans.get_mut(conversation) else { continue };
+    /// What was gathered of a log goes before what comes now.
+    fn flush(&mut self, conversation: &'a str) {
+        let Some(plan) = self.plans.get_mut(conversation) else { return };
+        let mut places = std::mem::take(&mut plan.places).into_iter();
+        let mut fields = std::mem::take(&mut plan.fields).into_iter().peekable();
+        while fields.peek().is_some() {
             let log = self.names.place(Kind::Log, conversation);
-            let mut places = std::mem::take(&mut plan.places).into_iter();
-            let mut fields = std::mem::take(&mut plan.fields).into_iter().peekable();
-            while fields.peek().is_some() {
-                let some: Vec<Value> = fields.by_ref().take(2 * TOGETHER_MAX).collect();
-                let head = some[some.len() - 2].clone();
-                let is_one = some.len() == 2;
-                match is_one {
-                    true => self.args.extend([word("1"), log.clone()]),
-                    false => self.args.extend([word("L"), log.clone(), number(some.len() as u64 + 2)]),
-                }
-                if self.has_events {
-                    let records = (self.args.len() + 1..).step_by(2);
-                    let own = places.by_ref().take(some.len() / 2);
-                    let event =
-                        |(place, record)| (place, vec![word("M"), number(place), number(record as u64)]);
-                    self.events.extend(own.zip(records).map(event));
-                }
-                self.args.extend(some);
-                if !is_one {
-                    self.args.extend([word("h"), head]);
-                }
+            let some: Vec<Value> = fields.by_ref().take(2 * TOGETHER_MAX).collect();
+            let head = some[some.len() - 2].clone();
+            let is_one = some.len() == 2;
+            match is_one {
+                true => self.args.extend([word("1"), log]),
+                false => self.args.extend([word("L"), log, number(some.len() as u64 + 2)]),
+            }
+            if self.has_events {
+                let records = (self.args.len() + 1..).step_by(2);
+                let own = places.by_ref().take(some.len() / 2);
+                let event = |(place, record)| (place, vec![word("M"), number(place), number(record as u64)]);
+                self.events.extend(own.zip(records).map(event));
+            }
+            self.args.extend(some);
+            if !is_one {
+                self.args.extend([word("h"), head]);
             }
         }
     }
 
     fn put(&mut self, logs: &mut Logs, write: &'a Write, place: u64) {
         if let Write::Replace(Entry { conversation, .. }) | Write::Trim { conversation, .. } = write {
-            self.flush();
+            self.flush(conversation);
             let trims = matches!(write, Write::Trim { .. });
             match self.plans.get_mut(conversation.as_str()) {
                 Some(plan) => plan.is_trimmed |= trims,
@@ -294,10 +283,11 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Files what is due, remembers what is known, and has the script look at the rest.
+    /// Writes what is gathered, files what is due, remembers what is known, and has the script look at the rest.
     fn finish(&mut self, logs: &mut Logs) -> Vec<Looked> {
         let mut looked = Vec::new();
         for conversation in std::mem::take(&mut self.order) {
+            self.flush(conversation);
             let Some(plan) = self.plans.remove(conversation) else { continue };
             let Plan { known, unfiled, first, head, is_trimmed, .. } = plan;
             match known.filter(|_| !is_trimmed) {

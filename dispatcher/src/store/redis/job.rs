@@ -8,7 +8,6 @@ use bytes::Bytes;
 use fred::types::Value;
 use millrace_protocol::ids::{Partition, SessionId};
 
-use super::append::Looked;
 use super::command::{Command, ScriptId, fixed, list, number, text, to_number, to_text, word};
 use super::keys::Keys;
 use super::reply;
@@ -20,7 +19,6 @@ use crate::store::{
 /// How the replies of a job are read.
 #[derive(Debug)]
 pub(super) enum Reading {
-    Append { partition: Partition, fence: Fence, position: u64, looked: Vec<Looked> },
     Release { partition: Partition, fence: Fence },
     Load { partition: Partition, fence: Fence, conversation: String, stream: Option<StreamKey> },
     Read { partition: Partition, conversation: String },
@@ -268,8 +266,7 @@ impl Reading {
     /// are made again by those who hold them.
     pub(super) fn waits(&self) -> bool {
         match self {
-            Reading::Append { .. }
-            | Reading::Release { .. }
+            Reading::Release { .. }
             | Reading::Load { .. }
             | Reading::Read { .. }
             | Reading::Answers { .. }
@@ -291,7 +288,6 @@ impl Reading {
         let mut one =
             || replies.next().ok_or_else(|| StoreError::Corrupted("a command without a reply".into()));
         Ok(match self {
-            Reading::Append { .. } => unreachable!("read by whoever remembers the logs"),
             Reading::Release { partition, .. } => {
                 reply::refusal(*partition, 0, one()?)?;
                 Outcome::Released

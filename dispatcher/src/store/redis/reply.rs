@@ -29,14 +29,8 @@ pub(super) fn refusal(partition: Partition, given: u64, reply: Value) -> Result<
 }
 
 /// The reply of `append.lua`: up to where the logs are filed that it looked at, in order.
-pub(super) fn appended(
-    partition: Partition,
-    position: u64,
-    replies: Vec<Value>,
-) -> Result<Vec<u64>, StoreError> {
-    let missing = || StoreError::Corrupted("a command without a reply".into());
-    let [filed] =
-        fixed(Value::Array(refusal(partition, position, replies.into_iter().next().ok_or_else(missing)?)?))?;
+pub(super) fn appended(partition: Partition, position: u64, reply: Value) -> Result<Vec<u64>, StoreError> {
+    let [filed] = fixed(Value::Array(refusal(partition, position, reply)?))?;
     list(filed)?.into_iter().map(to_number).collect()
 }
 

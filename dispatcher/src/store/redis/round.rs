@@ -15,7 +15,7 @@ use fred::types::Value;
 use fred::types::config::Server;
 use millrace_protocol::ids::Partition;
 
-use super::append::{Logs, append};
+use super::append::{Logs, Looked, append};
 use super::claim::{Claimer, claims};
 use super::command::{Command, text, to_text};
 use super::job::{self, Reading};
@@ -27,7 +27,7 @@ use super::session::Session;
 use super::view::{self, Own};
 use super::{Shared, Trouble};
 use crate::store::intake::{LATE_RETRY, Submission};
-use crate::store::{Done, Durability, Job, Node, Outcome, Replies, StoreError, Work};
+use crate::store::{Batch, Done, Durability, Fence, Job, Node, Outcome, Replies, StoreError, Work};
 
 /// Jobs of one round at about most: the server works on them for some 20 ms, well within the bound of a reply.
 const ROUND_JOBS_MAX: usize = 1_024;
@@ -76,6 +76,7 @@ impl Holders {
 /// A job on its way.
 enum Step {
     Sent { commands: usize, reading: Reading },
+    Append { partition: Partition, fence: Fence, position: u64, looked: Vec<Looked> },
     Refused(StoreError),
     Beat { node: Node, replaces: u64 },
     Claim { at: usize },
@@ -186,6 +187,11 @@ impl Rounds {
                         }
                         self.settle(reading, own.into_iter().map(|(_, reply)| reply).collect(), &mut hints)
                     }
+                    Step::Append { partition, fence, position, looked } => {
+                        let (at, reply) = results.next().unwrap_or((0, Ok(Value::Null)));
+                        servers.push(holders.commands[at].clone());
+                        self.appended((partition, fence, position), looked, reply)
+                    }
                     Step::Refused(error) => Err(error),
                     Step::Beat { node, replaces } => {
                         let (_, reply) = results.next().unwrap_or((0, Ok(Value::Null)));
@@ -280,7 +286,10 @@ impl Rounds {
             }
             Work::Append(batch) => {
                 self.shared.appends.fetch_add(1, Ordering::Relaxed);
-                append(keys, &batch, self.shared.events_max, &mut self.logs)
+                let (command, looked) = append(keys, &batch, self.shared.events_max, &mut self.logs);
+                commands.push(command);
+                let Batch { partition, fence, position, .. } = batch;
+                return Step::Append { partition, fence, position, looked };
             }
             Work::Release { partition, fence } => match job::release(keys, partition, fence) {
                 Ok(sent) => sent,
@@ -326,24 +335,6 @@ impl Rounds {
         replies: Result<Vec<Value>, StoreError>,
         hints: &mut Vec<(Partition, u64, String)>,
     ) -> Result<Outcome, StoreError> {
-        if let Reading::Append { partition, fence, position, looked } = reading {
-            let filed = replies.and_then(|replies| reply::appended(partition, position, replies));
-            if matches!(filed, Err(StoreError::Fenced { .. })) {
-                self.own.lost(partition, fence.epoch);
-            }
-            return match filed {
-                Ok(filed) => {
-                    for (looked, filed) in looked.into_iter().zip(filed) {
-                        looked.learn(&mut self.logs, partition, filed);
-                    }
-                    Ok(Outcome::Appended)
-                }
-                Err(error) => {
-                    self.logs.forget(partition);
-                    Err(error)
-                }
-            };
-        }
         let outcome = replies.and_then(|replies| reading.outcome(replies));
         match reading {
             Reading::Load { partition, fence, .. } => {
@@ -353,6 +344,7 @@ impl Rounds {
             }
             Reading::Release { partition, fence } => {
                 self.own.lost(partition, fence.epoch);
+                self.logs.forget(partition);
                 if outcome.is_ok() {
                     hints.push((partition, fence.epoch, String::new()));
                 }
@@ -361,6 +353,30 @@ impl Rounds {
             _ => {}
         }
         outcome
+    }
+
+    /// What came of a batch is remembered for the next one.
+    fn appended(
+        &mut self,
+        (partition, fence, position): (Partition, Fence, u64),
+        looked: Vec<Looked>,
+        reply: Result<Value, StoreError>,
+    ) -> Result<Outcome, StoreError> {
+        match reply.and_then(|reply| reply::appended(partition, position, reply)) {
+            Ok(filed) => {
+                for (looked, filed) in looked.into_iter().zip(filed) {
+                    looked.learn(&mut self.logs, partition, filed);
+                }
+                Ok(Outcome::Appended)
+            }
+            Err(error) => {
+                if matches!(error, StoreError::Fenced { .. }) {
+                    self.own.lost(partition, fence.epoch);
+                }
+                self.logs.forget(partition);
+                Err(error)
+            }
+        }
     }
 
     fn beat(
