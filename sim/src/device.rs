@@ -5,20 +5,17 @@
 //! frame at a time while the machine reads, actions in order. What its application is told is [`crate::application`]'s;
 //! what is promised about it is judged by the ledger.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use millrace_client::Reason;
 use millrace_client::core::{Action, Event, Machine, Outgoing, Settings};
-use millrace_protocol::client_session::{
-    ClientSession, Limits, Received, ServerFrame, decode_notify, decode_response,
-};
+use millrace_protocol::client_session::ClientSession;
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
-use millrace_protocol::messages::client::{Code, GoAway, Notify, Read, Response, notify};
+use millrace_protocol::messages::client::{Code, GoAway, Notify, Read, notify};
 
 use crate::agenda::{Due, Seat, Who};
-use crate::answers::Asked;
 use crate::application::Application;
 use crate::clock::{MS, SECOND};
 use crate::copy::Copies;
@@ -28,29 +25,10 @@ use crate::network::{ConnId, End, Item};
 use crate::outside::Outside;
 use crate::plan::Plan;
 use crate::random::Random;
+use crate::wire::{Heard, Incoming, Unread, Wire};
 
 /// Nothing that the application asks is given up.
 const NO_DEADLINE_MS: u64 = u64::MAX;
-
-/// What the server sent.
-#[derive(Debug)]
-enum Incoming {
-    Response(Response),
-    Notify(Notify),
-    Closed(Reason),
-}
-
-/// One connection, open or on its way there.
-struct Wire {
-    id: ConnId,
-    /// As the machine calls it.
-    conn: u64,
-    speaks: ClientSession,
-    open: bool,
-    incoming: VecDeque<Incoming>,
-    /// Messages whose answers are due on it, by request.
-    asked: BTreeMap<u64, Asked>,
-}
 
 /// Who waits for an outcome.
 enum Waiter {
@@ -480,8 +458,7 @@ impl Device {
         let thread = self.random.index(self.gateway_shards);
         let to = End::GatewayClient(Seat { who: Who::Gateway(gateway), life: out.lives[gateway], thread });
         let id = out.network.connect(&mut out.agenda, out.now_us, End::Device(self.index), to);
-        let (speaks, incoming) = (ClientSession::tcp(), VecDeque::new());
-        self.wire = Some(Wire { id, conn, speaks, open: false, incoming, asked: BTreeMap::new() });
+        self.wire = Some(Wire::new(id, conn));
     }
 
     fn write(&mut self, out: &mut Outside, make: impl FnOnce(&mut ClientSession, &mut Vec<u8>)) {
@@ -534,44 +511,18 @@ impl Device {
         }
     }
 
-    fn decode(&mut self, out: &mut Outside, mut bytes: Vec<u8>) {
+    fn decode(&mut self, out: &mut Outside, bytes: Vec<u8>) {
         let Some(wire) = self.wire.as_mut() else { return };
         let conn = wire.conn;
-        let mut input = Received::new(&mut bytes);
-        let limits = Limits::default();
-        let (mut opened, mut ping, mut broken) = (false, false, None);
-        loop {
-            match wire.speaks.next(&mut input, &limits) {
-                Ok(None) => break,
-                Ok(Some(ServerFrame::Open)) => (wire.open, opened) = (true, true),
-                Ok(Some(ServerFrame::Response(body))) => match decode_response(body) {
-                    Ok(response) => wire.incoming.push_back(Incoming::Response(response)),
-                    Err(violation) => broken = Some(violation),
-                },
-                Ok(Some(ServerFrame::Notify(body))) => match decode_notify(body) {
-                    Ok(notify) => wire.incoming.push_back(Incoming::Notify(notify)),
-                    Err(violation) => broken = Some(violation),
-                },
-                Ok(Some(ServerFrame::Ping)) => ping = true,
-                Ok(Some(ServerFrame::Pong | ServerFrame::WsPing(_))) => {}
-                Ok(Some(ServerFrame::WsClose { code, reason })) => {
-                    let reason = match Code::try_from(i32::from(code)) {
-                        Ok(code) if code != Code::None => Reason::Server { code, reason: reason.into() },
-                        _ => Reason::Network(reason.into()),
-                    };
-                    wire.incoming.push_back(Incoming::Closed(reason));
-                }
-                Err(violation) => match wire.speaks.sent_away() {
-                    Some(away) => return self.sent_away(out, away),
-                    None => broken = Some(violation),
-                },
-            }
-            if let Some(violation) = broken {
+        let Heard { opened, ping } = match wire.decode(bytes) {
+            Ok(heard) => heard,
+            Err(Unread::SentAway(away)) => return self.sent_away(out, away),
+            Err(Unread::Broken(violation)) => {
                 let (user, name) = (&self.user, &self.name);
                 let detail = format!("{user}/{name} can't read what the gateway sent: {violation}");
                 return out.ledger.broken(Invariant::NoPanic, out.now_us, detail);
             }
-        }
+        };
         if ping {
             self.write(out, |speaks, bytes| speaks.pong(bytes));
         }

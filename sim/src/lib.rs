@@ -51,6 +51,7 @@ pub mod stray;
 mod strikes;
 pub mod thread;
 pub mod trace;
+mod wire;
 pub mod wiretap;
 pub mod witness;
 pub mod work;
