@@ -161,7 +161,7 @@ impl Room {
         let owned = (0..PARTITIONS).map(|p| Owned { partition: p.into(), epoch: EPOCH, copy: 1 }).collect();
         self.say(Kind::Announce, ROOM, SessionId::NONE, &Announce { owned });
         self.run();
-        self.step(Event::Lease(Lease { incarnation: 77, until_us: u64::MAX, copy: 1 }));
+        self.step(Event::Lease(Lease { incarnation: 77, until_us: u64::MAX, grant: 1 }));
     }
 
     fn enter(&mut self, slot: u32) {

@@ -373,9 +373,9 @@ impl Process for Gateway {
                 }
                 self.dial_later(out, thread, node);
             }
-            Action::LeaseAnswer { granted, was_missing, copy, incarnation, sent_us, reason } => {
+            Action::LeaseAnswer { grant, incarnation, sent_us, reason } => {
                 let control = self.threads.control();
-                let answer = LeaseAnswer { granted, was_missing, copy, incarnation, sent_us, reason };
+                let answer = LeaseAnswer { grant, incarnation, sent_us, reason };
                 self.threads.push(out, control, Input::Answer(answer));
             }
         }

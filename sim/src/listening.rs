@@ -133,13 +133,13 @@ impl Ledger {
     }
 
     /// Everything after `head` will be sent to this session. One that listens already goes on from where it is, unless
-    /// the log was lost above `head`.
+    /// the log may be lost above `head`.
     fn listens(&mut self, device: usize, conversation: &str, head: At) {
         if conversation.starts_with("g:") {
             let Listening { at, catches_up } = &mut self.listening[device];
             let seq = head.seq;
             let told = at.entry(conversation.into()).or_insert(head);
-            if self.has_lost {
+            if self.has_fallen_back {
                 told.seq = seq.min(told.seq);
             }
             if catches_up.contains(conversation) {
@@ -148,15 +148,16 @@ impl Ledger {
         }
     }
 
-    /// The same, told in its place among the messages: where the store lost something, the log may begin again there. Under
-    /// one epoch it does not: what says less than was told before is older, as to the client.
+    /// The same, told in its place among the messages: where another copy of the store took over, the log may begin again
+    /// there, though it lost nothing: what an owner had fanned out, and did not say in that copy, comes again. Under one epoch
+    /// it does not: what says less than was told before is older, as to the client.
     fn begins(&mut self, device: usize, conversation: &str, head: At) {
         let known = self.listening[device].at.get(conversation);
         if known.is_some_and(|at| at.epoch == head.epoch && head.seq < at.seq) {
             return;
         }
         self.listens(device, conversation, head.clone());
-        if conversation.starts_with("g:") && self.has_lost {
+        if conversation.starts_with("g:") && self.has_fallen_back {
             self.listening[device].at.insert(conversation.into(), head);
         }
     }
@@ -312,6 +313,28 @@ mod tests {
             Live(seq) => return ledger.notified(0, 0, &Notify { event: Some(deliver(seq)) }),
         };
         ledger.answered(0, 0, &Response { outcome: Some(outcome), ..Response::default() }, |_| true);
+    }
+
+    #[test]
+    fn another_copy_of_the_store_may_fan_out_again_and_no_other_owner() {
+        for (is_copy, wrong) in [(true, None), (false, Some("got 4 of g:a after 5"))] {
+            let mut ledger = Ledger::default();
+            ledger.add_device("ann", "phone");
+            let seat = Seat { who: Who::Node(0), life: 1, thread: 0 };
+            ledger.claimed(0, seat, 0, EPOCH);
+            ledger.appended(0, seat, &log(9));
+            ledger.has_fallen_back = is_copy;
+            tell(&mut ledger, Sent::Joined(5));
+            let head = Head { conversation: GROUP.into(), epoch: EPOCH + 1, seq: 3 };
+            ledger.notified(0, 0, &Notify { event: Some(notify::Event::Head(head)) });
+            [4, 5, 6].into_iter().for_each(|seq| tell(&mut ledger, Live(seq)));
+            let detail = ledger.violation.take().map(|violation| violation.detail);
+            assert_eq!(detail.is_some(), wrong.is_some(), "{is_copy}: {detail:?}");
+            assert!(detail.zip(wrong).is_none_or(|(detail, wrong)| detail.contains(wrong)));
+            // What is missing is missed in both.
+            tell(&mut ledger, Live(8));
+            assert!(ledger.violation.is_some_and(|violation| violation.detail.contains("missing Some(7)")));
+        }
     }
 
     #[test]

@@ -60,12 +60,21 @@ struct NodeLease {
     until_us: u64,
 }
 
+#[derive(Clone, Debug)]
+struct GatewayLease {
+    incarnation: u64,
+    /// Which copy granted it, and under which name.
+    copy: u64,
+    grant: u64,
+    until_us: u64,
+}
+
 /// A copy that was given up, for those who do not know.
 #[derive(Debug)]
 struct Former {
     model: ModelStore,
     nodes: BTreeMap<String, NodeLease>,
-    gateways: BTreeMap<u16, (u64, u64)>,
+    gateways: BTreeMap<u16, GatewayLease>,
     until_us: u64,
     /// Nodes of even or of odd numbers.
     odd: bool,
@@ -86,7 +95,7 @@ pub struct Store {
     nodes: BTreeMap<String, NodeLease>,
     /// The incarnations that ever held a lease here, and the copy that granted it: one that comes again misses it.
     held: BTreeMap<String, (u64, u64)>,
-    gateways: BTreeMap<u16, (u64, u64)>,
+    gateways: BTreeMap<u16, GatewayLease>,
     /// Of the machine that has this copy: a failover puts another copy in its place, on another machine.
     pub clock: Clock,
     former: Option<Former>,
@@ -101,6 +110,8 @@ pub struct Store {
     witness: Witness,
     /// Until when leases were ever granted, of each holder: a node by name, a gateway by its id.
     granted: BTreeMap<(String, u64), u64>,
+    /// Leases granted to gateways so far.
+    grants: u64,
     /// Until when a partition's batches are under way, for their owner.
     batches: BTreeMap<(Seat, Partition), u64>,
     random: Random,
@@ -127,6 +138,7 @@ impl Store {
             copies: VecDeque::new(),
             witness: Witness::default(),
             granted: BTreeMap::new(),
+            grants: 0,
             batches: BTreeMap::new(),
             random,
             waited,
@@ -293,19 +305,9 @@ impl Store {
                 }
                 Ok(Outcome::Left)
             }
-            Work::GatewayLease { gateway, incarnation, replaces, copy: held, ttl_ms } => {
-                let (copy, until_us) = (self.model.copy, now_us + u64::from(ttl_ms) * MS);
-                let holder = self.gateways.get(&gateway).map(|(holder, _)| *holder);
-                if held != 0 && (holder != Some(incarnation) || held != copy) {
-                    return Ok(Outcome::GatewayLease { granted: false, was_missing: true, copy });
-                }
-                if holder.is_some_and(|holder| holder != incarnation && holder != replaces) {
-                    return Ok(Outcome::GatewayLease { granted: false, was_missing: false, copy });
-                }
-                self.gateways.insert(gateway, (incarnation, until_us));
-                self.granted.insert((gateway.to_string(), incarnation), until_us);
-                self.show_leases();
-                Ok(Outcome::GatewayLease { granted: true, was_missing: holder != Some(incarnation), copy })
+            Work::GatewayLease { gateway, incarnation, replaces, grant, ttl_ms } => {
+                let life = Gateway { gateway, incarnation };
+                Ok(Outcome::GatewayLease { grant: self.lease(now_us, life, replaces, grant, ttl_ms) })
             }
             Work::Append(batch) => {
                 let copy = batch.clone();
@@ -367,10 +369,37 @@ impl Store {
         Outcome::View(Arc::new(self.model.view(self.partitions, was_missing)))
     }
 
+    /// Grants or renews a gateway's lease and names it; 0: refused.
+    fn lease(
+        &mut self,
+        now_us: u64,
+        Gateway { gateway, incarnation }: Gateway,
+        replaces: u64,
+        grant: u64,
+        ttl_ms: u32,
+    ) -> u64 {
+        let (copy, until_us) = (self.model.copy, now_us + u64::from(ttl_ms) * MS);
+        let lease = self.gateways.get(&gateway);
+        let stands = lease.filter(|lease| (lease.incarnation, lease.copy) == (incarnation, copy));
+        let stands = stands.map_or(0, |lease| lease.grant);
+        let taken = lease.is_some_and(|lease| ![incarnation, replaces].contains(&lease.incarnation));
+        if taken || (grant != 0 && grant != stands) {
+            return 0;
+        }
+        if stands == 0 {
+            self.grants += 1;
+        }
+        let grant = if stands == 0 { self.grants } else { stands };
+        self.gateways.insert(gateway, GatewayLease { incarnation, copy, grant, until_us });
+        self.granted.insert((gateway.to_string(), incarnation), until_us);
+        self.show_leases();
+        grant
+    }
+
     fn expire(&mut self, now_us: u64) {
         let (nodes, gateways) = (self.nodes.len(), self.gateways.len());
         self.nodes.retain(|_, lease| lease.until_us > now_us);
-        self.gateways.retain(|_, (_, until_us)| *until_us > now_us);
+        self.gateways.retain(|_, lease| lease.until_us > now_us);
         if (nodes, gateways) != (self.nodes.len(), self.gateways.len()) {
             self.show_leases();
         }
@@ -380,7 +409,7 @@ impl Store {
     /// The model judges by the leases that are live.
     fn show_leases(&mut self) {
         self.model.nodes = self.nodes.values().map(|lease| lease.node.clone()).collect();
-        self.model.gateways = self.gateways.iter().map(|(id, (life, _))| (*id, *life)).collect();
+        self.model.gateways = self.gateways.iter().map(|(id, lease)| (*id, lease.incarnation)).collect();
     }
 
     fn copy(&mut self, now_us: u64) {
@@ -467,7 +496,7 @@ impl Store {
 
     /// Whether a gateway has a lease.
     pub fn gateway_lease_is_live(&self, now_us: u64, gateway: u16) -> bool {
-        self.keep_copies || self.gateways.get(&gateway).is_some_and(|(_, until_us)| *until_us > now_us)
+        self.keep_copies || self.gateways.get(&gateway).is_some_and(|lease| lease.until_us > now_us)
     }
 
     /// Until when this holder was ever granted its lease: a node by its name, a gateway by its id.
@@ -477,9 +506,9 @@ impl Store {
 
     /// Gateways whose lease is live.
     pub fn live_gateways(&self) -> Vec<Gateway> {
-        let gateway = |(gateway, (incarnation, _)): (&u16, &(u64, u64))| Gateway {
+        let gateway = |(gateway, lease): (&u16, &GatewayLease)| Gateway {
             gateway: *gateway,
-            incarnation: *incarnation,
+            incarnation: lease.incarnation,
         };
         self.gateways.iter().map(gateway).collect()
     }

@@ -335,8 +335,8 @@ fn gateway_lease(cx: &mut Cx, link: LinkKey, lease: wire::Lease) {
         cx.hub.stats.malformed += 1;
         return;
     }
-    let wire::Lease { incarnation, replaces, copy, ttl_ms, .. } = lease;
-    let work = Work::GatewayLease { gateway: link.gateway, incarnation, replaces, copy, ttl_ms };
+    let wire::Lease { incarnation, replaces, grant, ttl_ms, .. } = lease;
+    let work = Work::GatewayLease { gateway: link.gateway, incarnation, replaces, grant, ttl_ms };
     cx.store(work, Pending::GatewayLease { link, lease });
 }
 
@@ -403,23 +403,21 @@ fn stored(cx: &mut Cx, partitions: &mut [Partition], done: Done) {
 
 /// A store out of reach voids nothing: the gateway hears nothing and asks again.
 fn lease_answer(cx: &mut Cx, link: LinkKey, lease: wire::Lease, outcome: Result<Outcome, StoreError>) {
-    let Ok(Outcome::GatewayLease { granted, was_missing, copy }) = outcome else { return };
-    if granted {
+    let Ok(Outcome::GatewayLease { grant }) = outcome else { return };
+    if grant != 0 {
         cx.hub.cluster.gateways.insert(link.gateway, lease.incarnation);
     }
-    let reason = match (granted, was_missing) {
-        (true, _) => String::new(),
-        (false, true) => "the lease that was held is gone".into(),
-        (false, false) => "another process holds this gateway id".into(),
+    let reason = match (grant, lease.grant) {
+        (0, 0) => "another process holds this gateway id".into(),
+        (0, _) => "it had lapsed, or the store was emptied or fell back".into(),
+        _ => String::new(),
     };
     let answer = wire::LeaseAnswer {
         gateway: lease.gateway,
         incarnation: lease.incarnation,
         sent_us: lease.sent_us,
-        granted,
-        was_missing,
+        grant,
         reason,
-        copy,
     };
     cx.send(link, NODE.record(Kind::LeaseAnswer, SessionId::NONE, &answer));
 }

@@ -169,8 +169,9 @@ pub enum Work {
         /// Compared.
         incarnation: u64,
     },
-    /// Renews a gateway's lease. Refused while another incarnation than these two holds it; and once it was held, when it
-    /// is gone or another copy of the store has taken over: whoever held it has to begin anew, and is told until it does.
+    /// Grants or renews a gateway's lease. Refused while another incarnation than these two holds it; and what was granted
+    /// before, when that is gone or another copy of the store has taken over: whoever held it has to begin anew, and is told
+    /// until it does. That another request of the same incarnation, which came late, was granted anew does not help it.
     GatewayLease {
         /// Gateway id.
         gateway: u16,
@@ -178,8 +179,8 @@ pub enum Work {
         incarnation: u64,
         /// The same process's previous incarnation, which loses a lease that it still has; 0: there is none.
         replaces: u64,
-        /// The copy of the store that granted it to this incarnation last; 0: none did.
-        copy: u64,
+        /// The name of what was granted to this incarnation; 0: nothing was, as far as it knows.
+        grant: u64,
         /// Length of the lease.
         ttl_ms: u32,
     },
@@ -352,12 +353,9 @@ pub enum Outcome {
     Left,
     /// The gateway's lease.
     GatewayLease {
-        /// Else another process holds this id, or what was held is gone.
-        granted: bool,
-        /// This incarnation had none before; or it had, from another copy of the store.
-        was_missing: bool,
-        /// The copy that answers: not 0, and another one after a failover, which may lack what was written last.
-        copy: u64,
+        /// Its name, the same until it lapses, the store loses it or another copy of the store takes over. 0: another
+        /// process holds this id, or what was named is gone.
+        grant: u64,
     },
 }
 

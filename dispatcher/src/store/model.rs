@@ -251,8 +251,8 @@ impl ModelStore {
                 Ok(Outcome::Routes(users.iter().map(of).collect()))
             }
             Work::GatewayLease { gateway, incarnation, .. } => {
-                let held = self.gateways.insert(gateway, incarnation);
-                Ok(Outcome::GatewayLease { granted: true, was_missing: held.is_none(), copy: 1 })
+                self.gateways.insert(gateway, incarnation);
+                Ok(Outcome::GatewayLease { grant: incarnation })
             }
             Work::Heartbeat { .. } | Work::Leave { .. } => panic!("a shard renews no node's lease"),
         }

@@ -276,32 +276,26 @@ impl<'a> World<'a> {
         }
     }
 
-    /// (granted, was missing)
-    pub fn gateway(&self, gateway: u16, incarnation: u64, ttl_ms: u32) -> (bool, bool) {
+    /// The name of what was granted to a gateway; 0: refused.
+    pub fn gateway(&self, gateway: u16, incarnation: u64, ttl_ms: u32) -> u64 {
         self.gateway_again(gateway, (incarnation, 0), ttl_ms)
     }
 
     /// The same, of an incarnation that takes the place of another one of its process.
-    pub fn gateway_again(
-        &self,
-        gateway: u16,
-        (incarnation, replaces): (u64, u64),
-        ttl_ms: u32,
-    ) -> (bool, bool) {
-        let (granted, was_missing, _) = self.gateway_held(gateway, (incarnation, replaces), 0, ttl_ms);
-        (granted, was_missing)
+    pub fn gateway_again(&self, gateway: u16, (incarnation, replaces): (u64, u64), ttl_ms: u32) -> u64 {
+        self.gateway_held(gateway, (incarnation, replaces), 0, ttl_ms)
     }
 
-    /// The same, of one that holds a lease granted by this copy of the store. And which copy answered.
+    /// The same, of one that knows what was granted to it.
     pub fn gateway_held(
         &self,
         gateway: u16,
         (incarnation, replaces): (u64, u64),
-        copy: u64,
+        grant: u64,
         ttl_ms: u32,
-    ) -> (bool, bool, u64) {
-        match self.call(Work::GatewayLease { gateway, incarnation, replaces, copy, ttl_ms }) {
-            Ok(Outcome::GatewayLease { granted, was_missing, copy }) => (granted, was_missing, copy),
+    ) -> u64 {
+        match self.call(Work::GatewayLease { gateway, incarnation, replaces, grant, ttl_ms }) {
+            Ok(Outcome::GatewayLease { grant }) => grant,
             other => panic!("{other:?}"),
         }
     }

@@ -84,12 +84,8 @@ pub enum Action {
     },
     /// Shard 0 only: a LeaseAnswer came. The shell computes the new [`super::event::Lease`] and tells every shard.
     LeaseAnswer {
-        /// Granted, refused, or granted but it had been missing.
-        granted: bool,
-        /// It lapsed, or the store was emptied or fell back: take a new incarnation.
-        was_missing: bool,
-        /// Which copy of the store answered.
-        copy: u64,
+        /// The lease's name; 0: refused.
+        grant: u64,
         /// The incarnation that was renewed.
         incarnation: u64,
         /// CLOCK_BOOTTIME from before the renewal was sent.

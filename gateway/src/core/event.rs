@@ -107,6 +107,6 @@ pub struct Lease {
     pub incarnation: u64,
     /// CLOCK_BOOTTIME until which logins may be accepted (counted from before the renewal was sent, less a margin).
     pub until_us: u64,
-    /// Which copy of the store granted it last; 0: none did yet.
-    pub copy: u64,
+    /// The store's name for it, from when it was granted until it is lost; 0: it was not granted yet.
+    pub grant: u64,
 }

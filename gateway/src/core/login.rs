@@ -470,7 +470,7 @@ impl Shard {
             sent_us: self.now.mono_us,
             ttl_ms: self.config.lease_ttl_ms,
             replaces: self.renewal.replaces,
-            copy: self.lease.copy,
+            grant: self.lease.grant,
         };
         if self.uplink.send_to(key, record(Kind::Lease, 0, SessionId::NONE, &body)).is_ok() {
             self.stats.lease_renewals += 1;
@@ -483,9 +483,7 @@ impl Shard {
         }
         self.renewal.unanswered = false;
         self.out.push(Action::LeaseAnswer {
-            granted: body.granted,
-            was_missing: body.was_missing,
-            copy: body.copy,
+            grant: body.grant,
             incarnation: body.incarnation,
             sent_us: if planted::is(Fault::LeaseFromAnswer) { self.now.mono_us } else { body.sent_us },
             reason: body.reason,

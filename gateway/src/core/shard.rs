@@ -197,7 +197,7 @@ impl Shard {
             resync: Sweep::new(),
             reregister_at: None,
             reregister_rate: Rate::new(REREGISTER_PER_S),
-            lease: Lease { incarnation: config.incarnation, until_us: 0, copy: 0 },
+            lease: Lease { incarnation: config.incarnation, until_us: 0, grant: 0 },
             renewal: Renewal::default(),
             drain: None,
             connects,

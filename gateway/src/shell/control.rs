@@ -116,7 +116,7 @@ impl Control {
         let draw = || random().map_or_else(|_| clock::boot_us(), u64::from_ne_bytes);
         match self.keeper.answer(answer, draw) {
             Change::None => {
-                if !answer.granted && answer.incarnation == self.keeper.lease().incarnation {
+                if answer.grant == 0 && answer.incarnation == self.keeper.lease().incarnation {
                     self.refused(&answer.reason);
                 }
             }
@@ -130,7 +130,7 @@ impl Control {
             Change::Renewed(lease) => {
                 log::warn(format_args!(
                     "the gateway's lease was lost ({}): registering all sessions again",
-                    if answer.granted { "it had lapsed, or the store was emptied" } else { &answer.reason }
+                    if answer.grant == 0 { &answer.reason } else { "it was granted anew" }
                 ));
                 self.admin.counts.incarnation_changes.fetch_add(1, Ordering::Relaxed);
                 self.broadcast(|| ToShard::Lease(lease));

@@ -14,12 +14,8 @@ const MARGIN_SHARE: u32 = 10;
 /// An answer to a renewal, as the core passed it on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseAnswer {
-    /// Else another process holds this gateway's id.
-    pub granted: bool,
-    /// There was no lease when the renewal came; or another copy of the store had granted it.
-    pub was_missing: bool,
-    /// Which copy of the store answered.
-    pub copy: u64,
+    /// The lease's name, the same until it is lost; 0: another process holds this gateway's id, or it was lost.
+    pub grant: u64,
     /// What was renewed.
     pub incarnation: u64,
     /// CLOCK_BOOTTIME from before the renewal was sent.
@@ -50,7 +46,7 @@ impl Keeper {
     /// No lease yet, under a random incarnation.
     pub fn new(incarnation: u64, ttl: Duration) -> Self {
         let length_us = (ttl - ttl / MARGIN_SHARE).as_micros() as u64;
-        Keeper { lease: Lease { incarnation, until_us: 0, copy: 0 }, length_us }
+        Keeper { lease: Lease { incarnation, until_us: 0, grant: 0 }, length_us }
     }
 
     /// The lease as it stands.
@@ -63,21 +59,21 @@ impl Keeper {
         if answer.incarnation != self.lease.incarnation {
             return Change::None;
         }
-        // Missing although it was held: it had lapsed, or the store was emptied or fell back, and routes with it. Refused
-        // although it was held: it had lapsed, and another process took the id.
-        let held = self.lease.copy != 0;
-        if held && (answer.was_missing || !answer.granted) {
-            self.lease = Lease { incarnation: draw(), until_us: 0, copy: 0 };
+        // Refused although it was held: it had lapsed, or the store was emptied or fell back, and routes with it. Under
+        // another name than what was held: the same, and a request of ours that came late took it up again.
+        let held = self.lease.grant;
+        if held != 0 && answer.grant != held {
+            self.lease = Lease { incarnation: draw(), until_us: 0, grant: 0 };
             return Change::Renewed(self.lease);
         }
-        if !answer.granted {
+        if answer.grant == 0 {
             return Change::None;
         }
         let until_us = answer.sent_us + self.length_us;
         if until_us <= self.lease.until_us {
             return Change::None;
         }
-        (self.lease.until_us, self.lease.copy) = (until_us, answer.copy.max(1));
+        (self.lease.until_us, self.lease.grant) = (until_us, answer.grant);
         Change::Extended(self.lease)
     }
 }
@@ -89,8 +85,8 @@ mod tests {
     const TTL: Duration = Duration::from_secs(10);
     const LENGTH_US: u64 = 9_000_000;
 
-    fn answer(incarnation: u64, granted: bool, was_missing: bool, sent_us: u64) -> LeaseAnswer {
-        LeaseAnswer { granted, was_missing, copy: 3, incarnation, sent_us, reason: String::new() }
+    fn answer(incarnation: u64, grant: u64, sent_us: u64) -> LeaseAnswer {
+        LeaseAnswer { grant, incarnation, sent_us, reason: String::new() }
     }
 
     fn draw_none() -> u64 {
@@ -100,34 +96,30 @@ mod tests {
     #[test]
     fn time_counts_from_before_the_sending_and_never_backwards() {
         let mut keeper = Keeper::new(7, TTL);
-        assert_eq!(keeper.lease(), Lease { incarnation: 7, until_us: 0, copy: 0 });
-        let first = keeper.answer(&answer(7, true, true, 1_000), draw_none);
-        assert_eq!(first, Change::Extended(Lease { incarnation: 7, until_us: 1_000 + LENGTH_US, copy: 3 }));
-        let second = keeper.answer(&answer(7, true, false, 5_000), draw_none);
-        assert_eq!(second, Change::Extended(Lease { incarnation: 7, until_us: 5_000 + LENGTH_US, copy: 3 }));
-        assert_eq!(keeper.answer(&answer(7, true, false, 2_000), draw_none), Change::None, "a late answer");
+        assert_eq!(keeper.lease(), Lease { incarnation: 7, until_us: 0, grant: 0 });
+        let first = keeper.answer(&answer(7, 3, 1_000), draw_none);
+        assert_eq!(first, Change::Extended(Lease { incarnation: 7, until_us: 1_000 + LENGTH_US, grant: 3 }));
+        let second = keeper.answer(&answer(7, 3, 5_000), draw_none);
+        assert_eq!(second, Change::Extended(Lease { incarnation: 7, until_us: 5_000 + LENGTH_US, grant: 3 }));
+        assert_eq!(keeper.answer(&answer(7, 3, 2_000), draw_none), Change::None, "a late answer");
     }
 
     #[test]
     fn a_lost_lease_takes_a_new_incarnation() {
-        for (granted, was_missing) in [(true, true), (false, false), (false, true)] {
+        for grant in [0, 4] {
             let mut keeper = Keeper::new(7, TTL);
-            keeper.answer(&answer(7, true, true, 1_000), draw_none);
-            let change = keeper.answer(&answer(7, granted, was_missing, 2_000), || 8);
-            assert_eq!(change, Change::Renewed(Lease { incarnation: 8, until_us: 0, copy: 0 }));
-            assert_eq!(
-                keeper.answer(&answer(7, true, false, 3_000), draw_none),
-                Change::None,
-                "of the old one"
-            );
-            assert!(matches!(keeper.answer(&answer(8, true, true, 4_000), draw_none), Change::Extended(_)));
+            keeper.answer(&answer(7, 3, 1_000), draw_none);
+            let change = keeper.answer(&answer(7, grant, 2_000), || 8);
+            assert_eq!(change, Change::Renewed(Lease { incarnation: 8, until_us: 0, grant: 0 }));
+            assert_eq!(keeper.answer(&answer(7, 3, 3_000), draw_none), Change::None, "of the old one");
+            assert!(matches!(keeper.answer(&answer(8, 4, 4_000), draw_none), Change::Extended(_)));
         }
     }
 
     #[test]
     fn waiting_for_another_process_to_lapse_keeps_the_incarnation() {
         let mut keeper = Keeper::new(7, TTL);
-        assert_eq!(keeper.answer(&answer(7, false, false, 1_000), draw_none), Change::None);
-        assert!(matches!(keeper.answer(&answer(7, true, true, 2_000), draw_none), Change::Extended(_)));
+        assert_eq!(keeper.answer(&answer(7, 0, 1_000), draw_none), Change::None);
+        assert!(matches!(keeper.answer(&answer(7, 3, 2_000), draw_none), Change::Extended(_)));
     }
 }

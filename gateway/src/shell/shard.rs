@@ -442,8 +442,8 @@ impl Pump {
             Action::Connect { node, name, address } => self.links.connect(node, name, address),
             Action::Disconnect { node } => self.links.disconnect(node),
             Action::ResetLink { node, reason } => self.links.reset(node, &reason, now.mono_us),
-            Action::LeaseAnswer { granted, was_missing, copy, incarnation, sent_us, reason } => {
-                let answer = LeaseAnswer { granted, was_missing, copy, incarnation, sent_us, reason };
+            Action::LeaseAnswer { grant, incarnation, sent_us, reason } => {
+                let answer = LeaseAnswer { grant, incarnation, sent_us, reason };
                 // Full: the control thread is stuck, and the next renewal brings another answer.
                 let _ = self.control.try_send(ToControl::Lease(answer));
             }

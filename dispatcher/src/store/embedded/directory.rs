@@ -79,11 +79,10 @@ impl Directory {
                 self.leases().leave(&node, incarnation);
                 Outcome::Left
             }
-            Work::GatewayLease { gateway, incarnation, replaces, copy, ttl_ms } => {
+            Work::GatewayLease { gateway, incarnation, replaces, grant, ttl_ms } => {
                 let life = Gateway { gateway, incarnation };
-                let (granted, was_missing) =
-                    self.leases().renew_gateway(Instant::now(), life, replaces, copy != 0, ttl_ms);
-                Outcome::GatewayLease { granted, was_missing, copy: 1 }
+                let grant = self.leases().renew_gateway(Instant::now(), life, replaces, grant, ttl_ms);
+                Outcome::GatewayLease { grant }
             }
             queued => return Err(queued),
         }))

@@ -11,11 +11,19 @@ use crate::store::{Gateway, Node, View};
 #[derive(Default)]
 pub(super) struct Leases {
     nodes: BTreeMap<String, (Node, Instant)>,
-    gateways: HashMap<u16, (u64, Instant)>,
+    gateways: HashMap<u16, GatewayLease>,
+    /// Names of grants given so far.
+    grants: u64,
     /// Nodes that have renewed before, by incarnation: one that is not live any more was lost.
     renewed: HashMap<String, u64>,
     /// Lives of gateways whose lease has ended and whose routes are not swept yet.
     dead: Vec<Gateway>,
+}
+
+struct GatewayLease {
+    incarnation: u64,
+    grant: u64,
+    until: Instant,
 }
 
 impl Leases {
@@ -48,30 +56,38 @@ impl Leases {
         self.nodes.get(name).is_some_and(|(node, _)| node.incarnation == incarnation)
     }
 
-    /// Grants or renews a gateway's lease: (granted, this life had none). A lease of the life that it `replaces` ends. One
-    /// that was `held` is renewed or it is gone.
+    /// Grants or renews a gateway's lease and names it; 0: refused. A lease of the life that it `replaces` ends. One that was
+    /// granted before, which `grant` names, is renewed or it is gone.
     pub(super) fn renew_gateway(
         &mut self,
         now: Instant,
         Gateway { gateway, incarnation }: Gateway,
         replaces: u64,
-        held: bool,
+        grant: u64,
         ttl_ms: u32,
-    ) -> (bool, bool) {
+    ) -> u64 {
         self.expire(now);
-        let holder = self.gateways.get(&gateway).map(|(holder, _)| *holder);
-        if held && holder != Some(incarnation) {
-            return (false, true);
+        let holder = self.gateways.get(&gateway).map(|lease| (lease.incarnation, lease.grant));
+        let stands = holder.filter(|holder| holder.0 == incarnation).map_or(0, |holder| holder.1);
+        if grant != 0 && grant != stands {
+            return 0;
         }
-        match holder {
-            Some(holder) if holder == incarnation => {}
+        match holder.map(|holder| holder.0).filter(|_| stands == 0) {
             Some(holder) if holder == replaces => self.dead.push(Gateway { gateway, incarnation: holder }),
-            Some(_) => return (false, false),
+            Some(_) => return 0,
             None => {}
         }
         self.dead.retain(|dead| *dead != Gateway { gateway, incarnation });
-        self.gateways.insert(gateway, (incarnation, now + Duration::from_millis(u64::from(ttl_ms))));
-        (true, holder != Some(incarnation))
+        let grant = match stands {
+            0 => {
+                self.grants += 1;
+                self.grants
+            }
+            stands => stands,
+        };
+        let until = now + Duration::from_millis(u64::from(ttl_ms));
+        self.gateways.insert(gateway, GatewayLease { incarnation, grant, until });
+        grant
     }
 
     /// Lives of gateways whose routes are to be swept; they are handed out once.
@@ -84,7 +100,7 @@ impl Leases {
     pub(super) fn gateway_lives(&self, now: Instant, gateway: Gateway) -> bool {
         self.gateways
             .get(&gateway.gateway)
-            .is_some_and(|(incarnation, until)| *incarnation == gateway.incarnation && *until > now)
+            .is_some_and(|lease| lease.incarnation == gateway.incarnation && lease.until > now)
     }
 
     pub(super) fn view(&mut self, now: Instant, owners: Vec<(String, u64)>) -> View {
@@ -92,7 +108,7 @@ impl Leases {
         let mut gateways: Vec<Gateway> = self
             .gateways
             .iter()
-            .map(|(gateway, (incarnation, _))| Gateway { gateway: *gateway, incarnation: *incarnation })
+            .map(|(gateway, lease)| Gateway { gateway: *gateway, incarnation: lease.incarnation })
             .collect();
         gateways.sort_by_key(|gateway| gateway.gateway);
         View {
@@ -105,10 +121,10 @@ impl Leases {
 
     fn expire(&mut self, now: Instant) {
         self.nodes.retain(|_, (_, until)| *until > now);
-        self.gateways.retain(|gateway, (incarnation, until)| {
-            let live = *until > now;
+        self.gateways.retain(|gateway, lease| {
+            let live = lease.until > now;
             if !live {
-                self.dead.push(Gateway { gateway: *gateway, incarnation: *incarnation });
+                self.dead.push(Gateway { gateway: *gateway, incarnation: lease.incarnation });
             }
             live
         });

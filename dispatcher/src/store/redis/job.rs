@@ -252,11 +252,11 @@ pub(super) fn gateway_lease(
     gateway: u16,
     incarnation: u64,
     replaces: u64,
-    copy: u64,
+    grant: u64,
     ttl_ms: u32,
 ) -> (Vec<Command>, Reading) {
     let ttl_ms = u64::from(ttl_ms.max(1));
-    let args = [u64::from(gateway), incarnation, ttl_ms, replaces, copy].map(number).to_vec();
+    let args = [u64::from(gateway), incarnation, ttl_ms, replaces, grant].map(number).to_vec();
     let names = vec![keys.gateway(&gateway.to_string()), keys.lives()];
     (vec![Command::script(ScriptId::Gateway, names, args)], Reading::GatewayLease)
 }
@@ -340,14 +340,7 @@ impl Reading {
             Reading::ForgetLosers => Outcome::LosersForgotten,
             Reading::Routes => Outcome::Routes(replies.map(reply::routes).collect::<Result<_, _>>()?),
             Reading::Leave { .. } => Outcome::Left,
-            Reading::GatewayLease => {
-                let [granted, was_missing, copy] = fixed(one()?)?;
-                Outcome::GatewayLease {
-                    granted: to_number(granted)? == 1,
-                    was_missing: to_number(was_missing)? == 1,
-                    copy: to_number(copy)?,
-                }
-            }
+            Reading::GatewayLease => Outcome::GatewayLease { grant: to_number(one()?)? },
         })
     }
 }

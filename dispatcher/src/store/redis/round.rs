@@ -319,8 +319,8 @@ impl Rounds {
             Work::ForgetLosers { partition, losers } => job::forget_losers(keys, partition, &losers),
             Work::Routes { users } => job::routes(keys, &users),
             Work::Leave { node, incarnation } => job::leave(keys, node, incarnation),
-            Work::GatewayLease { gateway, incarnation, replaces, copy, ttl_ms } => {
-                job::gateway_lease(keys, gateway, incarnation, replaces, copy, ttl_ms)
+            Work::GatewayLease { gateway, incarnation, replaces, grant, ttl_ms } => {
+                job::gateway_lease(keys, gateway, incarnation, replaces, grant, ttl_ms)
             }
         };
         let count = own.len();

@@ -114,8 +114,10 @@ impl Sweeper {
             |life: &Gateway| Command::plain("GET", keys.gateway(&life.gateway.to_string()), Vec::new());
         let commands: Vec<Command> = dead.iter().map(lease).collect();
         let mut still = Vec::new();
-        for (life, holder) in dead.into_iter().zip(session.run(&commands).await) {
-            if to_text(holder?)? != life.incarnation.to_string() {
+        for (life, lease) in dead.into_iter().zip(session.run(&commands).await) {
+            let lease = to_text(lease?)?;
+            let holder = lease.split(':').next().unwrap_or_default();
+            if holder != life.incarnation.to_string() {
                 still.push(life);
             }
         }

@@ -140,7 +140,7 @@ impl World {
     }
 
     fn lease(&mut self, incarnation: u64, until_us: u64) {
-        self.step(Event::Lease(Lease { incarnation, until_us, copy: 1 }));
+        self.step(Event::Lease(Lease { incarnation, until_us, grant: 1 }));
         self.run();
     }
 

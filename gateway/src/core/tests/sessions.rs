@@ -432,7 +432,7 @@ fn shard_0_renews_the_lease_by_another_node_when_one_is_silent() {
         gateway: lease.gateway,
         incarnation: lease.incarnation,
         sent_us: lease.sent_us,
-        granted: true,
+        grant: 1,
         ..Default::default()
     };
     world.say(0, Kind::LeaseAnswer, 0, 0, 0, &answer);

@@ -21,7 +21,8 @@ end
 -- A life stays listed until its routes are swept, whoever was there to see its lease end.
 for _, life in ipairs(redis.call('SMEMBERS', KEYS[3])) do
   local gateway, incarnation = string.match(life, '^(%d+):(%d+)$')
-  if redis.call('GET', ARGV[5] .. gateway) == incarnation then
+  local lease = redis.call('GET', ARGV[5] .. gateway)
+  if lease and string.match(lease, '^(%d+):') == incarnation then
     live[#live + 1] = life
   else
     dead[#dead + 1] = life
