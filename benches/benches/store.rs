@@ -14,7 +14,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+// It has the allocator that the programs have.
 use criterion::{Bencher, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use millrace_benches as _;
 use millrace_dispatcher::store::embedded::{self, Embedded};
 use millrace_dispatcher::store::redis::{self, RedisStore};
 use millrace_dispatcher::store::{Batch, Done, Entry, Fence, Job, Outcome, Replies, Store, Work, Write};
@@ -244,9 +246,7 @@ struct BareFjall {
 
 impl BareFjall {
     fn open(shape: Shape, dir: &Path) -> BareFjall {
-        let workers: usize = std::env::var("BW").map_or(2, |w| w.parse().unwrap());
-        let db =
-            fjall::Database::builder(dir.join("bare")).worker_threads(workers).open().expect("a database");
+        let db = fjall::Database::builder(dir.join("bare")).worker_threads(1).open().expect("a database");
         let log = db.keyspace("log", fjall::KeyspaceCreateOptions::default).expect("a keyspace");
         BareFjall { db, log, shape, rounds: 0 }
     }

@@ -45,7 +45,7 @@ fn nothing_is_answered_before_replicas_have_it() {
     world.beat("a", 60_000);
     let mut claim = world.claim(3, "a", 1_000);
     world.append(&mut claim, vec![message("g:tea", 1)]);
-    assert_eq!(replica.cli(&["HGET", "{mr:c:p3}:l:g:tea", "h"]), "1", "it has it when it is answered");
+    assert_eq!(replica.cli(&["HLEN", "{mr:c:p3}:l:g:tea"]), "1", "it has it when it is answered");
     assert_eq!(world.trouble(), None);
 
     replica.signal("-STOP");
@@ -69,7 +69,7 @@ fn nothing_is_answered_before_replicas_have_it() {
     let mut claim = world.claim(3, "a", 1_000);
     assert_eq!(claim.position, 3, "it was carried out; that is found out by the claim");
     world.append(&mut claim, vec![message("g:tea", 3)]);
-    assert_eq!(replica.cli(&["HGET", "{mr:c:p3}:l:g:tea", "h"]), "3");
+    assert_eq!(replica.cli(&["HLEN", "{mr:c:p3}:l:g:tea"]), "3");
 
     // A connection that takes another's place is looked at before it is believed.
     server.cli(&["CLIENT", "KILL", "TYPE", "normal"]);

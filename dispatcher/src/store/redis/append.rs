@@ -105,9 +105,8 @@ struct Plan {
     /// The seq of the first message, and of the last.
     first: u64,
     head: u64,
-    /// Messages that are not among the arguments yet: seq and record, and the place of each in the batch.
-    fields: Vec<Value>,
-    places: Vec<u64>,
+    /// Its messages: the place of each in the batch, and its record.
+    records: Vec<(u64, Value)>,
     /// The script files by itself what it takes away.
     is_trimmed: bool,
 }
@@ -117,8 +116,7 @@ impl Plan {
     fn add(&mut self, entry: &Entry, place: u64) {
         self.head = entry.seq;
         self.unfiled.add(entry);
-        self.fields.extend([number(entry.seq), bytes(record::encode(entry))]);
-        self.places.push(place);
+        self.records.push((place, bytes(record::encode(entry))));
     }
 }
 
@@ -135,8 +133,11 @@ pub(super) fn append(keys: &Keys, batch: &Batch, events_max: u64, logs: &mut Log
         has_events: events_max > 0,
         plans: FxHashMap::default(),
         order: Vec::new(),
+        singles: Vec::new(),
+        runs: Vec::new(),
         looks: Vec::new(),
         args: Vec::new(),
+        ahead: Vec::new(),
         events: Vec::new(),
     };
     for (place, write) in (0..).zip(&batch.writes) {
@@ -166,10 +167,35 @@ pub(super) fn append(keys: &Keys, batch: &Batch, events_max: u64, logs: &mut Log
         number(UNFILED_MAX),
     ];
     args.append(&mut call.looks);
+    args.append(&mut call.messages());
     args.append(&mut call.args);
     call.events.sort_unstable_by_key(|(place, _)| *place);
     args.extend(call.events.into_iter().flat_map(|(_, event)| event));
     (Command::script(ScriptId::Append, call.names.names, args), looked)
+}
+
+/// Messages of one log: its place among the keys, the first seq, and the records, each with its place in the batch.
+struct Run {
+    log: Value,
+    first: u64,
+    records: Vec<(u64, Value)>,
+}
+
+/// A seq up to which a log must go for what is done with it.
+enum Bound {
+    Trims(u64),
+    Replaces(u64),
+}
+
+impl Bound {
+    /// What is left of it in a log that goes up to there; there is no entry 0.
+    fn within(&self, head: u64) -> u64 {
+        match self {
+            Bound::Trims(to) => head.min(*to),
+            Bound::Replaces(seq) if *seq <= head => *seq,
+            Bound::Replaces(_) => 0,
+        }
+    }
 }
 
 /// A call in the making.
@@ -179,9 +205,16 @@ struct Call<'a> {
     plans: FxHashMap<&'a str, Plan>,
     /// Conversations of `plans`, in order of their first message.
     order: Vec<&'a str>,
+    /// Messages that are the only ones of their logs, and those that are not: of each log its place, the first seq and the
+    /// records.
+    singles: Vec<Run>,
+    runs: Vec<Run>,
     /// What must hold before anything is written.
     looks: Vec<Value>,
+    /// What is written after the messages.
     args: Vec<Value>,
+    /// What is done to logs before their messages in the batch, if they have some, and where its seq stands in `args`.
+    ahead: Vec<(&'a str, Bound, usize)>,
     /// Each with its place in the batch.
     events: Vec<(u64, Vec<Value>)>,
 }
@@ -208,50 +241,49 @@ impl<'a> Call<'a> {
         plan.add(entry, place);
     }
 
-    /// What was gathered of a log goes before what comes now.
-    fn flush(&mut self, conversation: &'a str) {
-        let Some(plan) = self.plans.get_mut(conversation) else { return };
-        let mut places = std::mem::take(&mut plan.places).into_iter();
-        let mut fields = std::mem::take(&mut plan.fields).into_iter().peekable();
-        while fields.peek().is_some() {
-            let log = self.names.place(Kind::Log, conversation);
-            let some: Vec<Value> = fields.by_ref().take(2 * TOGETHER_MAX).collect();
-            let head = some[some.len() - 2].clone();
-            let is_one = some.len() == 2;
-            match is_one {
-                true => self.args.extend([word("1"), log]),
-                false => self.args.extend([word("L"), log, number(some.len() as u64 + 2)]),
+    /// The messages of the batch as arguments, all of them before anything else: an entry that is replaced, or a log that is
+    /// trimmed, may be of the same batch. Notes their events.
+    fn messages(&mut self) -> Vec<Value> {
+        let (singles, runs) = (std::mem::take(&mut self.singles), std::mem::take(&mut self.runs));
+        let mut args = vec![number(singles.len() as u64)];
+        let events = &mut self.events;
+        let has_events = self.has_events;
+        let mut put = |args: &mut Vec<Value>, seq: u64, (place, record): (u64, Value)| {
+            args.extend([number(seq), record]);
+            if has_events {
+                let event = vec![word("M"), number(place), number(args.len() as u64 - 1)];
+                events.push((place, event));
             }
-            if self.has_events {
-                let records = (self.args.len() + 1..).step_by(2);
-                let own = places.by_ref().take(some.len() / 2);
-                let event = |(place, record)| (place, vec![word("M"), number(place), number(record as u64)]);
-                self.events.extend(own.zip(records).map(event));
-            }
-            self.args.extend(some);
-            if !is_one {
-                self.args.extend([word("h"), head]);
+        };
+        for Run { log, first, records } in singles {
+            args.push(log);
+            records.into_iter().for_each(|record| put(&mut args, first, record));
+        }
+        for Run { log, first, records } in runs {
+            let mut records = (first..).zip(records).peekable();
+            while records.peek().is_some() {
+                let some: Vec<_> = records.by_ref().take(TOGETHER_MAX).collect();
+                args.extend([word("L"), log.clone(), number(2 * some.len() as u64)]);
+                some.into_iter().for_each(|(seq, record)| put(&mut args, seq, record));
             }
         }
+        args
     }
 
     fn put(&mut self, logs: &mut Logs, write: &'a Write, place: u64) {
-        if let Write::Replace(Entry { conversation, .. }) | Write::Trim { conversation, .. } = write {
-            self.flush(conversation);
-            let trims = matches!(write, Write::Trim { .. });
-            match self.plans.get_mut(conversation.as_str()) {
-                Some(plan) => plan.is_trimmed |= trims,
-                // What is filed with it is not known.
-                None if trims => drop(logs.take(self.names.partition, conversation)),
-                None => {}
-            }
-        }
         let (args, names) = (&mut self.args, &mut self.names);
         match write {
             Write::Message(_) => unreachable!("messages are gathered"),
             Write::Replace(entry) => {
-                args.extend([word("R"), names.place(Kind::Log, &entry.conversation)]);
-                args.extend([number(entry.seq), bytes(record::encode(entry))]);
+                let Entry { conversation, seq, .. } = entry;
+                match self.plans.get(conversation.as_str()) {
+                    // It was not there yet.
+                    Some(plan) if *seq > plan.head => return,
+                    Some(_) => {}
+                    None => self.ahead.push((conversation, Bound::Replaces(*seq), args.len() + 2)),
+                }
+                args.extend([word("R"), names.place(Kind::Log, conversation)]);
+                args.extend([number(*seq), bytes(record::encode(entry))]);
             }
             Write::GroupCreate { conversation, members, version } => {
                 put_members(args, names.place(Kind::Members, conversation), *version, members, &[]);
@@ -272,7 +304,20 @@ impl<'a> Call<'a> {
                 args.push(bytes(pack::cursor(cursor).to_vec()));
             }
             Write::Trim { conversation, first_seq } => {
-                args.extend([word("T"), names.place(Kind::Log, conversation), number(*first_seq)]);
+                let mut to = *first_seq;
+                match self.plans.get_mut(conversation.as_str()) {
+                    // No further than the log went then.
+                    Some(plan) => {
+                        plan.is_trimmed = true;
+                        to = to.min(plan.head);
+                    }
+                    None => {
+                        // What is filed with it is not known.
+                        drop(logs.take(names.partition, conversation));
+                        self.ahead.push((conversation, Bound::Trims(to), args.len() + 2));
+                    }
+                }
+                args.extend([word("T"), names.place(Kind::Log, conversation), number(to)]);
             }
             Write::Event { kind, body } => {
                 if self.has_events {
@@ -283,13 +328,18 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Writes what is gathered, files what is due, remembers what is known, and has the script look at the rest.
+    /// Gathers the messages, files what is due, remembers what is known, and has the script look at the rest.
     fn finish(&mut self, logs: &mut Logs) -> Vec<Looked> {
         let mut looked = Vec::new();
         for conversation in std::mem::take(&mut self.order) {
-            self.flush(conversation);
             let Some(plan) = self.plans.remove(conversation) else { continue };
-            let Plan { known, unfiled, first, head, is_trimmed, .. } = plan;
+            let Plan { known, unfiled, first, head, records, is_trimmed } = plan;
+            for (_, bound, at) in self.ahead.iter().filter(|(of, ..)| *of == conversation) {
+                self.args[*at] = number(bound.within(first.saturating_sub(1)));
+            }
+            let log = self.names.place(Kind::Log, conversation);
+            let all = if records.len() == 1 { &mut self.singles } else { &mut self.runs };
+            all.push(Run { log, first, records });
             match known.filter(|_| !is_trimmed) {
                 Some(Known { filed, .. }) if head < filed + UNFILED_MAX => {
                     logs.remember(self.names.partition, conversation, Known { head, filed }, Some(unfiled));

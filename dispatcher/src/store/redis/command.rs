@@ -53,14 +53,17 @@ scripts! {
     Hint = "hint.lua",
 }
 
-/// What stands before the scripts that ask for the copy, or for a claim that it granted.
-const COPY: &str = include_str!("scripts/copy.lua");
+/// What stands before the scripts that use it, and how they call it.
+const SHARED: &[(&str, &[&str])] = &[
+    (include_str!("scripts/copy.lua"), &["copy()", "is_void("]),
+    (include_str!("scripts/log.lua"), &["log_of("]),
+];
 
 /// All scripts with their hashes, indexed by [`ScriptId`].
 pub(super) fn all_scripts() -> Vec<Script> {
-    let whole = |text: &&str| match text.contains("copy()") || text.contains("is_void(") {
-        true => Script::from_lua(format!("{COPY}{text}")),
-        false => Script::from_lua(*text),
+    let whole = |text: &&str| {
+        let used = SHARED.iter().filter(|(_, calls)| calls.iter().any(|call| text.contains(call)));
+        Script::from_lua(used.map(|(shared, _)| *shared).chain([*text]).collect::<String>())
     };
     TEXTS.iter().map(whole).collect()
 }

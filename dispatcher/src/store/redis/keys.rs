@@ -7,7 +7,7 @@
 //! {mr:<cluster>:p<n>}:fence        hash    e epoch, n nonce, w node, i incarnation, p next position, l highest message id,
 //!                                           t when it was claimed, c by which copy of the store,
 //!                                           h in which history of it (its replication id)
-//! {mr:<cluster>:p<n>}:l:<conv>     hash    seq -> record, h head, f first seq, s swept up to, i answers filed up to
+//! {mr:<cluster>:p<n>}:l:<conv>     hash    seq -> record, f first seq, s swept up to, i answers filed up to
 //! {mr:<cluster>:p<n>}:a:<conv>:<user>:<device>            list    streams that have answers filed, oldest first; expires
 //! {mr:<cluster>:p<n>}:a:<conv>:<user>:<device>:<stream>   text    answers, oldest first; expires
 //! {mr:<cluster>:p<n>}:m:<conv>     hash    '' -> version, member -> ''
@@ -29,7 +29,7 @@ use millrace_protocol::ids::{Partition, user_partition};
 use crate::store::{List, StreamKey};
 
 /// Version of what is above.
-pub(super) const FORMAT: u32 = 4;
+pub(super) const FORMAT: u32 = 5;
 
 /// Makes the keys of one cluster.
 #[derive(Clone, Debug)]

@@ -24,6 +24,11 @@ pub(super) fn refusal(partition: Partition, given: u64, reply: Value) -> Result<
             let rest = rest.map(to_text).collect::<Result<Vec<_>, _>>()?;
             Err(StoreError::Corrupted(format!("log, its end and what was to follow: {}", rest.join(", "))))
         }
+        "damaged" => {
+            let rest = rest.map(to_text).collect::<Result<Vec<_>, _>>()?;
+            let what = "log, and how many records it has, which are not those up to there";
+            Err(StoreError::Corrupted(format!("{what}: {}", rest.join(", "))))
+        }
         other => Err(StoreError::Corrupted(format!("a script answered «{other}»"))),
     }
 }

@@ -1,11 +1,14 @@
 //! The store's task: rounds of everything that was queued, as one pipeline each, until closed and empty.
 //!
-//! The rules that keep it right: one round is under way at a time, so that jobs of a partition keep their order also
-//! when a script has to be loaded again; while the server is away everything is refused at once; after every reconnect
-//! the servers are looked at before they are used; and where replicas are asked for, nothing of a log is answered before
-//! they have it.
+//! The rules that keep it right: rounds are sent and settled in their order, and what has to be sent again is so only while
+//! no later round is under way, so that jobs of a partition keep theirs; while the server is away everything is refused at
+//! once; after every reconnect the servers are looked at before they are used; and where replicas are asked for, nothing of
+//! a log is answered before they have it.
+//!
+//! Two rounds are under way at most, so that the server works on one while the other is made. Where an answer waits for a
+//! disk or for replicas it is one: what a round shares with many jobs is dearer there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -23,7 +26,7 @@ use super::keys::{FORMAT, Keys};
 use super::replicas::{self, Mark, Unmet};
 use super::reply;
 use super::sentinels::Agreement;
-use super::session::Session;
+use super::session::{Session, UnderWay};
 use super::view::{self, Own};
 use super::{Shared, Trouble};
 use crate::store::intake::{LATE_RETRY, Submission};
@@ -31,6 +34,10 @@ use crate::store::{Batch, Done, Durability, Fence, Job, Node, Outcome, Replies, 
 
 /// Jobs of one round at about most: the server works on them for some 20 ms, well within the bound of a reply.
 const ROUND_JOBS_MAX: usize = 1_024;
+/// Rounds under way at most where answers wait for nothing but the server.
+const ROUNDS_MAX: usize = 2;
+/// How often others may run after a round was made: what was sent goes through two tasks of the client's to the socket.
+const YIELDS: usize = 4;
 /// Why nothing is claimed.
 const NO_MAJORITY: &str = "no majority of the Sentinels has named this primary in the last 1.5 s";
 /// How often an idle task looks at the connection.
@@ -49,6 +56,18 @@ pub(super) struct Rounds {
     looked_at: bool,
     /// What the Sentinels said, where there are some.
     agreement: Option<Arc<Agreement>>,
+    /// Oldest first.
+    under_way: VecDeque<Round>,
+}
+
+/// A round that was made, and sent.
+struct Round {
+    commands: Vec<Command>,
+    claimers: Vec<Claimer>,
+    steps: Vec<(Replies, Vec<(u64, Step)>)>,
+    /// Where replicas are asked for.
+    holders: Option<Holders>,
+    sent: UnderWay,
 }
 
 /// An answer, the servers whose replicas it waits for, and where it goes.
@@ -100,6 +119,7 @@ impl Rounds {
             mark,
             looked_at: true,
             agreement,
+            under_way: VecDeque::new(),
         }
     }
 
@@ -116,17 +136,30 @@ impl Rounds {
             let connected = self.session.client.is_connected();
             self.shared.connected.store(connected, Ordering::Release);
             if connected && !self.looked_at {
+                // What is remembered of logs is forgotten then, and must not be learned from answers of before.
+                self.settle_all().await;
                 self.looked_at = self.look().await;
             }
-            let submissions = self.shared.intake.take(ROUND_JOBS_MAX);
+            let has_room = self.under_way.len() < self.rounds_max();
+            let submissions = if has_room { self.shared.intake.take(ROUND_JOBS_MAX) } else { Vec::new() };
             if !submissions.is_empty() {
                 if connected && self.looked_at && !self.shared.is_foreign() {
-                    self.round(submissions).await;
+                    self.take_up(submissions).await;
                 } else {
                     let reason = self.shared.trouble().unwrap_or_else(|| "it is not connected".into());
                     for Submission { jobs, replies } in submissions {
                         self.shared.intake.refuse(jobs, &replies, &reason);
                     }
+                }
+                continue;
+            }
+            if let Some(oldest) = self.under_way.front_mut() {
+                let is_done = tokio::select! {
+                    () = oldest.sent.wait() => true,
+                    () = self.shared.bell.notified(), if has_room => false,
+                };
+                if is_done {
+                    self.settle_oldest().await;
                 }
                 continue;
             }
@@ -136,6 +169,30 @@ impl Rounds {
             }
             let rest = if late { LATE_RETRY } else { IDLE_TICK };
             let _ = tokio::time::timeout(rest, self.shared.bell.notified()).await;
+        }
+    }
+
+    fn rounds_max(&self) -> usize {
+        match self.shared.durability {
+            Durability::Async => ROUNDS_MAX,
+            Durability::Fsync | Durability::Replicated(_) => 1,
+        }
+    }
+
+    /// Makes a round of these and sends it; two where there is room for them.
+    async fn take_up(&mut self, submissions: Vec<Submission>) {
+        let (some, rest) = match self.rounds_max() - self.under_way.len() {
+            0 | 1 => (submissions, Vec::new()),
+            _ => halves(submissions),
+        };
+        for submissions in [some, rest] {
+            if submissions.is_empty() {
+                continue;
+            }
+            self.make(submissions).await;
+            for _ in 0..YIELDS {
+                tokio::task::yield_now().await;
+            }
         }
     }
 
@@ -152,7 +209,8 @@ impl Rounds {
         }
     }
 
-    async fn round(&mut self, submissions: Vec<Submission>) {
+    /// Makes a round and sends it. One that claims partitions is under way alone.
+    async fn make(&mut self, submissions: Vec<Submission>) {
         self.shared.rounds.fetch_add(1, Ordering::Relaxed);
         let mut commands: Vec<Command> = Vec::new();
         let mut claimers: Vec<Claimer> = Vec::new();
@@ -164,13 +222,39 @@ impl Rounds {
             }
             steps.push((replies, own));
         }
-        let holders = Holders::of(&self.session, &self.keys, &commands, &claimers);
-        let mut results = self.session.run(&commands).await.into_iter().enumerate();
+        let is_alone = !claimers.is_empty();
+        if is_alone {
+            self.settle_all().await;
+        }
+        let holders = self.replicas().map(|_| Holders::of(&self.session, &self.keys, &commands, &claimers));
+        let sent = self.session.send(commands.iter());
+        self.under_way.push_back(Round { commands, claimers, steps, holders, sent });
+        if is_alone {
+            self.settle_all().await;
+        }
+    }
+
+    /// Waits for all that is under way.
+    async fn settle_all(&mut self) {
+        while let Some(oldest) = self.under_way.front_mut() {
+            oldest.sent.wait().await;
+            self.settle_oldest().await;
+        }
+    }
+
+    /// Answers the oldest round, which was waited for.
+    async fn settle_oldest(&mut self) {
+        let Some(Round { commands, claimers, steps, holders, sent }) = self.under_way.pop_front() else {
+            return;
+        };
+        let replies = self.session.replies(&commands, sent, self.under_way.is_empty()).await;
+        let mut results = replies.into_iter().enumerate();
         let may_claim = self.agreement.as_ref().is_none_or(|agreement| agreement.is_on(&self.session.client));
         let claimed = match may_claim {
             true => claims(&self.session, &self.keys, &claimers).await,
             false => claimers.iter().map(|_| Err(StoreError::Unavailable(NO_MAJORITY.into()))).collect(),
         };
+        let server = |at: usize| holders.as_ref().map(|holders| holders.commands[at].clone());
         let mut claimed: Vec<_> = claimed.into_iter().map(Some).collect();
         let mut hints: Vec<(Partition, u64, String)> = Vec::new();
         let (mut answers, mut owed) = (Vec::new(), Vec::new());
@@ -183,13 +267,13 @@ impl Rounds {
                         // All of them first: an error must not leave its job's other replies to the next job.
                         let own: Vec<_> = results.by_ref().take(commands).collect();
                         if reading.waits() {
-                            servers.extend(own.iter().map(|(at, _)| holders.commands[*at].clone()));
+                            servers.extend(own.iter().filter_map(|(at, _)| server(*at)));
                         }
                         self.settle(reading, own.into_iter().map(|(_, reply)| reply).collect(), &mut hints)
                     }
                     Step::Append { partition, fence, position, looked } => {
                         let (at, reply) = results.next().unwrap_or((0, Ok(Value::Null)));
-                        servers.push(holders.commands[at].clone());
+                        servers.extend(server(at));
                         self.appended((partition, fence, position), looked, reply)
                     }
                     Step::Refused(error) => Err(error),
@@ -198,7 +282,7 @@ impl Rounds {
                         self.beat((&node, replaces), reply, &mut hints)
                     }
                     Step::Claim { at } => {
-                        servers.push(holders.claimers[at].clone());
+                        servers.extend(holders.as_ref().map(|holders| holders.claimers[at].clone()));
                         let outcome = claimed[at].take().expect("each claim has one step");
                         if let Ok(Outcome::Claimed { fence, .. }) = &outcome {
                             let Claimer { partition, node, .. } = &claimers[at];
@@ -210,10 +294,9 @@ impl Rounds {
                     }
                 };
                 let answer = Done { ticket, outcome };
-                if self.replicas().is_some() && !servers.is_empty() {
-                    owed.push((replies.clone(), servers, answer));
-                } else {
-                    done.push(answer);
+                match servers.is_empty() {
+                    true => done.push(answer),
+                    false => owed.push((replies.clone(), servers, answer)),
                 }
             }
             answers.push((replies, done));
@@ -225,7 +308,7 @@ impl Rounds {
         // Leases don't wait for replicas.
         self.answer(answers);
         if !owed.is_empty() {
-            let is_same = holders == Holders::of(&self.session, &self.keys, &commands, &claimers);
+            let is_same = holders == Some(Holders::of(&self.session, &self.keys, &commands, &claimers));
             let answers = self.settle_owed(owed, is_same).await;
             self.answer(answers);
         }
@@ -390,6 +473,24 @@ impl Rounds {
         self.shared.sweeper.start(&self.session, &self.keys, beat.dead);
         Ok(beat.outcome)
     }
+}
+
+/// Splits jobs in two, in their order.
+fn halves(mut submissions: Vec<Submission>) -> (Vec<Submission>, Vec<Submission>) {
+    let jobs: usize = submissions.iter().map(|submission| submission.jobs.len()).sum();
+    let (mut some, mut left) = (Vec::new(), jobs.div_ceil(2));
+    while left > 0 {
+        let first = &mut submissions[0];
+        if first.jobs.len() > left {
+            let rest = first.jobs.split_off(left);
+            let jobs = std::mem::replace(&mut first.jobs, rest);
+            some.push(Submission { jobs, replies: first.replies.clone() });
+            break;
+        }
+        left -= first.jobs.len();
+        some.push(submissions.remove(0));
+    }
+    (some, submissions)
 }
 
 /// Loads the scripts, marks the connections, and checks that the servers hold this cluster and keep what they are given.

@@ -3,7 +3,7 @@
 //!
 //! What they mean is left to [`super::job`]. The rule that keeps it right: a command is sent once. It is sent again only
 //! when the server said that it does not know the script, which is the one answer that says for sure that nothing was
-//! done; every other failure is handed up as it is. One that a cluster would have elsewhere is a failure too: the client
+//! done, and nothing was sent after it; every other failure is handed up as it is. One that a cluster would have elsewhere is a failure too: the client
 //! then knows better, and whoever wanted it asks again.
 
 use std::collections::BTreeMap;
@@ -17,6 +17,7 @@ use fred::types::cluster::ClusterRouting;
 use fred::types::config::Server;
 use fred::types::scripts::Script;
 use fred::types::{ClusterHash, CustomCommand, Value};
+use tokio::task::JoinSet;
 
 use super::command::{Command, Name, all_scripts};
 use crate::store::StoreError;
@@ -94,43 +95,54 @@ impl Session {
 
     /// Sends all commands in one go; one reply each, in order.
     pub(super) async fn run(&self, commands: &[Command]) -> Vec<Result<Value, StoreError>> {
-        let mut replies = self.send(commands.iter()).await;
+        let mut under_way = self.send(commands.iter());
+        under_way.wait().await;
+        self.replies(commands, under_way, true).await
+    }
+
+    /// What came of commands that were waited for, in order. Where the server did not know a script they are sent again, if
+    /// nothing was sent after them.
+    pub(super) async fn replies(
+        &self,
+        commands: &[Command],
+        under_way: UnderWay,
+        is_last: bool,
+    ) -> Vec<Result<Value, StoreError>> {
+        let mut replies = under_way.replies;
         let unknown: Vec<usize> = (0..replies.len()).filter(|at| no_script(&replies[*at])).collect();
         if !unknown.is_empty() {
             if let Err(error) = self.load_scripts().await {
                 return replies.into_iter().map(|_| Err(error.clone())).collect();
             }
-            let again = self.send(unknown.iter().map(|at| &commands[*at])).await;
-            for (at, reply) in unknown.into_iter().zip(again) {
-                replies[at] = reply;
+            if is_last {
+                let mut again = self.send(unknown.iter().map(|at| &commands[*at]));
+                again.wait().await;
+                for (at, reply) in unknown.into_iter().zip(again.replies) {
+                    replies[at] = reply;
+                }
             }
         }
         replies.into_iter().map(|reply| reply.map_err(|e| unavailable(&e))).collect()
     }
 
-    /// In a cluster, a pipeline to each server, all at once: one that is silent leaves the others their answers.
-    async fn send(&self, commands: impl ExactSizeIterator<Item = &Command>) -> Vec<Result<Value, Error>> {
+    /// Sends commands: behind all that was sent before. In a cluster, a pipeline to each server, all at once: one that is
+    /// silent leaves the others their answers.
+    pub(super) fn send<'a>(&self, commands: impl ExactSizeIterator<Item = &'a Command>) -> UnderWay {
         let commands: Vec<&Command> = commands.collect();
         let keys = commands.iter().map(|command| command.keys.first().map_or("", String::as_str));
         let mut by_server: BTreeMap<Option<Server>, Vec<usize>> = BTreeMap::new();
         for (at, server) in self.servers_of(keys).into_iter().enumerate() {
             by_server.entry(server).or_default().push(at);
         }
-        let mut pipelines = tokio::task::JoinSet::new();
+        let mut pipelines = JoinSet::new();
         for places in by_server.into_values() {
             let own: Vec<_> = places.iter().map(|at| self.form(commands[*at])).collect();
             let session = self.clone();
             pipelines.spawn(async move { (places, session.pipeline(own).await) });
         }
         let lost = || Err(Error::new(ErrorKind::Canceled, "its pipeline was lost"));
-        let mut replies: Vec<Result<Value, Error>> = commands.iter().map(|_| lost()).collect();
-        while let Some(done) = pipelines.join_next().await {
-            let Ok((places, own)) = done else { continue };
-            for (at, reply) in places.into_iter().zip(own) {
-                replies[at] = reply;
-            }
-        }
-        replies
+        let replies = commands.iter().map(|_| lost()).collect();
+        UnderWay { pipelines, replies }
     }
 
     fn form(&self, command: &Command) -> (CustomCommand, Vec<Value>) {
@@ -177,6 +189,25 @@ impl Session {
         let error = replies.into_iter().find_map(Result::err);
         let error = error.unwrap_or_else(|| Error::new(ErrorKind::Protocol, "replies are missing"));
         vec![Err(error); sent]
+    }
+}
+
+/// Commands that were sent. They are written in the order in which they were: pipelines are tasks of one thread, which starts
+/// them in that order, and each hands its commands to the client before it first waits.
+pub(super) struct UnderWay {
+    pipelines: JoinSet<(Vec<usize>, Vec<Result<Value, Error>>)>,
+    replies: Vec<Result<Value, Error>>,
+}
+
+impl UnderWay {
+    /// Waits for all replies; may be given up, and begun again.
+    pub(super) async fn wait(&mut self) {
+        while let Some(done) = self.pipelines.join_next().await {
+            let Ok((places, own)) = done else { continue };
+            for (at, reply) in places.into_iter().zip(own) {
+                self.replies[at] = reply;
+            }
+        }
     }
 }
 

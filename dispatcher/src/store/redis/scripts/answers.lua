@@ -2,9 +2,9 @@
 -- KEYS: 1 fence, 2 log, 3 answers    ARGV: epoch, nonce, the stream as it stands in a record
 local fence = redis.call('HMGET', KEYS[1], 'e', 'n', 'c', 'h')
 if is_void(KEYS[1], fence, ARGV[1], ARGV[2]) then return {'fenced'} end
-local log = redis.call('HMGET', KEYS[2], 'h', 'i')
+local log = log_of(KEYS[2])
 local seqs, found = {}, {}
-for seq = tonumber(log[2] or '0') + 1, tonumber(log[1] or '0') do seqs[#seqs + 1] = string.format('%.0f', seq) end
+for seq = log.filed + 1, log.head do seqs[#seqs + 1] = string.format('%.0f', seq) end
 if #seqs > 0 then
   for index, record in ipairs(redis.call('HMGET', KEYS[2], unpack(seqs))) do
     -- Where record.rs puts the stream. A record that is missing, or too short for it, is found out by its reader.

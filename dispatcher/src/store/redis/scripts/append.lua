@@ -4,9 +4,9 @@
 --   kept (0: off), 9 bytes of answers kept, 10 for how many ms, 11 streams kept, 12 entries that a log may have unfiled; then, for each
 --   log that is not known (… of a key is its index in KEYS),
 --   'D', log …, where it ends, where it is to end
---   and then what is to be written; the place of a write is that in the batch, from 0
---   '1', log …, seq, record: a message
---   'L', log …, count, seqs and records ..., 'h', the last seq: messages
+--   and then what is to be written: how many messages are the only ones of their logs, of each log …, seq and record; and
+--   the rest, where the place of a write is that in the batch, from 0
+--   'L', log …, count, seqs and records ...: messages
 --   'A', streams of a device …, stream, answers
 --   'F', log …, up to where it is filed with these
 --   'R', log …, seq, record
@@ -14,7 +14,7 @@
 --   'S', state …, key, 1 or 0, value
 --   'C', cursors …, name, cursor
 --   'T', log …, first seq
---   'M', place, where its record stands among what is to be written, from 0: a message as an event; and
+--   'M', place, how far its record stands behind that first count: a message as an event; and
 --   'E', place, kind, body: others; both by place
 local fence = redis.call('HMGET', KEYS[1], 'e', 'n', 'c', 'h', 'p', 'l')
 if is_void(KEYS[1], fence, ARGV[1], ARGV[2]) then return {'fenced'} end
@@ -23,8 +23,9 @@ if fence[5] ~= ARGV[3] then return {'position', fence[5] or '0'} end
 local at, looked = 13, {}
 while ARGV[at] == 'D' do
   local key = KEYS[tonumber(ARGV[at + 1])]
-  local head = redis.call('HGET', key, 'h') or '0'
-  if head ~= ARGV[at + 2] then return {'dense', key, head, ARGV[at + 2]} end
+  local log = log_of(key)
+  if not is_whole(key, log) then return {'damaged', key, string.format('%.0f', log.head)} end
+  if log.head ~= tonumber(ARGV[at + 2]) then return {'dense', key, string.format('%.0f', log.head), ARGV[at + 2]} end
   looked[#looked + 1] = at
   at = at + 4
 end
@@ -36,20 +37,27 @@ end
 
 -- A tenth longer than promised, so that not every answer needs a write for it. A device's streams are kept for as long as
 -- any of them.
+local answers_ms = tonumber(ARGV[10])
+local kept_ms = string.format('%.0f', answers_ms * 1.1)
 local function keep(answers, device, is_new)
-  local ms = tonumber(ARGV[10])
-  if not is_new and redis.call('PTTL', answers) >= ms then return end
-  for _, key in ipairs({ answers, device }) do
-    redis.call('PEXPIRE', key, string.format('%.0f', ms * 1.1))
-  end
+  if not is_new and redis.call('PTTL', answers) >= answers_ms then return end
+  redis.call('PEXPIRE', answers, kept_ms)
+  redis.call('PEXPIRE', device, kept_ms)
 end
 
 -- The last answers of a stream, for their time; and the newest streams of a device. A stream that has no answers is new.
 -- Twice as many as are kept stay for a while, so that not every write has to cut.
 local function write_answers(device, stream, answers)
   local key, most = device .. ':' .. stream, tonumber(ARGV[9])
-  local bytes = redis.call('APPEND', key, answers)
-  local is_new = bytes == #answers
+  local bytes, is_new = #answers
+  if bytes < most then
+    bytes = redis.call('APPEND', key, answers)
+    is_new = bytes == #answers
+  else
+    is_new = redis.call('EXISTS', key) == 0
+    redis.call('SET', key, string.sub(answers, -most), 'KEEPTTL')
+    bytes = most
+  end
   if is_new then
     redis.call('LREM', device, 0, stream)
     if redis.call('RPUSH', device, stream) > tonumber(ARGV[11]) then
@@ -117,10 +125,9 @@ end
 -- Where a log begins ('f', 1 if unsaid), and from where on records may be left ('s'). Records go some thousands at a time;
 -- what is left lies below the beginning, unseen, and goes with the next trims.
 local function trim(key, wanted)
-  local stored = redis.call('HMGET', key, 'h', 'f', 's', 'i')
-  local head, first, swept = tonumber(stored[1] or '0'), tonumber(stored[2] or '1'), tonumber(stored[3] or '1')
-  local filed = tonumber(stored[4] or '0')
-  if math.min(wanted, head) > filed + 1 then file(key, filed, head) end
+  local log = log_of(key)
+  local head, first, swept = log.head, log.first, log.swept
+  if math.min(wanted, head) > log.filed + 1 then file(key, log.filed, head) end
   local begin = math.max(first, math.min(wanted, head))
   local stop = math.min(begin, swept + 16384)
   if begin == first and stop == swept then return end
@@ -150,13 +157,14 @@ local function cursor(key, name, record)
   redis.call('ZADD', key, 0, name .. record)
 end
 
-local base = at
+local base, only = at, tonumber(ARGV[at])
+for message = at + 1, at + 3 * only, 3 do
+  redis.call('HSET', KEYS[tonumber(ARGV[message])], ARGV[message + 1], ARGV[message + 2])
+end
+at = at + 1 + 3 * only
 while at <= #ARGV do
   local kind, key, n = ARGV[at], KEYS[tonumber(ARGV[at + 1])], tonumber(ARGV[at + 2])
-  if kind == '1' then
-    redis.call('HSET', key, ARGV[at + 2], ARGV[at + 3], 'h', ARGV[at + 2])
-    at = at + 4
-  elseif kind == 'L' then
+  if kind == 'L' then
     redis.call('HSET', key, unpack(ARGV, at + 3, at + 2 + n))
     at = at + 3 + n
   elseif kind == 'A' then
@@ -166,8 +174,8 @@ while at <= #ARGV do
     redis.call('HSET', key, 'i', ARGV[at + 2])
     at = at + 3
   elseif kind == 'R' then
-    local log = redis.call('HMGET', key, 'h', 'f')
-    if n <= tonumber(log[1] or '0') and n >= tonumber(log[2] or '1') then
+    local log = log_of(key)
+    if n <= log.head and n >= log.first then
       redis.call('HSET', key, ARGV[at + 2], ARGV[at + 3])
     end
     at = at + 4

@@ -6,9 +6,9 @@ if KEYS[2] then
   if is_void(KEYS[2], fence, ARGV[6], ARGV[7]) then return {'fenced'} end
 end
 local page = 16 -- entries looked at in one step: at most this many are read in vain
-local log = redis.call('HMGET', KEYS[1], 'h', 'f')
-local head, first = log[1] or '0', log[2] or '1'
-local low, high = math.max(tonumber(ARGV[1]), tonumber(first)), math.min(tonumber(ARGV[2]), tonumber(head))
+local log = log_of(KEYS[1])
+local head, first = log.head, log.first
+local low, high = math.max(tonumber(ARGV[1]), first), math.min(tonumber(ARGV[2]), head)
 local at, last, step = low, high, 1
 if ARGV[5] == '1' then at, last, step = high, low, -1 end
 local left, bytes, found = math.min(high - low + 1, tonumber(ARGV[4])), 0, {}
