@@ -106,6 +106,7 @@ impl Engine {
         record.position += batch.writes.len() as u64;
         self.memory.uncommitted.insert(partition);
         self.set_fence(partition, record);
+        self.spent.push(batch);
         Ok(Outcome::Appended)
     }
 

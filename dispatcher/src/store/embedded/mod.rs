@@ -401,6 +401,7 @@ fn round(
         }
         shared.intake.answer(&replies, done);
     }
+    engine.spent.clear();
 }
 
 /// From here on everything is refused.

@@ -20,7 +20,7 @@ use super::directory::Directory;
 use super::disk::{Disk, FenceRecord, read_error};
 use super::lists::item_key;
 use super::room::Room;
-use crate::store::{Change, FIRST_POSITION, Fence, Outcome, StoreError, UserItem, Work};
+use crate::store::{Batch, Change, FIRST_POSITION, Fence, Outcome, StoreError, UserItem, Work};
 
 /// Why a job was not carried out.
 #[derive(Debug)]
@@ -53,6 +53,8 @@ pub(super) struct Engine {
     pub(super) memory: Memory,
     /// Events are kept for this many positions of a partition; `None`: there are none.
     pub(super) events_kept: Option<NonZeroU64>,
+    /// Batches of this round that were carried out. To free their memory takes time, which their senders need not wait for.
+    pub(super) spent: Vec<Batch>,
     /// Written in this round and not committed yet.
     pub(super) pending: OwnedWriteBatch,
     /// Keys of users' items in `pending`, and whether they are there.
@@ -90,6 +92,7 @@ impl Engine {
             fences,
             outstanding,
             memory: Memory::default(),
+            spent: Vec::new(),
             events_kept,
             pending_items: HashMap::new(),
             unsynced_since: None,
