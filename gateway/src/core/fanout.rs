@@ -55,8 +55,8 @@ impl Shard {
             self.stats.fan_outs_unwanted += 1;
             return self.unsubscribe(&body.conversation);
         };
-        // Of an owner that has not answered the subscription yet, it is not known how it goes on from here.
-        if it.partition != partition || !it.known || epoch != it.epoch {
+        // Of an owner that has not answered the subscription yet, it is not known how it goes on from here, nor for whom.
+        if it.partition != partition || !it.known || epoch != it.epoch || it.unsure {
             self.stats.fan_outs_unwanted += 1;
             return;
         }
@@ -176,7 +176,7 @@ impl Shard {
     fn ask(&mut self, topic: u32) {
         let Some(it) = self.topics.get_mut(topic) else { return };
         let Some(hole) = &mut it.hole else { return };
-        if hole.asked || it.fan.waiting() > 0 {
+        if hole.asked || it.unsure || it.fan.waiting() > 0 {
             return;
         }
         self.next_serial = self.next_serial.wrapping_add(1);

@@ -65,6 +65,9 @@ pub(super) struct Topic {
     queued: bool,
     /// Ask about all users.
     pub ask_all: bool,
+    /// Subscribed to again, and not answered yet: who left meanwhile is not known, as a Remove may be lost with a link. What
+    /// is fanned out before the answer lies below the head that it names.
+    pub unsure: bool,
     /// Of the last Subscribe sent, and of the first that counts.
     version: u64,
     counts_from: u64,
@@ -89,6 +92,7 @@ impl Topic {
             stand: Stand::Wanted,
             queued: false,
             ask_all: false,
+            unsure: false,
             version: 0,
             counts_from: 0,
             epoch: 0,
@@ -228,6 +232,8 @@ impl Shard {
         let Some(it) = self.topics.get_mut(topic) else { return };
         it.stand = Stand::Wanted;
         it.ask_all = true;
+        // A room has nobody to take out, and no log to read what is passed over from.
+        it.unsure = !it.room;
         it.counts_from = self.next_version;
         it.waiters.iter_mut().for_each(|waiter| waiter.version = 0);
         if let Some(hole) = &mut it.hole {
@@ -349,6 +355,7 @@ impl Shard {
         }
         let again = it.stand != Stand::Subscribed;
         it.stand = Stand::Subscribed;
+        it.unsure = false;
         let newer = epoch > it.epoch;
         let base = (body.base, body.base_epoch);
         // A new owner found less than was fanned out here, or an end that is not the one that this shard knows, or less than

@@ -71,10 +71,12 @@ impl Inbox {
         self.settle(&conversation, now_ms);
     }
 
-    /// Nobody waits for this page any more. One that has more to come ended a group's live messages all the same.
+    /// Nobody waits for this page any more. One of a group has its effect on what is delivered live all the same: one that
+    /// has more to come ended that. And where the user was no member meanwhile, so that what was here is forgotten, it says
+    /// that the user is one again: nobody else may say so, as the session listens already.
     fn unawaited(&mut self, page: &SyncPage) {
         let conversation = &page.conversation;
-        if page.more && conversation.starts_with("g:") && self.places.contains_key(conversation) {
+        if conversation.starts_with("g:") && (page.more || !self.places.contains_key(conversation)) {
             self.want(conversation);
         }
     }

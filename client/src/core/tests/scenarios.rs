@@ -446,6 +446,38 @@ fn who_joined_meanwhile_is_not_removed_by_what_was_so_before() {
 }
 
 #[test]
+fn a_page_that_comes_after_a_removal_says_that_the_user_is_a_member_again() {
+    let removed = Notify { event: Some(notify::Event::Removed(Removed { conversation: "g:tea".into() })) };
+    for is_again in [true, false] {
+        let mut world = World::new(31, &["g:tea"]);
+        fill(&mut world, "g:tea", 5);
+        world.settle(20_000);
+        let conn = world.conn.unwrap();
+        // It reads what it was told of, and is removed before the page is there.
+        let head = Head { conversation: "g:tea".into(), epoch: 1, seq: 6 };
+        world.step(Event::Notify { conn, notify: Notify { event: Some(notify::Event::Head(head)) } });
+        let syncs = world.server.syncs;
+        world.step(Event::Notify { conn, notify: removed.clone() });
+        let outcome = match is_again {
+            true => Outcome::SyncPage(SyncPage {
+                conversation: "g:tea".into(),
+                epoch: 1,
+                head: 6,
+                ..SyncPage::default()
+            }),
+            false => Outcome::Refused(millrace_protocol::messages::client::Refused {
+                code: Code::NotMember.into(),
+                ..Default::default()
+            }),
+        };
+        answer(&mut world, outcome, |op| matches!(op, Op::Sync(_)));
+        world.settle(20_000);
+        assert!(world.notices.contains(&Notice::Removed { conversation: "g:tea".into() }));
+        assert_eq!(world.server.syncs > syncs, is_again, "read from where the server has it");
+    }
+}
+
+#[test]
 fn a_login_that_is_given_up_is_tried_again_though_the_pause_is_none() {
     let mut settings = Settings::new("gateway:1", "device0");
     // Less than a millisecond, always.

@@ -195,6 +195,49 @@ fn a_link_that_breaks_and_comes_back_goes_on() {
 }
 
 #[test]
+fn nothing_is_passed_on_before_an_owner_that_is_asked_again_said_who_left() {
+    for left in [true, false] {
+        let (mut world, conn) = member();
+        world.subscribed(0, 10, 4);
+        world.seen(conn);
+        // The link began anew, and with it went the Remove of who left; the owner is the same.
+        world.cut(0);
+        world.nodes[0].link = node_link("n0", 900, 8 << 20);
+        world.connect(0);
+        world.announce(0, 0..PARTITIONS, 10);
+        let (record, again) = world.take_one::<wire::Subscribe>(0, Kind::Subscribe);
+        assert_eq!((again.members_version, &again.users[..]), (0, &["alice".to_owned()][..]));
+        world.fan_out(0, 10, "g:g1", 5, 0);
+        world.fan_out(0, 10, "g:g1", 7, 0);
+        world.run();
+        assert_eq!(told(&world.seen(conn)), []);
+        assert!(world.take(0, Kind::Fetch).is_empty(), "nor is what is missing asked for");
+        let answer = wire::Subscribed {
+            conversation: again.conversation,
+            version: again.version,
+            head: 7,
+            members_version: 2,
+            refused: if left { again.users } else { Vec::new() },
+            ..Default::default()
+        };
+        world.say(0, Kind::Subscribed, record.partition, 10, 0, &answer);
+        world.run();
+        if left {
+            assert_eq!(told(&world.seen(conn)), [Told::Removed]);
+            continue;
+        }
+        let (_, fetch) = world.take_one::<wire::Fetch>(0, Kind::Fetch);
+        assert_eq!((fetch.after_seq, fetch.through_seq), (4, 7));
+        let messages = (5..=7).map(|seq| fan_out("g:g1", seq, 10, 0, 1)).collect();
+        let page = wire::Page { conversation: "g:g1".into(), messages, first_seq: 1, head: 7 };
+        world.say(0, Kind::Page, record.partition, 10, 0, &page);
+        world.fan_out(0, 10, "g:g1", 8, 0);
+        world.run();
+        assert_eq!(told(&world.seen(conn)), [5, 6, 7, 8].map(Told::Seq));
+    }
+}
+
+#[test]
 fn without_credit_busy() {
     let mut world = World::ready_with(Config { requests_per_session_max: 4, ..config() });
     let busy = world.session(1, "user1");
