@@ -2,15 +2,19 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use millrace_dispatcher::store::redis::{RedisStore, Settings};
-use millrace_dispatcher::store::{Durability, StoreError};
+use millrace_dispatcher::store::{Durability, Outcome, Registration, StoreError, Work};
 use support::cases::CASES;
 use support::kept::KEPT;
 use support::random::differ;
 use support::redis::{Redis, RedisCluster, RedisSentinel, RedisServer};
-use support::world::{Claim, World, message, until};
+use support::world::{Claim, World, message, registration, session, until};
 
 fn open(redis: &dyn Redis, durability: Durability) -> World<'static> {
     let settings = Settings { durability, ..redis.settings("c") };
@@ -35,6 +39,81 @@ fn fsync_is_checked() {
     assert_eq!(server.cli(&["ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", "-config"]), "OK");
     let said = trouble(&server, &format!("redis://app:pw@127.0.0.1:{}", server.port())).unwrap();
     assert!(said.contains("can't be checked") && said.contains("CONFIG"), "{said}");
+}
+
+/// A way to a server that can hold back what is sent on the connections that there are.
+struct Detour {
+    port: u16,
+    /// Connections that came before this many are held back; 0: none.
+    held: Arc<AtomicUsize>,
+    came: Arc<AtomicUsize>,
+}
+
+impl Detour {
+    fn to(server: u16) -> Detour {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let detour = Detour {
+            port: listener.local_addr().unwrap().port(),
+            held: Arc::default(),
+            came: Arc::default(),
+        };
+        let (held, came) = (Arc::clone(&detour.held), Arc::clone(&detour.came));
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let (Ok(mut client), Ok(mut server)) = (client, TcpStream::connect(("127.0.0.1", server)))
+                else {
+                    return;
+                };
+                let number = came.fetch_add(1, Ordering::SeqCst);
+                let held = Arc::clone(&held);
+                let (mut back, mut answers) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
+                std::thread::spawn(move || {
+                    let mut bytes = [0; 4_096];
+                    while let Ok(count @ 1..) = client.read(&mut bytes) {
+                        while number < held.load(Ordering::SeqCst) {
+                            std::thread::sleep(Duration::from_millis(5));
+                        }
+                        if server.write_all(&bytes[..count]).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        detour
+    }
+
+    fn hold(&self) {
+        self.held.store(self.came.load(Ordering::SeqCst), Ordering::SeqCst);
+    }
+
+    fn let_go(&self) {
+        self.held.store(0, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn what_is_late_on_a_connection_that_was_given_up_is_not_done() {
+    let server = RedisServer::start();
+    let detour = Detour::to(server.port());
+    let url = format!("redis://127.0.0.1:{}", detour.port);
+    let world = World::over(Box::new(RedisStore::connect(&url, server.settings("c")).unwrap()));
+    let login = |number, n| {
+        let registration = registration("alice", "phone", "ios", session(1, n));
+        world.call(Work::Register(Box::new(Registration { login_number: number, ..registration })))
+    };
+    let Ok(Outcome::Registered { login_number, .. }) = login(0, 1) else { panic!("no login") };
+    detour.hold();
+    let lost = login(login_number, 2);
+    assert!(matches!(lost, Err(StoreError::Unavailable(_))), "{lost:?}");
+    // The same login, resumed again, over another connection.
+    until("it is connected again", Duration::from_secs(8), || login(login_number, 3).is_ok());
+    detour.let_go();
+    for _ in 0..10 {
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(world.routes("alice")[0].session, session(1, 3), "the last one stays");
+    }
 }
 
 #[test]

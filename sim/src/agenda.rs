@@ -46,6 +46,8 @@ pub enum Due {
     Broken(ConnId, usize),
     /// A job reaches the store, or this copy of it.
     Job(Seat, u64, Box<Job>),
+    /// The store does what has waited while it stood still.
+    GoesOn,
     /// An answer of the store reaches its asker.
     Done(Seat, Box<Done>),
     /// A process starts.

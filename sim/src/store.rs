@@ -102,8 +102,10 @@ pub struct Store {
     last: BTreeMap<(Seat, Partition), u64>,
     last_of_user: BTreeMap<(Seat, String), u64>,
     troubles: Vec<Trouble>,
-    /// Nothing reaches it before then.
+    /// It does nothing before then.
     stalled_until_us: u64,
+    /// What waits for that, in the order in which it came: that of each connection.
+    waiting: VecDeque<(Seat, u64, Box<Job>)>,
     /// Keep copies to fall back to.
     pub keep_copies: bool,
     copies: VecDeque<(u64, ModelStore)>,
@@ -134,6 +136,7 @@ impl Store {
             last_of_user: BTreeMap::new(),
             troubles: Vec::new(),
             stalled_until_us: 0,
+            waiting: VecDeque::new(),
             keep_copies: false,
             copies: VecDeque::new(),
             witness: Witness::default(),
@@ -172,7 +175,7 @@ impl Store {
             self.answers(seat, appends, now_us + delay_us);
             return agenda.at(now_us + delay_us, Due::Done(seat, Box::new(done)));
         }
-        let mut at_us = (now_us + delay_us).max(self.stalled_until_us);
+        let mut at_us = now_us + delay_us;
         if let Some(user) = user_of(&job.work) {
             let last = self.last_of_user.entry((seat, user.to_owned())).or_default();
             at_us = at_us.max(*last);
@@ -185,7 +188,7 @@ impl Store {
                 *last = at_us;
             }
         }
-        if at_us > now_us + TIMEOUT_US {
+        if at_us.max(self.stalled_until_us) > now_us + TIMEOUT_US {
             let done = failed(job.ticket, "no answer in time");
             self.answers(seat, appends, now_us + TIMEOUT_US);
             agenda.at(now_us + TIMEOUT_US, Due::Done(seat, Box::new(done)));
@@ -238,8 +241,11 @@ impl Store {
             }
             return;
         }
-        if now_us < self.stalled_until_us {
-            return agenda.at(self.stalled_until_us, Due::Job(seat, copy, Box::new(job)));
+        if now_us < self.stalled_until_us || !self.waiting.is_empty() {
+            if self.waiting.is_empty() {
+                agenda.at(self.stalled_until_us, Due::GoesOn);
+            }
+            return self.waiting.push_back((seat, copy, Box::new(job)));
         }
         let in_vain = copy != self.model.copy;
         if in_vain {
@@ -284,6 +290,16 @@ impl Store {
         };
         self.answers(seat, appends, now_us + back_us);
         agenda.at(now_us + back_us, Due::Done(seat, Box::new(done)));
+    }
+
+    /// Does what has waited, unless it stands still for longer.
+    pub fn goes_on(&mut self, agenda: &mut Agenda, ledger: &mut Ledger, now_us: u64) {
+        if now_us < self.stalled_until_us {
+            return agenda.at(self.stalled_until_us, Due::GoesOn);
+        }
+        for (seat, copy, job) in std::mem::take(&mut self.waiting) {
+            self.carry_out(agenda, ledger, now_us, seat, (copy, *job));
+        }
     }
 
     fn perform(

@@ -214,6 +214,10 @@ impl World {
                 let Outside { store, agenda, ledger, now_us, .. } = &mut self.out;
                 store.carry_out(agenda, ledger, *now_us, seat, (copy, *job));
             }
+            Due::GoesOn => {
+                let Outside { store, agenda, ledger, now_us, .. } = &mut self.out;
+                store.goes_on(agenda, ledger, *now_us);
+            }
             Due::Done(seat, done) => {
                 if let Some((node, out)) = self.node(seat) {
                     let input = dispatcher::done_input(seat, node.threads.control(), *done);

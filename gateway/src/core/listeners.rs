@@ -120,6 +120,16 @@ impl Shard {
         }
     }
 
+    /// A former owner's word, which comes late, that a user left: the session is told, and is sent nothing more as of then. If
+    /// its user is a member again, the present owner says so, and it is told where it goes on.
+    pub(super) fn left_late(&mut self, slot: u32, conversation: &str) {
+        let Some(conversation) = group_id(conversation) else { return };
+        let Some(topic) = self.conversations.find(&conversation) else { return };
+        if self.detach(topic, slot) {
+            self.attach_group(slot, &conversation);
+        }
+    }
+
     /// Takes out a session whose user is no member any more, and tells it. One that waits to be attached is left to the answer
     /// to its Subscribe: its user may be a member again since.
     fn take_out(&mut self, topic: u32, conversation: &str, slot: u32) {

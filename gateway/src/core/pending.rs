@@ -159,6 +159,8 @@ impl Shard {
         }
         if !body.left.is_empty() && counts {
             self.left(slot, &body.left, &body.user, told);
+        } else if let Some(slot) = told.filter(|_| !body.left.is_empty()) {
+            self.left_late(slot, &body.left);
         }
         // A page that comes too late to be handed on changes nothing: the client asks for it again.
         if let Some(slot) = told.filter(|_| !body.syncing.is_empty()) {

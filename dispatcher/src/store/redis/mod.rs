@@ -339,7 +339,7 @@ async fn first(
             Ok(Err(error)) => reason = error.to_string(),
             Ok(Ok(_)) => {
                 let session = Session::new(client);
-                match round::look(&session, keys, shared.durability).await {
+                match round::look(&session, keys, shared.durability, &Mark::default()).await {
                     Err(error) => reason = error.to_string(),
                     Ok((Trouble { foreign: Some(found), .. }, _)) => {
                         let wanted = format!("{}:{}", keys::FORMAT, keys.partitions());

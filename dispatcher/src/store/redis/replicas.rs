@@ -3,7 +3,8 @@
 //! When a wait is owed is left to [`super::round`]. WAIT speaks of what was written on its own connection and on no other:
 //! on a fresh one it is content at once. The rule that keeps it right: every connection is named with a word that is drawn
 //! when it is looked at, before anything is written on it; a wait counts only when the connection still has that name
-//! behind it. So it was there all the time, and no other took its place.
+//! behind it. So it was there all the time, and no other took its place. The name is also that by which a connection that
+//! was given up is known again, and ended, before anything is written on the one that replaces it.
 
 use std::time::Duration;
 
@@ -20,21 +21,49 @@ use crate::store::{Durability, StoreError};
 /// which are renewed in the next round at the latest.
 const REPLICA_WAIT: Duration = Duration::from_secs(1);
 
-/// The word that connections are named with.
+/// The word that connections are named with, and what the servers call them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Mark(String);
+pub(super) struct Mark {
+    word: String,
+    ids: Vec<(Option<Server>, u64)>,
+}
 
 impl Mark {
-    /// Names all connections anew.
-    pub(super) async fn set(session: &Session) -> Result<Self, StoreError> {
+    /// Names all connections anew, and ends those that they replace.
+    pub(super) async fn set(session: &Session, former: &Mark) -> Result<Self, StoreError> {
         let word = format!("millrace-{:016x}", super::job::draw_nonce()?);
+        let mut mark = Mark { word, ids: Vec::new() };
         let mut reached = Reached::default();
         for server in session.servers() {
-            let named = session.ask(server.as_ref(), "CLIENT", vec![text("SETNAME"), text(&word)]).await;
-            reached.note(session, named.map(drop))?;
+            let named = mark.name(session, server, former).await;
+            reached.note(session, named)?;
         }
         reached.any()?;
-        Ok(Self(word))
+        Ok(mark)
+    }
+
+    async fn name(&mut self, session: &Session, server: Option<Server>, former: &Mark) -> Result<(), Error> {
+        let ask = async |args: &[&str]| {
+            let args = args.iter().map(|arg| text(arg)).collect();
+            session.ask(server.as_ref(), "CLIENT", args).await
+        };
+        // What was sent on a connection that was given up may still be on its way. Carried out after what is sent on this one,
+        // it would be out of order: of one user's logins, the earlier would stay. A server that does not let us end it, or is too
+        // old to be asked for one connection, can't be helped.
+        let id = ask(&["ID"]).await.map_or(Ok(0), to_number).unwrap_or(0);
+        let before = former.ids.iter().find(|(of, _)| *of == server).map_or(0, |(_, id)| *id);
+        if before != 0 && before != id {
+            let listed = ask(&["LIST", "ID", &before.to_string()]).await.map(to_text);
+            let name = format!(" name={} ", former.word);
+            if matches!(listed, Ok(Ok(line)) if line.contains(&name)) {
+                let _ = ask(&["KILL", "ID", &before.to_string()]).await;
+            }
+        }
+        ask(&["SETNAME", &self.word]).await?;
+        if id != 0 {
+            self.ids.push((server.clone(), id));
+        }
+        Ok(())
     }
 
     /// Waits until so many replicas of a server have all that was written to it on its connection.
@@ -49,7 +78,7 @@ impl Mark {
         let reply = session.ask(server, "WAIT", args).await.map_err(|e| failed(&e))?;
         let found = to_number(reply).map_err(|e| Unmet::Connection(e.to_string()))?;
         let reply = session.ask(server, "CLIENT", vec![text("GETNAME")]).await.map_err(|e| failed(&e))?;
-        if to_text(reply).unwrap_or_default() != self.0 {
+        if to_text(reply).unwrap_or_default() != self.word {
             return Err(Unmet::Connection("the connection was replaced".into()));
         }
         if found < u64::from(replicas) {

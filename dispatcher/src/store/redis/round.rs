@@ -198,7 +198,7 @@ impl Rounds {
 
     /// Looks at servers that were just connected to. Returns whether that worked.
     async fn look(&mut self) -> bool {
-        match look(&self.session, &self.keys, self.shared.durability).await {
+        match look(&self.session, &self.keys, self.shared.durability, &self.mark).await {
             Ok((trouble, mark)) => {
                 self.logs = Logs::default();
                 self.shared.set_trouble(trouble);
@@ -493,13 +493,15 @@ fn halves(mut submissions: Vec<Submission>) -> (Vec<Submission>, Vec<Submission>
     (some, submissions)
 }
 
-/// Loads the scripts, marks the connections, and checks that the servers hold this cluster and keep what they are given.
+/// Loads the scripts, marks the connections, which were marked so before, and checks that the servers hold this cluster and
+/// keep what they are given.
 pub(super) async fn look(
     session: &Session,
     keys: &Keys,
     durability: Durability,
+    former: &Mark,
 ) -> Result<(Trouble, Mark), StoreError> {
-    let mark = Mark::set(session).await?;
+    let mark = Mark::set(session, former).await?;
     session.load_scripts().await?;
     let format = format!("{FORMAT}:{}", keys.partitions());
     let commands = [

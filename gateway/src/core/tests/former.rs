@@ -92,6 +92,54 @@ fn a_join_that_a_former_owner_answers_is_asked_for_again() {
     world.assert_empty();
 }
 
+#[test]
+fn who_is_told_late_that_it_left_is_sent_nothing_before_it_is_told_that_it_is_back() {
+    for is_back in [true, false] {
+        let (mut world, conn) = member();
+        world.subscribed(0, 10, 4);
+        world.seen(conn);
+        let partition = partition_of("g:g1", PARTITIONS);
+        world.request(conn, 2, request::Op::GroupLeave(GroupLeave { group: "g1".into() }));
+        let (record, asked) = world.take_one::<wire::ClientRequest>(0, Kind::ClientRequest);
+        // The new owner hands on what was outstanding, and has not announced yet.
+        world.say(1, Kind::Direct, partition, 11, 0, &wire::Direct::default());
+        world.run();
+        let left = response::Outcome::Left(Left { conversation: "g:g1".into() });
+        let left = wire::Reply {
+            token: asked.token,
+            left: "g:g1".into(),
+            response: Response { id: 2, outcome: Some(left) }.encode_to_vec().into(),
+            ..wire::Reply::default()
+        };
+        world.say(0, Kind::Reply, partition, 10, record.session.0, &left);
+        world.run();
+        let seen = world.seen(conn);
+        assert!(matches!(response(&seen), response::Outcome::Left(_)) && seen.len() == 1, "{seen:?}");
+        world.announce(1, 0..PARTITIONS, 11);
+        world.fan_out(1, 11, "g:g1", 5, 0);
+        world.run();
+        let (record, body) = world.take_one::<wire::Subscribe>(1, Kind::Subscribe);
+        assert_eq!(body.users, ["alice"]);
+        let answer = wire::Subscribed {
+            conversation: body.conversation,
+            version: body.version,
+            head: 5,
+            base: 4,
+            refused: if is_back { Vec::new() } else { body.users },
+            ..Default::default()
+        };
+        world.say(1, Kind::Subscribed, record.partition, 11, 0, &answer);
+        world.run();
+        world.fan_out(1, 11, "g:g1", 6, 0);
+        world.run();
+        let expected = if is_back { vec![Told::Head(11, 5), Told::Seq(6)] } else { vec![Told::Removed] };
+        assert_eq!(told(&world.seen(conn)), expected);
+        world.closed(conn);
+        world.run();
+        world.assert_empty();
+    }
+}
+
 /// The second dispatcher answers a subscription.
 fn answer(world: &mut World, epoch: u64, head: u64, base: (u64, u64)) {
     let (record, body) = world.take_one::<wire::Subscribe>(1, Kind::Subscribe);
