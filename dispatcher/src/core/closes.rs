@@ -1,14 +1,15 @@
 //! Sessions that lost their place to newer ones, until they are closed.
 //!
-//! The rule that keeps it right: a Close is repeated until the gateway answers it or is gone; until then the store knows who
-//! lost, for the next owner.
+//! The rules that keep it right: a Close is repeated until the gateway answers it or is gone; until then the store knows who
+//! lost, for the next owner. And a session id is that of one session in each life of its gateway: which of those it was, user,
+//! device and login number tell.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use millrace_protocol::ids::{Partition, SessionId};
 use millrace_protocol::link::{Kind, Record};
 use millrace_protocol::messages::client::Code;
-use millrace_protocol::messages::link::Close;
+use millrace_protocol::messages::link::{Close, Closed};
 use millrace_protocol::planted::{self, Fault};
 use rustc_hash::FxHashMap;
 
@@ -19,7 +20,7 @@ use crate::store::{Route, Work};
 /// Sessions that were told to close, until they answer.
 #[derive(Debug, Default)]
 pub struct Closes {
-    open: FxHashMap<SessionId, Closing>,
+    open: FxHashMap<SessionId, Vec<Closing>>,
     /// In order of time; answered ones are skipped.
     due: VecDeque<(u64, SessionId)>,
     /// Closed or gone: the store need not know them any more.
@@ -38,7 +39,7 @@ struct Closing {
 impl Closes {
     /// Closes not answered yet.
     pub fn count(&self) -> usize {
-        self.open.len()
+        self.open.values().map(Vec::len).sum()
     }
 
     /// It needs no Close any more.
@@ -73,24 +74,37 @@ pub fn close(cx: &mut Cx, of: From, user: &str, loser: Route) {
         return;
     }
     let session = loser.session;
-    let closing = Closing { of, user: user.to_owned(), loser: loser.clone(), record, tries: 1 };
-    match closes.open.insert(session, closing) {
-        None => closes.due.push_back((cx.now.mono_us + CLOSE_REPEAT_US, session)),
-        // Of an earlier life of the gateway: its sessions are gone.
-        Some(before) if before.loser != loser => closes.over(before.of.partition, before.user, before.loser),
-        Some(_) => {}
+    let open = closes.open.entry(session).or_default();
+    if open.is_empty() {
+        closes.due.push_back((cx.now.mono_us + CLOSE_REPEAT_US, session));
     }
+    open.retain(|before| (before.user.as_str(), &before.loser) != (user, &loser));
+    open.push(Closing { of, user: user.to_owned(), loser, record, tries: 1 });
 }
 
-/// A session is registered: what lost under its id is not there any more, or is this one.
-pub fn registered(cx: &mut Cx, session: SessionId) {
-    cx.hub.closes.open.remove(&session);
+/// A user's session is registered: what of this user lost under its id is not there any more, or is this one.
+pub fn registered(cx: &mut Cx, session: SessionId, user: &str) {
+    take_out(cx, session, |closing| closing.user == user);
 }
 
 /// The Close of a session was carried out.
-pub fn closed(cx: &mut Cx, session: SessionId) {
+pub fn closed(cx: &mut Cx, session: SessionId, answer: &Closed) {
+    let named = |closing: &Closing| {
+        let Closing { user, loser, .. } = closing;
+        (user, &loser.device, loser.login_number) == (&answer.user, &answer.device, answer.login_number)
+    };
+    take_out(cx, session, named);
+}
+
+/// What is over of the Closes under a session's id.
+fn take_out(cx: &mut Cx, session: SessionId, is_over: impl Fn(&Closing) -> bool) {
     let closes = &mut cx.hub.closes;
-    if let Some(Closing { of, user, loser, .. }) = closes.open.remove(&session) {
+    let Some(open) = closes.open.get_mut(&session) else { return };
+    let over: Vec<Closing> = open.extract_if(.., |closing| is_over(closing)).collect();
+    if open.is_empty() {
+        closes.open.remove(&session);
+    }
+    for Closing { of, user, loser, .. } in over {
         closes.over(of.partition, user, loser);
     }
 }
@@ -108,16 +122,23 @@ pub fn turn(cx: &mut Cx) {
 fn repeat_closes(cx: &mut Cx) {
     while cx.hub.closes.due.front().is_some_and(|(at_us, _)| *at_us <= cx.now.mono_us) {
         let Some((_, session)) = cx.hub.closes.due.pop_front() else { break };
-        let Some(closing) = cx.hub.closes.open.get_mut(&session) else { continue };
-        closing.tries += 1;
         // The view may be some heartbeats old: a gateway is gone when a later one doesn't show it either.
-        if closing.tries > 5 && !cx.hub.cluster.is_there(&closing.loser) {
-            closed(cx, session);
-            continue;
+        let cluster = &cx.hub.cluster;
+        let gone = |closing: &Closing| closing.tries >= 5 && !cluster.is_there(&closing.loser);
+        let dead: Vec<Route> = match cx.hub.closes.open.get(&session) {
+            Some(open) => open.iter().filter(|closing| gone(closing)).map(|c| c.loser.clone()).collect(),
+            None => continue,
+        };
+        take_out(cx, session, |closing| dead.contains(&closing.loser));
+        let Some(open) = cx.hub.closes.open.get_mut(&session) else { continue };
+        let again = open.iter_mut().map(|closing| {
+            closing.tries += 1;
+            closing.record.clone()
+        });
+        for record in again.collect::<Vec<_>>() {
+            cx.hub.stats.close_repeats += 1;
+            cx.send(link_of(session), record);
         }
-        let record = closing.record.clone();
-        cx.hub.stats.close_repeats += 1;
-        cx.send(link_of(session), record);
         cx.hub.closes.due.push_back((cx.now.mono_us + CLOSE_REPEAT_US, session));
     }
 }

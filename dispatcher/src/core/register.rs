@@ -72,7 +72,7 @@ pub fn registered(cx: &mut Cx, login: Login, outcome: Result<Outcome, StoreError
             if lost {
                 return refuse(cx, &login, Code::Displaced, "a newer login of this device took its place");
             }
-            closes::registered(cx, login.session);
+            closes::registered(cx, login.session, &login.user);
             cx.hub.stats.registered += 1;
             if login.login_number == 0 {
                 events::session(cx, login.from.partition, "login", &login.user, &login.device, login_number);

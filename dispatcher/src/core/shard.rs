@@ -316,7 +316,7 @@ fn handle(cx: &mut Cx, partitions: &mut [Partition], link: LinkKey, record: Reco
             wire::Unregister::decode(body).map(|ask| register::unregister(cx, link, record.session, ask))
         }
         Kind::NoSession => wire::NoSession::decode(body).map(|answer| register::no_session(cx, link, answer)),
-        Kind::Closed => wire::Closed::decode(body).map(|_| closes::closed(cx, record.session)),
+        Kind::Closed => wire::Closed::decode(body).map(|body| closes::closed(cx, record.session, &body)),
         _ => {
             match own(partitions, cx, record.partition) {
                 Some(partition) => partition.handle(cx, link, record),

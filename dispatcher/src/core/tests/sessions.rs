@@ -115,6 +115,49 @@ fn losers_are_closed_again_and_again_until_they_answer() {
 }
 
 #[test]
+fn sessions_of_one_id_in_two_lives_of_a_gateway_are_closed_each() {
+    let mut world = World::serving(1, &[1, 2]);
+    world.store.gateways.insert(1, 1);
+    world.store.gateways.insert(2, 1);
+    world.view();
+    let said = |world: &mut World, user: &str, login_number| {
+        let closed = wire::Closed { user: user.into(), device: "phone".into(), login_number };
+        world.say(0, 1, Kind::Closed, user_partition(user, PARTITIONS), session(1, 1), &closed);
+        world.run();
+    };
+    let closes = |world: &mut World| {
+        let closes: Vec<wire::Close> = world.take(0, 1, Kind::Close);
+        let mut users: Vec<(String, u64)> =
+            closes.into_iter().map(|close| (close.user, close.login_number)).collect();
+        users.sort();
+        users
+    };
+    for user in ["ann", "bob"] {
+        // Under the same id, the second in the gateway's next life; and each loses to a login elsewhere.
+        world.register(0, session(1, 1), user, "phone", "ios");
+        world.run();
+    }
+    for user in ["bob", "ann"] {
+        world.register(0, session(2, 1), user, "phone", "ios");
+        world.run();
+    }
+    let both = closes(&mut world);
+    assert_eq!(both.iter().map(|(user, _)| user.as_str()).collect::<Vec<_>>(), ["ann", "bob"]);
+    world.pass(1_001);
+    assert_eq!(closes(&mut world), both, "both again");
+    said(&mut world, "ann", both[0].1);
+    world.pass(1_001);
+    assert_eq!(closes(&mut world), both[1..], "the other one has not answered");
+    said(&mut world, "bob", both[1].1 + 7);
+    world.pass(1_001);
+    assert_eq!(closes(&mut world), both[1..], "nor has this login of it");
+    said(&mut world, "bob", both[1].1);
+    world.pass(1_001);
+    assert!(closes(&mut world).is_empty());
+    assert_eq!(world.stats(0).closes, 0);
+}
+
+#[test]
 fn who_lost_is_closed_by_the_next_owner_if_the_one_that_knew_it_is_gone() {
     let mut world = World::new(2, 1);
     let partition = user_partition("ann", PARTITIONS);
