@@ -172,8 +172,6 @@ pub struct Ledger {
     /// The epoch under which the present copy of the store takes batches: that of the last claim there.
     current: BTreeMap<Partition, u64>,
     writers: BTreeMap<(Partition, u64), (Who, u32)>,
-    /// Another copy of it took over at least once.
-    pub(crate) has_fallen_back: bool,
     /// It lost something at least once, though that may be back.
     pub(crate) has_lost: bool,
     /// Ids of messages that the store lost though it had promised to keep them.
@@ -358,7 +356,6 @@ impl Ledger {
     /// Another copy of the store counts now: what is not in it is lost, and promises about that are void. What was lost before
     /// and is in it is back. It takes batches under claims of its own alone.
     pub fn fell_back(&mut self, model: &ModelStore) {
-        self.has_fallen_back = true;
         self.current.clear();
         let mut before: BTreeMap<u64, Kept> = std::mem::take(&mut self.logs)
             .into_values()
