@@ -165,13 +165,15 @@ pub struct Ledger {
     pub(crate) members: BTreeMap<String, Rc<BTreeSet<String>>>,
     /// By group and user: the head of the log when the user became a member.
     pub(crate) joined_at: BTreeMap<(String, String), u64>,
-    /// Likewise: the head when it was last a member. It may have read what was there.
-    left_at: BTreeMap<(String, String), u64>,
+    /// Likewise: the ids of what was there when it was last a member, in each copy of the store. It may have read that.
+    could_read: BTreeMap<(String, String), BTreeSet<u64>>,
     /// The highest epoch that was ever given.
     claimed: BTreeMap<Partition, u64>,
     /// The epoch under which the present copy of the store takes batches: that of the last claim there.
     current: BTreeMap<Partition, u64>,
     writers: BTreeMap<(Partition, u64), (Who, u32)>,
+    /// Another copy of it took over at least once.
+    pub(crate) has_fallen_back: bool,
     /// It lost something at least once, though that may be back.
     pub(crate) has_lost: bool,
     /// Ids of messages that the store lost though it had promised to keep them.
@@ -348,15 +350,27 @@ impl Ledger {
         }
         for user in remove.iter().filter(|user| members.remove(*user)) {
             self.joined_at.remove(&(conversation.into(), user.clone()));
-            self.left_at.insert((conversation.into(), user.clone()), head);
+            self.leaves(conversation, user);
         }
         self.members.insert(conversation.into(), Rc::new(members));
+    }
+
+    /// A user is no member any more, or not for sure: what is there now it could read up, and is shown it however late.
+    fn leaves(&mut self, conversation: &str, user: &str) {
+        let Some(log) = self.logs.get(conversation) else { return };
+        let could_read = self.could_read.entry((conversation.into(), user.into())).or_default();
+        could_read.extend(log.values().map(|kept| kept.deliver.message_id));
     }
 
     /// Another copy of the store counts now: what is not in it is lost, and promises about that are void. What was lost before
     /// and is in it is back. It takes batches under claims of its own alone.
     pub fn fell_back(&mut self, model: &ModelStore) {
+        self.has_fallen_back = true;
         self.current.clear();
+        // By the log that they had. What of it is lost now may be back some time, when they are no members.
+        for (conversation, members) in self.members.clone() {
+            members.iter().for_each(|user| self.leaves(&conversation, user));
+        }
         let mut before: BTreeMap<u64, Kept> = std::mem::take(&mut self.logs)
             .into_values()
             .flat_map(BTreeMap::into_values)
@@ -394,7 +408,7 @@ impl Ledger {
             .iter()
             .map(|(name, (members, _))| (name.clone(), Rc::new(members.clone())))
             .collect();
-        // Who is a member again became it at some time before; who is none any more may have read what was there.
+        // Who is a member again became it at some time before.
         let before = std::mem::take(&mut self.joined_at);
         for (group, members) in self.members.clone() {
             let head = self.head(&group);
@@ -403,10 +417,6 @@ impl Ledger {
                 let at = before.get(&key).map_or(head, |at| head.min(*at));
                 self.joined_at.insert(key, at);
             }
-        }
-        for key in before.into_keys().filter(|key| !self.joined_at.contains_key(key)).collect::<Vec<_>>() {
-            let head = self.head(&key.0);
-            self.left_at.insert(key, head);
         }
     }
 
@@ -474,9 +484,9 @@ impl Ledger {
         };
         // A member again may be shown what was said while it was away: it could read that up as well.
         let again = self.members.get(&deliver.conversation).is_some_and(|members| members.contains(&user));
-        let left_at = self.left_at.get(&(deliver.conversation.clone(), user.clone()));
-        let again = again || left_at.is_some_and(|head| deliver.seq <= *head);
-        let again = again || self.members_in_vain.contains(&(deliver.conversation.clone(), user.clone()));
+        let key = (deliver.conversation.clone(), user.clone());
+        let could_read = self.could_read.get(&key).is_some_and(|ids| ids.contains(&deliver.message_id));
+        let again = again || could_read || self.members_in_vain.contains(&key);
         let outside = match Conversation::parse(&deliver.conversation) {
             Some(Conversation::Direct(a, b)) => a != user && b != user,
             Some(Conversation::Group(_)) => {
@@ -551,4 +561,94 @@ fn number_of(payload: &[u8]) -> u64 {
     let text = payload.split(|byte| *byte == b';').next().unwrap_or_default();
     let number = text.rsplit(|byte| *byte == b'#').next().and_then(|number| str::from_utf8(number).ok());
     number.and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_dispatcher::store::model::Log;
+    use millrace_dispatcher::store::{Fence, Write};
+    use millrace_protocol::ids::MessageId;
+
+    use super::*;
+
+    const GROUP: &str = "g:tea";
+
+    fn deliver(epoch: u64, seq: u64, message_id: u64) -> Deliver {
+        let (conversation, sender) = (GROUP.to_owned(), "bob".to_owned());
+        Deliver { conversation, seq, message_id, sender, epoch, ..Deliver::default() }
+    }
+
+    fn entry((epoch, seq, id): (u64, u64, u64)) -> Entry {
+        let body = Notify { event: Some(notify::Event::Deliver(deliver(epoch, seq, id))) };
+        Entry {
+            conversation: GROUP.into(),
+            seq,
+            message_id: MessageId(id),
+            epoch,
+            action: 0,
+            messages: seq,
+            bytes: 0,
+            sender: "bob".into(),
+            device: String::new(),
+            stream: 0,
+            client_seq: 0,
+            payload_hash: 0,
+            notify: body.encode_to_vec().into(),
+        }
+    }
+
+    fn append(ledger: &mut Ledger, epoch: u64, writes: Vec<Write>) {
+        let seat = Seat { who: Who::Node(0), life: 1, thread: 0 };
+        ledger.claimed(0, seat, 0, epoch);
+        let fence = Fence { epoch, nonce: epoch };
+        let (outstanding, fanned_out) = (Vec::new(), 0);
+        let batch = Batch { partition: 0, fence, position: 1, writes, outstanding, fanned_out };
+        ledger.appended(0, seat, &batch);
+    }
+
+    /// A copy of the store with this log, in which ann is no member.
+    fn copy(log: &[(u64, u64, u64)]) -> ModelStore {
+        let mut model = ModelStore::default();
+        let entries = log.iter().copied().map(entry).collect();
+        model.logs.insert(GROUP.into(), Log { trimmed: 0, entries });
+        model.groups.insert(GROUP.into(), (BTreeSet::from(["bob".to_owned()]), 1));
+        model
+    }
+
+    /// Ann became a member after 2, and read up what was said before. The store falls back to before 2 and her, goes on with
+    /// another 2, and then the former copy comes back, where she left (in vain, then); it goes on as well.
+    #[test]
+    fn what_a_member_could_read_it_is_shown_late_whatever_was_lost_and_came_back() {
+        let judge = |comes_back: bool, (epoch, seq, id): (u64, u64, u64)| {
+            let mut ledger = Ledger::default();
+            ledger.add_device("ann", "phone");
+            let message = |of| Write::Message(entry(of));
+            let members = |add: &[&str], version| Write::Members {
+                conversation: GROUP.into(),
+                add: add.iter().map(|user| (*user).to_owned()).collect(),
+                remove: Vec::new(),
+                version,
+            };
+            let mut writes = vec![members(&["bob"], 1), message((1, 1, 11)), message((1, 2, 12))];
+            writes.extend([members(&["ann"], 2), message((1, 3, 13))]);
+            append(&mut ledger, 1, writes);
+            ledger.fell_back(&copy(&[(1, 1, 11)]));
+            append(&mut ledger, 2, vec![message((2, 2, 22))]);
+            if comes_back {
+                ledger.fell_back(&copy(&[(1, 1, 11), (1, 2, 12), (1, 3, 13)]));
+                append(&mut ledger, 3, vec![message((3, 4, 34))]);
+            }
+            assert_eq!(ledger.violation, None);
+            ledger.judge(0, 0, &deliver(epoch, seq, id));
+            ledger.violation.map(|violation| violation.invariant)
+        };
+        for comes_back in [false, true] {
+            for (epoch, seq, id) in [(1, 1, 11), (1, 2, 12), (1, 3, 13)] {
+                assert_eq!(judge(comes_back, (epoch, seq, id)), None, "{seq}, {comes_back}");
+            }
+        }
+        let outside = Some(Invariant::MembersOnly);
+        assert_eq!(judge(false, (2, 2, 22)), outside, "said where she never was a member");
+        assert_eq!(judge(true, (3, 4, 34)), outside, "said after she left");
+    }
 }

@@ -143,14 +143,20 @@ impl Inbox {
         self.settle(conversation, now_ms);
     }
 
-    /// The user became a member through this session: everything after `head` is delivered.
+    /// The user became a member through this session: everything after `head` is delivered, and nothing is said of what lies
+    /// up to there. `head` is an entry of the log: what is here may be of another one, whatever the order of the epochs.
     pub(super) fn joined(&mut self, conversation: &str, head: Cursor, now_ms: u64) {
         let place = self.place(conversation);
+        let told = place.told();
         if !place.begun {
             place.begin(head);
             place.checked = true;
             self.syncs.forget(conversation);
             self.keep(conversation, now_ms);
+        } else if head.epoch != told.epoch || head.seq > told.seq {
+            place.heard = place.heard.max(head.seq);
+            place.suspect |= head.epoch != told.epoch;
+            self.want(conversation);
         }
     }
 

@@ -205,6 +205,11 @@ impl Shard {
         if !session.is_open() {
             return;
         }
+        if session.state == State::Registering {
+            // What waits for its LoginAck came too early for who never gets one: its client does not know yet who it is, and
+            // finds all of it in the logs when it is logged in.
+            self.pool.clear(&mut session.queue);
+        }
         session.state = State::Closing;
         let conn = session.conn(slot);
         self.doomed.push(Doom { conn, code, reason, retry_after_ms, words });

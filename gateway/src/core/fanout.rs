@@ -154,7 +154,7 @@ impl Shard {
         it.last = to;
         let event = notify::Event::Gap(Gap { conversation, from, to });
         let body = Notify { event: Some(event) }.encode_to_vec();
-        it.fan.push(Item { seq: to, gap_from: from, except: 0, frame: SharedFrame::notify(&body) });
+        it.fan.push(Item { seq: to, gap_from: from, except: 0, epoch: 0, frame: SharedFrame::notify(&body) });
         self.enter_ring(topic);
     }
 
@@ -166,7 +166,7 @@ impl Shard {
             return false;
         }
         it.last = seq;
-        it.fan.push(Item { seq, gap_from: 0, except, frame: SharedFrame::notify(notify) });
+        it.fan.push(Item { seq, gap_from: 0, except, epoch: 0, frame: SharedFrame::notify(notify) });
         self.stats.fan_outs += 1;
         self.enter_ring(topic);
         true

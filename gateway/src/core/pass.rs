@@ -14,7 +14,8 @@ use super::action::Payload;
 use super::limits::{PASS_BYTES_MAX, PASS_MESSAGES_MAX, SEND_BYTES_MAX};
 use super::topics::Members;
 
-/// The seq of what is for everybody, whatever they were told at joining: the conversation begins again.
+/// The seq of what is for everybody, whatever they were told at joining under an earlier epoch: the conversation begins again.
+/// Who joined under the same epoch, or a later one, was told better: it is sent nothing that lies between the two.
 pub const RESTART: u64 = u64::MAX;
 
 /// One thing to tell the listeners of a topic.
@@ -26,8 +27,21 @@ pub struct Item {
     pub gap_from: u64,
     /// Not to this session; 0: to all.
     pub except: u64,
+    /// Of a [`RESTART`], the epoch of the owner that says so; else 0.
+    pub epoch: u64,
     /// Encoded once.
     pub frame: SharedFrame,
+}
+
+impl Item {
+    /// Whether a session is sent it, that was told this head under this epoch when it joined.
+    fn is_for(&self, session: u64, told: Option<(u64, u64)>) -> bool {
+        let is_news = |(head, epoch): (u64, u64)| match self.seq {
+            RESTART => epoch < self.epoch,
+            seq => seq > head,
+        };
+        self.except != session && told.is_none_or(is_news)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -89,10 +103,9 @@ impl Fan {
         self.joined.get_or_insert_default().insert(slot, (head, epoch));
     }
 
-    /// The head that a slot was told when it joined, while that matters.
-    fn told(&self, slot: u32) -> Option<u64> {
-        let joined = self.joined.as_ref()?;
-        joined.get(&slot).map(|(head, _)| *head)
+    /// The head that a slot was told when it joined, and under which epoch, while that matters.
+    fn told(&self, slot: u32) -> Option<(u64, u64)> {
+        self.joined.as_ref()?.get(&slot).copied()
     }
 
     /// A slot left: its successor starts afresh.
@@ -131,7 +144,7 @@ impl Fan {
             let first = if item.gap_from > 0 { item.gap_from } else { item.seq };
             first.saturating_sub(1).min(last)
         });
-        reached.max(self.told(slot).unwrap_or(0))
+        reached.max(self.told(slot).map_or(0, |(head, _)| head))
     }
 
     /// The next receiver of the running pass, or of the next one if that ended; `None` when idle, or when a pass began
@@ -180,17 +193,17 @@ impl Fan {
     /// The highest message that the running pass has for a receiver.
     pub fn highest_for(&self, slot: u32, session: u64) -> Option<u64> {
         let running = self.running.as_ref()?;
-        let head = self.told(slot);
+        let told = self.told(slot);
         let message = |item: &&Item| item.gap_from == 0 && item.seq != RESTART;
-        let wanted = |item: &&Item| item.except != session && head.is_none_or(|head| item.seq > head);
+        let wanted = |item: &&Item| item.is_for(session, told);
         running.items.iter().rev().filter(message).find(wanted).map(|item| item.seq)
     }
 
     /// What the running pass has for a receiver; `None` when all of it is not for this one.
     pub fn payload_for(&mut self, slot: u32, session: u64, websocket: bool) -> Option<Payload> {
-        let head = self.told(slot);
+        let told = self.told(slot);
         let running = self.running.as_mut()?;
-        let wanted = |item: &&Item| item.except != session && head.is_none_or(|head| item.seq > head);
+        let wanted = |item: &&Item| item.is_for(session, told);
         let count = running.items.iter().filter(wanted).count();
         let shared = |frame: &SharedFrame| Payload::Shared {
             bytes: frame.bytes().clone(),
@@ -219,7 +232,7 @@ mod tests {
     use super::*;
 
     fn item(seq: u64, except: u64) -> Item {
-        Item { seq, gap_from: 0, except, frame: SharedFrame::notify(&[seq as u8]) }
+        Item { seq, gap_from: 0, except, epoch: 0, frame: SharedFrame::notify(&[seq as u8]) }
     }
 
     fn drain(fan: &mut Fan, members: &Members, last: u64) -> Vec<(u32, Vec<u8>)> {
@@ -267,14 +280,17 @@ mod tests {
     #[test]
     fn what_is_for_everybody_makes_no_earlier_head_void() {
         let mut members = Members::default();
-        members.insert(3, 1000);
+        [3, 4, 5].into_iter().for_each(|slot| assert!(members.insert(slot, 1000)));
         let mut fan = Fan::default();
         fan.joined(3, 9, 1);
-        fan.push(item(RESTART, 0));
+        // Told by the owner that speaks here, or a later one: where it listens from is no other for what is said to the rest.
+        fan.joined(4, 9, 2);
+        fan.joined(5, 9, 3);
+        fan.push(Item { epoch: 2, ..item(RESTART, 0) });
         fan.push(item(8, 0));
         fan.push(item(10, 0));
         let sent = drain(&mut fan, &members, 10);
-        assert_eq!(sent, [(3, vec![RESTART as u8, 10])]);
+        assert_eq!(sent, [(3, vec![RESTART as u8, 10]), (4, vec![10]), (5, vec![10])]);
     }
 
     #[test]

@@ -435,13 +435,15 @@ impl Shard {
         }
     }
 
-    /// The log may be another one up to where this shard is. Everybody is told, and finds out from its own cursor.
+    /// The log may be another one up to where this shard is. Everybody is told, and finds out from its own cursor; except who
+    /// joined under this epoch: it was told a head of this log, and what lies up to there is not for it.
     fn tell_to_look(&mut self, topic: u32, conversation: &str, epoch: u64) {
         let Some(it) = self.topics.get_mut(topic) else { return };
         let event = notify::Event::Head(Head { conversation: conversation.into(), epoch, seq: it.last });
         let body = Notify { event: Some(event) }.encode_to_vec();
         it.fan.lower_joined(it.last, epoch);
-        it.fan.push(Item { seq: RESTART, gap_from: 0, except: 0, frame: SharedFrame::notify(&body) });
+        let frame = SharedFrame::notify(&body);
+        it.fan.push(Item { seq: RESTART, gap_from: 0, except: 0, epoch, frame });
         self.enter_ring(topic);
     }
 }

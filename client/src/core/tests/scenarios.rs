@@ -478,6 +478,24 @@ fn a_page_that_comes_after_a_removal_says_that_the_user_is_a_member_again() {
 }
 
 #[test]
+fn who_joins_with_a_cursor_looks_whether_the_log_is_the_one_that_it_knows() {
+    let at = |epoch, seq| Joined { conversation: "g:tea".into(), epoch, head: seq, members: 2 };
+    // Where it is; before what came since; and of a copy of the store that its own last entry is not in.
+    for (joined, looks) in [(at(1, 5), false), (at(1, 4), false), (at(1, 6), true), (at(0, 5), true)] {
+        let mut world = World::new(32, &["g:tea"]);
+        fill(&mut world, "g:tea", 5);
+        world.settle(20_000);
+        let syncs = world.server.syncs;
+        let op = Op::GroupJoin(millrace_protocol::messages::client::GroupJoin { group: "tea".into() });
+        world.step(Event::Call { key: 999, op, deadline_ms: world.now_ms + 1_000 });
+        answer(&mut world, Outcome::Joined(joined.clone()), |op| matches!(op, Op::GroupJoin(_)));
+        world.settle(1_000);
+        assert_eq!(world.server.syncs > syncs, looks, "{joined:?}");
+        world.check_complete();
+    }
+}
+
+#[test]
 fn a_login_that_is_given_up_is_tried_again_though_the_pause_is_none() {
     let mut settings = Settings::new("gateway:1", "device0");
     // Less than a millisecond, always.

@@ -99,6 +99,60 @@ fn a_new_owner_is_subscribed_to_and_asked_for_the_hole() {
     world.assert_empty();
 }
 
+/// The new owner's log is another one than what the shard knows up to 4. Alice has heard that; bob joins by the new owner.
+#[test]
+fn who_joins_by_the_new_owner_is_told_no_head_below_the_one_that_it_joined_at() {
+    for joins_first in [true, false] {
+        let (mut world, alice) = member();
+        world.subscribed(0, 10, 4);
+        let bob = world.session(1, "bob");
+        world.seen(alice);
+        world.announce(1, 0..PARTITIONS, 11);
+        let (record, body) = world.take_one::<wire::Subscribe>(1, Kind::Subscribe);
+        let partition = record.partition;
+        let answer = wire::Subscribed {
+            conversation: body.conversation,
+            version: body.version,
+            head: 9,
+            base: 9,
+            base_epoch: 8,
+            ..Default::default()
+        };
+        world.request(bob, 8, request::Op::GroupJoin(GroupJoin { group: "g1".into() }));
+        let (record, asked) = world.take_one::<wire::ClientRequest>(1, Kind::ClientRequest);
+        let joined = Joined { conversation: "g:g1".into(), epoch: 8, head: 9, members: 2 };
+        let joined = Response { id: 8, outcome: Some(response::Outcome::Joined(joined)) };
+        let reply = wire::Reply {
+            token: asked.token,
+            response: joined.encode_to_vec().into(),
+            joined: "g:g1".into(),
+            joined_head: 9,
+            ..Default::default()
+        };
+        if !joins_first {
+            world.say(1, Kind::Subscribed, partition, 11, 0, &answer);
+        }
+        world.say(1, Kind::Reply, partition, 11, record.session.0, &reply);
+        if joins_first {
+            world.say(1, Kind::Subscribed, partition, 11, 0, &answer);
+        }
+        world.run();
+        let messages = (5..=9).map(|seq| fan_out("g:g1", seq, 8, 0, 1)).collect();
+        let page = wire::Page { conversation: "g:g1".into(), messages, first_seq: 1, head: 9 };
+        world.say(1, Kind::Page, partition, 11, 0, &page);
+        world.fan_out(1, 11, "g:g1", 10, 0);
+        world.run();
+        let mut expected = vec![Told::Head(11, 4)];
+        expected.extend((5..=10).map(Told::Seq));
+        assert_eq!(told(&world.seen(alice)), expected);
+        assert_eq!(told(&world.seen(bob)), [Told::Seq(10)], "its join is the first: {joins_first}");
+        world.closed(alice);
+        world.closed(bob);
+        world.run();
+        world.assert_empty();
+    }
+}
+
 #[test]
 fn not_owner_goes_to_the_owner_known_now_or_waits_for_one() {
     let mut world = two_nodes();

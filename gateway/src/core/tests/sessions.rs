@@ -288,6 +288,49 @@ fn a_direct_message_waits_for_login_ack() {
 }
 
 #[test]
+fn a_direct_message_that_waits_for_login_ack_is_dropped_without_one() {
+    for (sending, displaced) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut world = World::ready();
+        let conn = world.accept(1, 1, ClientSession::tcp());
+        world.request(conn, 1, login("alice"));
+        let (record, register) = world.take_one::<wire::Register>(0, Kind::Register);
+        if sending {
+            // An answer is with the edge when the login fails: what is behind it is dropped all the same.
+            world.clients.get_mut(&conn).unwrap().stalled = true;
+            world.receive(conn, vec![4, 0, 0, 0]);
+        }
+        let target = wire::Target {
+            session: world.id(conn),
+            user: "alice".into(),
+            device: "phone".into(),
+            login_number: 0,
+        };
+        let direct = wire::Direct { targets: vec![target], notify: fan_out("d:alice:b", 1, 10, 0, 1).notify };
+        world.say(0, Kind::Direct, 0, 10, 0, &direct);
+        world.run();
+        let (user, device) = (register.user, register.device);
+        if displaced {
+            let (code, reason) = (Code::Displaced as u32, "newer".into());
+            let close = wire::Close { user, device, login_number: 2, code, reason };
+            world.say(0, Kind::Close, record.partition, 10, record.session.0, &close);
+        } else {
+            let body = wire::Registered { user, device, refused: Code::Busy as u32, ..Default::default() };
+            world.say(0, Kind::Registered, record.partition, 10, record.session.0, &body);
+        }
+        world.run();
+        world.resume(conn);
+        world.run();
+        let seen = world.seen(conn);
+        assert_eq!(told(&seen), [], "{sending} {displaced}: {seen:?}");
+        let code = if displaced { Code::Displaced } else { refused(&seen) };
+        assert_eq!(go_away(&seen), Some(code), "{sending} {displaced}: {seen:?}");
+        assert_eq!(seen.contains(&Seen::Pong), sending);
+        world.closed(conn);
+        world.assert_empty();
+    }
+}
+
+#[test]
 fn requests_are_checked_here() {
     let send = |conversation: &str, client_seq, stream, bytes: usize| {
         request::Op::Send(Send {
