@@ -135,7 +135,7 @@ struct Faults {
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Seeds after which a fault counts as not caught.
-    #[arg(long, default_value_t = 1_000)]
+    #[arg(long, default_value_t = 3_000)]
     seeds_max: u64,
     /// Only the seeds that are known to catch them, and a few after those.
     #[arg(long)]

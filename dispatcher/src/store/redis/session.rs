@@ -192,10 +192,13 @@ impl Session {
     }
 }
 
+/// The places of a pipeline's commands among all, and their replies.
+type Pipeline = (Vec<usize>, Vec<Result<Value, Error>>);
+
 /// Commands that were sent. They are written in the order in which they were: pipelines are tasks of one thread, which starts
 /// them in that order, and each hands its commands to the client before it first waits.
 pub(super) struct UnderWay {
-    pipelines: JoinSet<(Vec<usize>, Vec<Result<Value, Error>>)>,
+    pipelines: JoinSet<Pipeline>,
     replies: Vec<Result<Value, Error>>,
 }
 
