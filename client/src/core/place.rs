@@ -109,6 +109,11 @@ impl Place {
         Position { cursor, epochs }
     }
 
+    /// Whether it began in the midst of the log, after an entry of which only the seq was said.
+    pub(super) fn began_within(&self) -> bool {
+        self.epochs.first().is_some_and(|first| first.epoch == 0)
+    }
+
     /// The epoch of the entry that is here under this seq, if it is remembered.
     pub(super) fn epoch_at(&self, seq: u64) -> Option<u64> {
         self.epochs.iter().rev().find(|first| first.seq <= seq).map(|first| first.epoch)

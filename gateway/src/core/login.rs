@@ -285,10 +285,15 @@ impl Shard {
             };
         }
         if ![0, self.lease.incarnation].contains(&body.gateway_incarnation) {
-            // That route is void: this is no answer to the Register under the present incarnation.
-            if session.state == State::Registering || session.is(REREGISTERING) {
-                let conn = session.conn(slot);
-                self.want_register(conn);
+            // That route is void, and no answer to the Register under the present incarnation; but it took the place of the
+            // route that the session had, if that Register came first.
+            match session.state {
+                State::Live => self.register_live(slot),
+                State::Registering => {
+                    let conn = session.conn(slot);
+                    self.want_register(conn);
+                }
+                _ => {}
             }
             return;
         }

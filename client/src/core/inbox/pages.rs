@@ -131,8 +131,13 @@ impl Inbox {
             place.begin(to);
             return true;
         }
-        let here = place.epoch_at(to.seq).filter(|_| !planted::is(Fault::CutNotCompared)).unwrap_or(to.epoch);
-        let to = Cursor { epoch: here, ..to };
+        let to = match place.epoch_at(to.seq) {
+            _ if planted::is(Fault::CutNotCompared) => to,
+            Some(here) => Cursor { epoch: here, ..to },
+            // It began above that, where it was told to: what the application may have from before is not known to agree.
+            None if place.began_within() => Cursor::default(),
+            None => to,
+        };
         let known = place.told();
         let below = to.seq < known.seq || (to.seq == known.seq && to.epoch != known.epoch);
         if below {

@@ -58,6 +58,31 @@ fn copies_of_a_log_that_take_turns_are_told_apart_by_the_next_process_too() {
     take_turns(World::restart);
 }
 
+/// The server has 3 as delivered to a device that knows nothing: it begins there, and has no word of what lies below. The log
+/// is cut to 1 later, and goes on.
+#[test]
+fn a_cut_below_where_it_began_takes_the_application_back_to_the_beginning() {
+    let mut world = World::new(24, &["g:tea"]);
+    fill(&mut world, "g:tea", 10);
+    world.server.log("g:tea").delivered = Some(Cursor { epoch: 1, seq: 3 });
+    world.started.insert("g:tea".into());
+    world.settle(20_000);
+    assert_eq!(seqs(&world, "g:tea"), (4..=10).collect::<Vec<_>>());
+    world.server.takeover("g:tea", 0);
+    world.server.append("g:tea", "carol", text(11));
+    world.settle(20_000);
+    world.server.log("g:tea").entries.truncate(1);
+    world.server.takeover("g:tea", 0);
+    for seq in 2..=12 {
+        world.server.append("g:tea", "carol", text(100 + seq));
+    }
+    world.settle(60_000);
+    let cut = |notice: &&Notice| matches!(notice, Notice::Truncated { to, .. } if to.seq == 0);
+    assert_eq!(world.notices.iter().filter(cut).count(), 1);
+    assert_eq!(seqs(&world, "g:tea"), (1..=12).collect::<Vec<_>>());
+    assert_eq!(world.saved["g:tea"].cursor, Cursor { epoch: 3, seq: 12 });
+}
+
 /// The process ends when the application has taken something from before a cut that it was told of, and not the cut.
 #[test]
 fn a_process_that_ends_before_it_took_a_cut_knows_the_epochs_before_it() {

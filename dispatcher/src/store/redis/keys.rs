@@ -16,7 +16,7 @@
 //! {mr:<cluster>:p<n>}:logins       number  the highest login number
 //! {mr:<cluster>:p<n>}:lost         zset    sessions to be closed: user \0 device \0 login:incarnation:session:platform
 //! {mr:<cluster>:nodes}:n:<name>    text    incarnation:address, expires        …:names     set
-//! {mr:<cluster>:nodes}:g:<id>      text    incarnation, copy and name of the grant, expires                …:lives     set of id:incarnation
+//! {mr:<cluster>:nodes}:g:<id>      text    incarnation:copy:grant, expires     …:lives     set of id:incarnation
 //! {mr:<cluster>:nodes}:owners      hash    partition -> epoch:node
 //! {mr:<cluster>:nodes}:format      text    version:partitions                  …:sweep     text, expires
 //! ```

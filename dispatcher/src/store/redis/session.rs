@@ -3,8 +3,8 @@
 //!
 //! What they mean is left to [`super::job`]. The rule that keeps it right: a command is sent once. It is sent again only
 //! when the server said that it does not know the script, which is the one answer that says for sure that nothing was
-//! done, and nothing was sent after it; every other failure is handed up as it is. One that a cluster would have elsewhere is a failure too: the client
-//! then knows better, and whoever wanted it asks again.
+//! done, and nothing was sent after it; every other failure is handed up as it is. One that a cluster would have elsewhere
+//! is a failure too: the client then knows better, and whoever wanted it asks again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

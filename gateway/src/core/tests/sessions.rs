@@ -460,6 +460,39 @@ fn a_new_incarnation_registers_everybody_again_at_a_bounded_rate() {
 }
 
 #[test]
+fn a_late_answer_to_a_former_incarnation_has_the_session_registered_once_more() {
+    let mut world = World::ready();
+    let conn = world.session(0, "alice");
+    world.lease(78, 1 << 40);
+    world.announce(0, 0..PARTITIONS, 10);
+    let answer = |world: &mut World, incarnation| {
+        let registered = wire::Registered {
+            user: "alice".into(),
+            device: "phone".into(),
+            login_number: 1,
+            gateway_incarnation: incarnation,
+            ..Default::default()
+        };
+        let partition = user_partition("alice", PARTITIONS);
+        world.say(0, Kind::Registered, partition, 10, world.id(conn), &registered);
+        world.run();
+    };
+    let asked = |world: &mut World| {
+        world.later(SECOND);
+        let asked = world.take(0, Kind::Register).into_iter();
+        asked.map(|it| wire::Register::decode(it.body).unwrap().gateway_incarnation).collect::<Vec<_>>()
+    };
+    assert_eq!(asked(&mut world), [78]);
+    answer(&mut world, 78);
+    assert!(asked(&mut world).is_empty(), "it is answered");
+    // What was sent under the former incarnation was on its way all the time, and is carried out now.
+    answer(&mut world, 77);
+    assert_eq!(asked(&mut world), [78], "its route is void, and has taken the place of the other one");
+    answer(&mut world, 78);
+    assert!(asked(&mut world).is_empty());
+}
+
+#[test]
 fn shard_0_renews_the_lease_by_another_node_when_one_is_silent() {
     let config = Config { seeds: vec![("".into(), "a:1".into()), ("".into(), "b:1".into())], ..config() };
     let mut world = World::with(config);
