@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use millrace_dispatcher::store::model::ModelStore;
-use millrace_dispatcher::store::{Done, Gateway, Job, Node, Outcome, StoreError, View, Work};
+use millrace_dispatcher::store::{Done, Fence, Gateway, Job, Node, Outcome, StoreError, View, Work};
 use millrace_protocol::ids::Partition;
 use millrace_protocol::planted::{self, Fault};
 
@@ -114,8 +114,8 @@ pub struct Store {
     granted: BTreeMap<(String, u64), u64>,
     /// Leases granted to gateways so far.
     grants: u64,
-    /// Until when a partition's batches are under way, for their owner.
-    batches: BTreeMap<(Seat, Partition), u64>,
+    /// Until when a partition's batches are under way, for their owner, and under which claim.
+    batches: BTreeMap<(Seat, Partition), (Fence, u64)>,
     random: Random,
     /// For what waited for another connection.
     waited: Random,
@@ -151,9 +151,13 @@ impl Store {
     /// A job leaves its thread.
     pub fn submit(&mut self, agenda: &mut Agenda, ledger: &mut Ledger, now_us: u64, seat: Seat, job: Job) {
         match &job.work {
-            Work::Append(batch) => drop(self.batches.insert((seat, batch.partition), u64::MAX)),
-            Work::Release { partition, .. } => {
-                let until_us = self.batches.get(&(seat, *partition)).copied().unwrap_or(0);
+            Work::Append(batch) => {
+                self.batches.insert((seat, batch.partition), (batch.fence, u64::MAX));
+            }
+            Work::Release { partition, fence } => {
+                // What it began under an earlier claim was carried out before this claim, or is not any more.
+                let batch = self.batches.get(&(seat, *partition)).filter(|(of, _)| of == fence);
+                let until_us = batch.map_or(0, |(_, until_us)| *until_us);
                 witness::gives_up(ledger, now_us, seat, *partition, until_us);
             }
             _ => {}
@@ -215,7 +219,8 @@ impl Store {
 
     /// A batch of this partition is answered then.
     fn answers(&mut self, seat: Seat, partition: Option<Partition>, at_us: u64) {
-        if let Some(until_us) = partition.and_then(|partition| self.batches.get_mut(&(seat, partition))) {
+        if let Some((_, until_us)) = partition.and_then(|partition| self.batches.get_mut(&(seat, partition)))
+        {
             *until_us = at_us;
         }
     }
