@@ -478,7 +478,7 @@ fn a_late_answer_to_a_former_incarnation_has_the_session_registered_once_more() 
         world.run();
     };
     let asked = |world: &mut World| {
-        world.later(SECOND);
+        world.later(SECOND / 2);
         let asked = world.take(0, Kind::Register).into_iter();
         asked.map(|it| wire::Register::decode(it.body).unwrap().gateway_incarnation).collect::<Vec<_>>()
     };
