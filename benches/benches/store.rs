@@ -14,9 +14,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-// It has the allocator that the programs have.
 use criterion::{Bencher, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
-use millrace_benches as _;
+use millrace_benches as _; // for its allocator, that of the programs
 use millrace_dispatcher::store::embedded::{self, Embedded};
 use millrace_dispatcher::store::redis::{self, RedisStore};
 use millrace_dispatcher::store::{Batch, Done, Entry, Fence, Job, Outcome, Replies, Store, Work, Write};

@@ -13,7 +13,7 @@ use millrace_protocol::messages::link::{Close, Closed};
 use millrace_protocol::planted::{self, Fault};
 use rustc_hash::FxHashMap;
 
-use super::hub::{Cx, From, Pending, link_of};
+use super::hub::{Cx, From, Hub, Pending, link_of};
 use super::limits::{CLOSE_REPEAT_US, CLOSES_MAX};
 use crate::store::{Route, Work};
 
@@ -21,6 +21,8 @@ use crate::store::{Route, Work};
 #[derive(Debug, Default)]
 pub struct Closes {
     open: FxHashMap<SessionId, Vec<Closing>>,
+    /// How many those are.
+    tracked: usize,
     /// In order of time; answered ones are skipped.
     due: VecDeque<(u64, SessionId)>,
     /// Closed or gone: the store need not know them any more.
@@ -39,7 +41,20 @@ struct Closing {
 impl Closes {
     /// Closes not answered yet.
     pub fn count(&self) -> usize {
-        self.open.values().map(Vec::len).sum()
+        self.tracked
+    }
+
+    /// What is over of the Closes under a session's id.
+    fn take_out(&mut self, session: SessionId, is_over: impl Fn(&Closing) -> bool) {
+        let Some(open) = self.open.get_mut(&session) else { return };
+        let over: Vec<Closing> = open.extract_if(.., |closing| is_over(closing)).collect();
+        if open.is_empty() {
+            self.open.remove(&session);
+        }
+        self.tracked -= over.len();
+        for Closing { of, user, loser, .. } in over {
+            self.over(of.partition, user, loser);
+        }
     }
 
     /// It needs no Close any more.
@@ -69,7 +84,7 @@ pub fn close(cx: &mut Cx, of: From, user: &str, loser: Route) {
     let record = of.record(Kind::Close, loser.session, &message);
     cx.send(link_of(loser.session), record.clone());
     let closes = &mut cx.hub.closes;
-    if closes.due.len() >= CLOSES_MAX {
+    if closes.due.len().max(closes.tracked) >= CLOSES_MAX {
         cx.hub.stats.closes_untracked += 1;
         return;
     }
@@ -78,13 +93,19 @@ pub fn close(cx: &mut Cx, of: From, user: &str, loser: Route) {
     if open.is_empty() {
         closes.due.push_back((cx.now.mono_us + CLOSE_REPEAT_US, session));
     }
-    open.retain(|before| (before.user.as_str(), &before.loser) != (user, &loser));
-    open.push(Closing { of, user: user.to_owned(), loser, record, tries: 1 });
+    let closing = Closing { of, user: user.to_owned(), loser, record, tries: 1 };
+    match open.iter_mut().find(|before| (&before.user, &before.loser) == (&closing.user, &closing.loser)) {
+        Some(before) => *before = closing,
+        None => {
+            open.push(closing);
+            closes.tracked += 1;
+        }
+    }
 }
 
 /// A user's session is registered: what of this user lost under its id is not there any more, or is this one.
 pub fn registered(cx: &mut Cx, session: SessionId, user: &str) {
-    take_out(cx, session, |closing| closing.user == user);
+    cx.hub.closes.take_out(session, |closing| closing.user == user);
 }
 
 /// The Close of a session was carried out.
@@ -93,20 +114,7 @@ pub fn closed(cx: &mut Cx, session: SessionId, answer: &Closed) {
         let Closing { user, loser, .. } = closing;
         (user, &loser.device, loser.login_number) == (&answer.user, &answer.device, answer.login_number)
     };
-    take_out(cx, session, named);
-}
-
-/// What is over of the Closes under a session's id.
-fn take_out(cx: &mut Cx, session: SessionId, is_over: impl Fn(&Closing) -> bool) {
-    let closes = &mut cx.hub.closes;
-    let Some(open) = closes.open.get_mut(&session) else { return };
-    let over: Vec<Closing> = open.extract_if(.., |closing| is_over(closing)).collect();
-    if open.is_empty() {
-        closes.open.remove(&session);
-    }
-    for Closing { of, user, loser, .. } in over {
-        closes.over(of.partition, user, loser);
-    }
+    cx.hub.closes.take_out(session, named);
 }
 
 /// Sends again what was not answered in time, and tells the store what is over.
@@ -122,15 +130,10 @@ pub fn turn(cx: &mut Cx) {
 fn repeat_closes(cx: &mut Cx) {
     while cx.hub.closes.due.front().is_some_and(|(at_us, _)| *at_us <= cx.now.mono_us) {
         let Some((_, session)) = cx.hub.closes.due.pop_front() else { break };
+        let Hub { closes, cluster, .. } = &mut *cx.hub;
         // The view may be some heartbeats old: a gateway is gone when a later one doesn't show it either.
-        let cluster = &cx.hub.cluster;
-        let gone = |closing: &Closing| closing.tries >= 5 && !cluster.is_there(&closing.loser);
-        let dead: Vec<Route> = match cx.hub.closes.open.get(&session) {
-            Some(open) => open.iter().filter(|closing| gone(closing)).map(|c| c.loser.clone()).collect(),
-            None => continue,
-        };
-        take_out(cx, session, |closing| dead.contains(&closing.loser));
-        let Some(open) = cx.hub.closes.open.get_mut(&session) else { continue };
+        closes.take_out(session, |closing| closing.tries >= 5 && !cluster.is_there(&closing.loser));
+        let Some(open) = closes.open.get_mut(&session) else { continue };
         let again = open.iter_mut().map(|closing| {
             closing.tries += 1;
             closing.record.clone()

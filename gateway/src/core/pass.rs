@@ -139,7 +139,8 @@ impl Fan {
     /// The head as of which a listener has everything that it is meant to have, with what is under way left out.
     pub fn delivered_to(&self, slot: u32, last: u64) -> u64 {
         let running = self.running.as_ref().filter(|running| slot >= running.at);
-        let oldest = running.and_then(|running| running.items.first()).or(self.waiting.front());
+        let under_way = running.into_iter().flat_map(|running| &running.items).chain(&self.waiting);
+        let oldest = under_way.into_iter().find(|item| item.seq != RESTART);
         let reached = oldest.map_or(last, |item| {
             let first = if item.gap_from > 0 { item.gap_from } else { item.seq };
             first.saturating_sub(1).min(last)
@@ -275,6 +276,16 @@ mod tests {
         ];
         assert_eq!(sent, expected);
         assert!(fan.is_idle() && fan.joined.is_none() && fan.waiting_bytes == 0);
+    }
+
+    #[test]
+    fn a_beginning_is_no_place_in_the_log() {
+        let mut fan = Fan::default();
+        fan.push(Item { epoch: 2, ..item(RESTART, 0) });
+        assert_eq!(fan.delivered_to(3, 22), 22);
+        fan.push(item(23, 0));
+        fan.push(item(24, 0));
+        assert_eq!(fan.delivered_to(3, 24), 22, "23 and 24 are not sent yet");
     }
 
     #[test]

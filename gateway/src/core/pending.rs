@@ -157,10 +157,12 @@ impl Shard {
                 _ => missed = self.joined(slot, &body, epoch, told.is_some()),
             }
         }
-        if !body.left.is_empty() && counts {
-            self.left(slot, &body.left, &body.user, told);
-        } else if let Some(slot) = told.filter(|_| !body.left.is_empty()) {
-            self.left_late(slot, &body.left);
+        if !body.left.is_empty() {
+            match told {
+                _ if counts => self.left(slot, &body.left, &body.user, told),
+                Some(slot) => self.left_late(slot, &body.left),
+                None => {}
+            }
         }
         // A page that comes too late to be handed on changes nothing: the client asks for it again.
         if let Some(slot) = told.filter(|_| !body.syncing.is_empty()) {

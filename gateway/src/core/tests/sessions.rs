@@ -266,11 +266,8 @@ fn a_displaced_session_is_told_and_close_is_answered_always() {
     world.assert_empty();
 }
 
-#[test]
-fn a_direct_message_waits_for_login_ack() {
-    let mut world = World::ready();
-    let conn = world.accept(1, 1, ClientSession::tcp());
-    world.request(conn, 1, login("alice"));
+/// A message for alice's phone, at this connection.
+fn direct_to_alice(world: &mut World, conn: Conn) {
     let target = wire::Target {
         session: world.id(conn),
         user: "alice".into(),
@@ -279,6 +276,14 @@ fn a_direct_message_waits_for_login_ack() {
     };
     let direct = wire::Direct { targets: vec![target], notify: fan_out("d:alice:b", 1, 10, 0, 1).notify };
     world.say(0, Kind::Direct, 0, 10, 0, &direct);
+}
+
+#[test]
+fn a_direct_message_waits_for_login_ack() {
+    let mut world = World::ready();
+    let conn = world.accept(1, 1, ClientSession::tcp());
+    world.request(conn, 1, login("alice"));
+    direct_to_alice(&mut world, conn);
     world.receive(conn, vec![4, 0, 0, 0]);
     world.run();
     assert_eq!(world.seen(conn), [Seen::Pong]);
@@ -299,14 +304,7 @@ fn a_direct_message_that_waits_for_login_ack_is_dropped_without_one() {
             world.clients.get_mut(&conn).unwrap().stalled = true;
             world.receive(conn, vec![4, 0, 0, 0]);
         }
-        let target = wire::Target {
-            session: world.id(conn),
-            user: "alice".into(),
-            device: "phone".into(),
-            login_number: 0,
-        };
-        let direct = wire::Direct { targets: vec![target], notify: fan_out("d:alice:b", 1, 10, 0, 1).notify };
-        world.say(0, Kind::Direct, 0, 10, 0, &direct);
+        direct_to_alice(&mut world, conn);
         world.run();
         let (user, device) = (register.user, register.device);
         if displaced {
