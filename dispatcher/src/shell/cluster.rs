@@ -523,6 +523,7 @@ mod tests {
         store.answer(Err(StoreError::Unavailable("away".into())));
         cluster.take_answers();
         assert_eq!(cluster.status.lease_until_us, until_us, "a renewal that failed prolongs nothing");
+        turned_us.store(clock::boot_us(), Ordering::Relaxed);
         cluster.renew();
         store.answer(Ok(Outcome::View(Arc::new(View { held_by: 2, ..View::default() }))));
         cluster.take_answers();
