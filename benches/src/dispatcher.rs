@@ -212,7 +212,7 @@ fn carry_out(job: Job) -> Done {
             copy: 1,
         },
         Work::Answers { .. } => Outcome::Answers(Vec::new()),
-        Work::UserItems(_) => Outcome::UserItemsDone,
+        Work::UserItems { .. } => Outcome::UserItemsDone,
         Work::Load { .. } => Outcome::Loaded(Loaded::default()),
         Work::Append(_) => Outcome::Appended,
         Work::Routes { users } => Outcome::Routes((0..).zip(users).map(|(n, _)| vec![route(n)]).collect()),

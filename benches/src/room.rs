@@ -125,6 +125,7 @@ impl Room {
                 user: user(slot),
                 device: "phone".to_owned(),
                 login_number: LOGIN_NUMBER,
+                gateway_incarnation: 1,
             };
             let body = Direct { targets: vec![target], notify: self.notify.clone() };
             self.say(Kind::Direct, ROOM, SessionId::NONE, &body);
@@ -190,6 +191,7 @@ impl Room {
                     user: asked.user,
                     device: asked.device,
                     login_number: LOGIN_NUMBER,
+                    gateway_incarnation: asked.gateway_incarnation,
                     ..Registered::default()
                 };
                 self.say(Kind::Registered, ROOM, record.session, &answer);

@@ -163,16 +163,17 @@ impl Inbox {
     /// Where the log ends, from a Head or a Standing.
     pub(super) fn head(&mut self, conversation: &str, head: Cursor, now_ms: u64) {
         let newest = self.start == Start::Newest;
+        let vouches = self.vouches(conversation);
         let place = self.place(conversation);
         let told = place.told();
         if !place.begun {
             if newest || head.seq == 0 {
                 place.begin(head);
-                place.checked = true;
+                place.checked |= vouches;
                 return self.keep(conversation, now_ms);
             }
         } else if head == told {
-            place.checked = true;
+            place.checked |= vouches;
             return;
         } else if head.epoch < told.epoch || (head.epoch == told.epoch && head.seq < told.seq) {
             // Read before what has come since.
@@ -195,10 +196,11 @@ impl Inbox {
             }
         }
         let head = standing.head.unwrap_or_default();
+        let vouches = self.vouches(conversation);
         let place = self.place(conversation);
         if !place.begun && !standing.news {
             place.begin(head);
-            place.checked = true;
+            place.checked |= vouches;
             self.acks.known(conversation, head);
             self.dirty.insert(conversation.clone());
             return true;
@@ -352,6 +354,12 @@ impl Inbox {
             told.tell(Event::Removed { conversation: conversation.into() });
         }
         self.forget(conversation);
+    }
+
+    /// Whether a head that is ours tells that the log is ours. Where the log is to be read it does not: it may be from before
+    /// what that is for.
+    fn vouches(&self, conversation: &str) -> bool {
+        !self.syncs.is_wanted(conversation)
     }
 
     /// The log is to be read. Until then it may be another one than ours.

@@ -119,6 +119,11 @@ impl Syncs {
         *self = Syncs::default();
     }
 
+    /// Whether a page is on its way, or will be asked for.
+    pub(super) fn is_wanted(&self, conversation: &str) -> bool {
+        self.states.contains_key(conversation)
+    }
+
     /// Whether a page is on its way.
     pub(super) fn is_asked(&self, conversation: &str) -> bool {
         matches!(self.states.get(conversation), Some(State::Asked { .. }))

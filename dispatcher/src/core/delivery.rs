@@ -275,6 +275,7 @@ fn targets(cx: &Cx, ask: &Ask, routes: &FxHashMap<String, Vec<Route>>) -> Vec<(L
                 user: user.clone(),
                 device: route.device.clone(),
                 login_number: route.login_number,
+                gateway_incarnation: route.incarnation,
             };
             let link = link_of(route.session);
             match by_link.iter_mut().find(|(key, _)| *key == link) {

@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use millrace_protocol::ids::SessionId;
+use millrace_protocol::ids::{Partition, SessionId};
 use millrace_protocol::link::Kind;
 use millrace_protocol::messages::client::{Code, GroupAsked, Joined, Left, Notify, notify, response};
 use millrace_protocol::messages::link::{Remove, Reply};
@@ -27,7 +27,7 @@ use super::hub::{Asker, Cx, Pending};
 use super::limits::{CHANGES_WAITING_MAX, CLEAN_MEMBERS, ROUND_CHANGES_MAX};
 use super::members::Members;
 use super::notes;
-use crate::store::{Change as ItemChange, List, Outcome, StoreError, UserItem, Work, Write};
+use crate::store::{Change as ItemChange, Fence, List, Outcome, StoreError, UserItem, Work, Write};
 
 /// A request to change a group.
 #[derive(Debug)]
@@ -55,6 +55,8 @@ struct Round {
     plan: Plan,
     /// Those who come and go, while changes enter: one change of each user.
     named: FxHashSet<String>,
+    /// Members who asked to join once more: their lists are to name the group, whatever became of the first time.
+    members: Vec<(String, Asker)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,15 +97,23 @@ impl Rounds {
 
     /// Everyone who waits, oldest first: the partition stops.
     pub fn stop(self) -> impl Iterator<Item = Asker> {
-        let changes = self.round.map(|round| round.changes).unwrap_or_default();
-        changes.into_iter().chain(self.queue).map(|change| change.asker)
+        let under_way = self.round.into_iter().flat_map(|round| round.askers());
+        under_way.chain(self.queue.into_iter().map(|change| change.asker))
     }
 
     /// Everyone whose change is in no batch yet: the partition takes nothing new.
     pub fn stop_waiting(&mut self) -> Vec<Asker> {
         let listing = self.round.take_if(|round| round.stage == Stage::Listing);
-        let changes = listing.map(|round| round.changes).unwrap_or_default();
-        changes.into_iter().chain(self.queue.drain(..)).map(|change| change.asker).collect()
+        let under_way = listing.into_iter().flat_map(|round| round.askers());
+        under_way.chain(self.queue.drain(..).map(|change| change.asker)).collect()
+    }
+}
+
+impl Round {
+    /// Everyone who waits for it.
+    fn askers(self) -> impl Iterator<Item = Asker> {
+        let members = self.members.into_iter().map(|(_, asker)| asker);
+        self.changes.into_iter().map(|change| change.asker).chain(members)
     }
 }
 
@@ -147,25 +157,27 @@ fn judge(cx: &Cx, conversation: &Conversation, coming: usize, change: &Change) -
 fn start(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation, name: &str) {
     let plan = Plan { ordinary: true, ..Plan::default() };
     let named = FxHashSet::default();
-    let mut round = Box::new(Round { stage: Stage::Listing, changes: Vec::new(), plan, named });
+    let (stage, changes, members) = (Stage::Listing, Vec::new(), Vec::new());
+    let mut round = Box::new(Round { stage, changes, plan, named, members });
     while round.changes.len() < ROUND_CHANGES_MAX
         && round.plan.ordinary
         && let Some(change) = conversation.rounds.queue.pop_front()
     {
-        if let Some(change) = enter(cx, owner, conversation, name, &mut round, change) {
+        if let Some(change) = enter(cx, owner, conversation, &mut round, change) {
             conversation.rounds.queue.push_front(change);
             break;
         }
     }
-    if round.changes.is_empty() {
-        return;
-    }
     round.named = FxHashSet::default();
-    if round.plan.add.is_empty() {
-        return append(cx, owner, conversation, name, round);
+    let coming = round.plan.add.iter().chain(round.members.iter().map(|(user, _)| user));
+    let coming: Vec<&str> = coming.map(String::as_str).collect();
+    match (coming.is_empty(), round.changes.is_empty()) {
+        (true, true) => return,
+        (true, false) => return append(cx, owner, conversation, name, round),
+        (false, _) => {}
     }
-    let work = listing(&round.plan.add, name, true);
-    store(cx, owner, name, work);
+    // Ahead of what it is for: no claim has to stand behind it.
+    store(cx, owner, name, listing(coming, name, ItemChange::Add(Bytes::new()), None));
     conversation.rounds.round = Some(round);
 }
 
@@ -174,7 +186,6 @@ fn enter(
     cx: &mut Cx,
     owner: &Owner,
     conversation: &mut Conversation,
-    name: &str,
     round: &mut Round,
     change: Change,
 ) -> Option<Change> {
@@ -185,13 +196,7 @@ fn enter(
     match judge(cx, conversation, round.plan.add.len(), &change) {
         Verdict::Refused(code, reason) => cx.refuse(owner.from, change.asker, code, reason),
         Verdict::Done => cx.done(owner.from, change.asker),
-        Verdict::In => {
-            // Asked again perhaps because nobody heard of the first time: the user's other sessions neither.
-            let (users, except) = (vec![change.user], vec![change.asker.session]);
-            let what = What::Attach(name.to_owned());
-            cx.hub.delivery.ask(Ask { users, except, from: owner.from, what });
-            joined(cx, owner, conversation, name, change.asker);
-        }
+        Verdict::In => round.members.push((change.user, change.asker)),
         Verdict::Asks => refuse_pending(cx, owner, change.asker),
         Verdict::Plan(plan) if follows && !plan.ordinary => return Some(change),
         Verdict::Plan(plan) if follows => {
@@ -209,16 +214,27 @@ fn enter(
     None
 }
 
-/// Puts a group into lists of these users, or takes it out.
-fn listing(users: &[String], name: &str, add: bool) -> Work {
-    let change = if add { ItemChange::Add(Bytes::new()) } else { ItemChange::Remove };
-    let item = |user: &String| UserItem {
-        user: user.clone(),
+/// A change of the lists of these users.
+fn listing<'a>(
+    users: impl IntoIterator<Item = &'a str>,
+    name: &str,
+    change: ItemChange,
+    claim: Option<(Partition, Fence)>,
+) -> Work {
+    let item = |user: &str| UserItem {
+        user: user.to_owned(),
         list: List::Groups,
         item: name.to_owned(),
         change: change.clone(),
     };
-    Work::UserItems(users.iter().map(item).collect())
+    Work::UserItems { items: users.into_iter().map(item).collect(), claim }
+}
+
+/// Takes a group out of the lists of these users, who are members no more: in this copy of the store and under this claim,
+/// as they may be members still, or again, under any other.
+fn unlist(cx: &mut Cx, owner: &Owner, users: &[String], name: &str) {
+    let (users, claim) = (users.iter().map(String::as_str), (owner.from.partition, owner.fence));
+    store(cx, owner, name, listing(users, name, ItemChange::Remove, Some(claim)));
 }
 
 fn store(cx: &mut Cx, owner: &Owner, name: &str, work: Work) {
@@ -237,10 +253,21 @@ pub fn listed(
 ) {
     let Some(mut round) = conversation.rounds.round.take() else { return };
     match (round.stage, outcome) {
-        (Stage::Listing, Ok(_)) => return append(cx, owner, conversation, name, round),
+        (Stage::Listing, Ok(_)) => {
+            for (user, asker) in round.members.drain(..) {
+                // Asked again perhaps because nobody heard of the first time: the user's other sessions neither.
+                let (users, except) = (vec![user], vec![asker.session]);
+                let what = What::Attach(name.to_owned());
+                cx.hub.delivery.ask(Ask { users, except, from: owner.from, what });
+                joined(cx, owner, conversation, name, asker);
+            }
+            if !round.changes.is_empty() {
+                return append(cx, owner, conversation, name, round);
+            }
+        }
         (Stage::Listing, Err(_)) => {
-            for change in round.changes {
-                cx.busy(owner.from, change.asker, "the store is not available");
+            for asker in round.askers() {
+                cx.busy(owner.from, asker, "the store is not available");
             }
         }
         (Stage::Cleaning, Ok(_)) => {
@@ -336,13 +363,12 @@ pub fn appended(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation,
         let users = std::mem::take(&mut plan.add);
         cx.hub.delivery.ask(Ask { users, except: answered, from: owner.from, what });
     }
-    // Lists have no fence. Once the lease is over another owner may have let these users in again; a name too many in a
-    // list is found out by the next login.
+    // Once the lease is over another owner may have let these users in again, and not every store compares the claim; a
+    // name too many in a list is found out by the next login.
     if plan.remove.is_empty() || cx.now.mono_us >= cx.hub.cluster.lease_until_us {
         return start(cx, owner, conversation, name);
     }
-    let work = listing(&plan.remove, name, false);
-    store(cx, owner, name, work);
+    unlist(cx, owner, &plan.remove, name);
     round.stage = Stage::Unlisting;
     conversation.rounds.round = Some(round);
 }
@@ -408,11 +434,10 @@ pub fn resume(cx: &mut Cx, owner: &Owner, conversation: &mut Conversation, name:
         conversation.subscribers.clear();
         return;
     }
-    let work = listing(&slice, name, false);
-    store(cx, owner, name, work);
+    unlist(cx, owner, &slice, name);
     let plan = Plan { remove: slice, ..Plan::default() };
-    let (changes, named) = (Vec::new(), FxHashSet::default());
-    let round = Round { stage: Stage::Cleaning, changes, plan, named };
+    let (changes, named, members) = (Vec::new(), FxHashSet::default(), Vec::new());
+    let round = Round { stage: Stage::Cleaning, changes, plan, named, members };
     conversation.rounds.round = Some(Box::new(round));
 }
 

@@ -144,7 +144,8 @@ pub fn answered(cx: &mut Cx, reading: Reading, outcome: Result<Outcome, StoreErr
             };
             let change = Change::Put(flags(&item));
             let name = item.conversation.clone();
-            let work = Work::UserItems(vec![UserItem { user: user.clone(), list, item: name, change }]);
+            let items = vec![UserItem { user: user.clone(), list, item: name, change }];
+            let work = Work::UserItems { items, claim: None };
             go_on(cx, Reading { from, asker, user, step: Step::Set(item) }, work);
         }
         (Step::Set(item), Ok(_)) => {

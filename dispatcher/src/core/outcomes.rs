@@ -215,6 +215,9 @@ impl Partition {
 
     fn listed(&mut self, cx: &mut Cx, name: &str, outcome: Result<Outcome, StoreError>) {
         let Phase::Serving(serving) = &mut self.phase else { return };
+        if let Err(error @ StoreError::Fenced { .. }) = &outcome {
+            return self.stop(cx, &error.to_string());
+        }
         let Serving { owner, table, .. } = &mut **serving;
         if let Some(conversation) = table.ready(name) {
             groups::listed(cx, owner, conversation, name, outcome);

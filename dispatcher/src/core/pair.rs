@@ -19,7 +19,7 @@ use super::conversation::Conversation;
 use super::delivery::{Ask, What};
 use super::hub::{Asker, Cx, From, Pending};
 use super::limits::{GREETING_BYTES_MAX, PAIR_CHANGES_MAX};
-use crate::store::{Change as ItemChange, List, Outcome, StoreError, UserItem, Work, Write};
+use crate::store::{Change as ItemChange, Fence, List, Outcome, StoreError, UserItem, Work, Write};
 
 /// Items of the state: friends; who has asked; who blocks. The latter with a user's name behind.
 const FRIENDS_KEY: &str = "f";
@@ -62,6 +62,8 @@ pub struct Listing {
     pub from: From,
     /// Of the owner's claim.
     pub generation: u64,
+    /// Shown with the lists: in another copy of the store the change that they follow may never have been.
+    fence: Fence,
     /// The direct conversation.
     pub conversation: String,
     asker: Asker,
@@ -181,6 +183,7 @@ fn start(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation, name: 
         let listing = Box::new(Listing {
             from: owner.from,
             generation: owner.generation,
+            fence: owner.fence,
             conversation: name.to_owned(),
             asker,
             items,
@@ -301,7 +304,8 @@ pub fn appended(cx: &mut Cx, conversation: &mut Conversation) {
 
 fn list(cx: &mut Cx, conversation: &mut Conversation, mut listing: Box<Listing>) {
     conversation.pair.under_way = Some(Stage::Listing);
-    let work = Work::UserItems(std::mem::take(&mut listing.items));
+    let claim = Some((listing.from.partition, listing.fence));
+    let work = Work::UserItems { items: std::mem::take(&mut listing.items), claim };
     cx.store(work, Pending::Pair(listing));
 }
 

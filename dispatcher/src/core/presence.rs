@@ -199,7 +199,7 @@ fn forget_state(states: &mut States, user: &str, which: impl Fn(&str) -> bool) {
 }
 
 fn put_setting(user: &str, item: &str, value: Bytes) -> Work {
-    Work::UserItems(vec![setting(user, item, value)])
+    Work::UserItems { items: vec![setting(user, item, value)], claim: None }
 }
 
 fn setting(user: &str, item: &str, value: Bytes) -> UserItem {
@@ -392,7 +392,7 @@ fn routes(cx: &mut Cx, users: Vec<(String, bool)>, outcome: Result<Outcome, Stor
     }
     if !seen.is_empty() {
         cx.hub.stats.seen += seen.len() as u64;
-        cx.store(Work::UserItems(seen), Pending::Unwatched);
+        cx.store(Work::UserItems { items: seen, claim: None }, Pending::Unwatched);
     }
 }
 

@@ -120,32 +120,20 @@ fn refuse(cx: &mut Cx, login: &Login, code: Code, reason: &str) {
 }
 
 /// An Unregister record. The store compares before it removes, so it needs no owner.
-pub fn unregister(cx: &mut Cx, link: LinkKey, session: SessionId, ask: Unregister) {
+pub fn unregister(cx: &mut Cx, session: SessionId, ask: Unregister) {
     let partition = user_partition(&ask.user, cx.hub.config.partitions);
     events::session(cx, partition, "logout", &ask.user, &ask.device, ask.login_number);
-    remove_route(cx, link, ask.user, ask.device, session, ask.login_number);
+    let Unregister { user, device, login_number, gateway_incarnation: incarnation } = ask;
+    let pending = Pending::Unregister(user.clone());
+    cx.store(Work::Unregister { user, device, session, login_number, incarnation }, pending);
 }
 
 /// A NoSession record: the route that was used is wrong.
-pub fn no_session(cx: &mut Cx, link: LinkKey, answer: NoSession) {
-    remove_route(cx, link, answer.user, answer.device, SessionId(answer.session), answer.login_number);
-}
-
-fn remove_route(
-    cx: &mut Cx,
-    link: LinkKey,
-    user: String,
-    device: String,
-    session: SessionId,
-    login_number: u64,
-) {
-    let hello = cx.hub.cluster.links.get(&link).copied();
-    let lease = cx.hub.cluster.gateways.get(&link.gateway).copied();
-    for incarnation in hello.into_iter().chain(lease.filter(|lease| hello != Some(*lease))) {
-        let (user, device) = (user.clone(), device.clone());
-        let pending = Pending::Unregister(user.clone());
-        cx.store(Work::Unregister { user, device, session, login_number, incarnation }, pending);
-    }
+pub fn no_session(cx: &mut Cx, answer: NoSession) {
+    let NoSession { user, device, login_number, session, gateway_incarnation: incarnation } = answer;
+    let session = SessionId(session);
+    let pending = Pending::Unregister(user.clone());
+    cx.store(Work::Unregister { user, device, session, login_number, incarnation }, pending);
 }
 
 /// Whether a record about a user came to that user's partition.

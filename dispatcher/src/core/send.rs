@@ -118,7 +118,7 @@ pub fn list_direct(name: &str) -> Work {
         item: name.to_owned(),
         change: Change::Add(Bytes::new()),
     };
-    Work::UserItems(users.into_iter().map(item).collect())
+    Work::UserItems { items: users.into_iter().map(item).collect(), claim: None }
 }
 
 /// Why a user may not send there.

@@ -313,9 +313,9 @@ fn handle(cx: &mut Cx, partitions: &mut [Partition], link: LinkKey, record: Reco
     let read = match record.kind {
         Kind::Lease => wire::Lease::decode(body).map(|lease| gateway_lease(cx, link, lease)),
         Kind::Unregister => {
-            wire::Unregister::decode(body).map(|ask| register::unregister(cx, link, record.session, ask))
+            wire::Unregister::decode(body).map(|ask| register::unregister(cx, record.session, ask))
         }
-        Kind::NoSession => wire::NoSession::decode(body).map(|answer| register::no_session(cx, link, answer)),
+        Kind::NoSession => wire::NoSession::decode(body).map(|answer| register::no_session(cx, answer)),
         Kind::Closed => wire::Closed::decode(body).map(|body| closes::closed(cx, record.session, &body)),
         _ => {
             match own(partitions, cx, record.partition) {

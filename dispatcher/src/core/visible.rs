@@ -131,13 +131,9 @@ fn tell(cx: &mut Cx, event: &PresenceEvent, keys: &[Key]) {
     let mut by_link: BTreeMap<LinkKey, (From, Vec<Target>)> = BTreeMap::new();
     for key in keys {
         let Some(watch) = cx.hub.presence.watches.watch(*key) else { continue };
-        // The number of its login is not known here: the session is enough for the gateway.
-        let target = Target {
-            session: key.1.0,
-            user: watch.user.clone(),
-            device: watch.device.clone(),
-            login_number: 0,
-        };
+        // Its route is not known here: the session is enough for the gateway.
+        let (user, device) = (watch.user.clone(), watch.device.clone());
+        let target = Target { session: key.1.0, user, device, ..Target::default() };
         by_link.entry(watch.link).or_insert((watch.from, Vec::new())).1.push(target);
     }
     let notify: Bytes = Notify { event: Some(notify::Event::Presence(event.clone())) }.encode_to_vec().into();

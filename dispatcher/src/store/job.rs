@@ -99,9 +99,14 @@ pub enum Work {
         /// From `through` down; the entries come newest first.
         newest_first: bool,
     },
-    /// Changes items of users' lists, each in its user's partition; idempotent, needs no fence:
-    /// [`Outcome::UserItemsDone`].
-    UserItems(Vec<UserItem>),
+    /// Changes items of users' lists, each in its user's partition; idempotent: [`Outcome::UserItemsDone`].
+    UserItems {
+        /// What changes.
+        items: Vec<UserItem>,
+        /// If given: nothing changes unless this is the partition's claim, as for what follows from what was appended
+        /// under it. A Redis Cluster compares it for the lists that are in its partition.
+        claim: Option<(Partition, Fence)>,
+    },
     /// One page of a user's list, in byte order of the items: [`Outcome::UserList`].
     UserList {
         /// Whose.

@@ -196,7 +196,10 @@ impl ModelStore {
                 }
                 Ok(Outcome::Entries { entries, first_seq, head })
             }
-            Work::UserItems(items) => {
+            Work::UserItems { items, claim } => {
+                if let Some((partition, fence)) = claim {
+                    self.fenced(partition, fence)?;
+                }
                 for UserItem { user, list, item, change } in items {
                     let list = self.lists.entry((user, list)).or_default();
                     match change {

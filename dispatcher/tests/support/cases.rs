@@ -424,7 +424,7 @@ fn user_groups(world: &World<'_>) {
         let (list, item) = (List::Groups, group.to_owned());
         let of =
             |user: &&str| UserItem { user: (*user).into(), list, item: item.clone(), change: change.clone() };
-        Work::UserItems(users.iter().map(of).collect())
+        Work::UserItems { items: users.iter().map(of).collect(), claim: None }
     };
     let value = || Bytes::from_static(b"a\0value");
     let all = vec![

@@ -5,9 +5,10 @@ use millrace_dispatcher::store::{
     ANSWERS_MAX, Answer, Change, Cursor, CursorsOf, List, Outcome, STREAMS_PER_DEVICE_MAX, StoreError,
     StreamKey, UserItem, Work, Write,
 };
+use millrace_protocol::ids::user_partition;
 
 use super::cases::Case;
-use super::world::{Claim, World, entry, message, read};
+use super::world::{Claim, PARTITIONS, World, entry, message, read};
 
 pub const KEPT: &[(&str, Case)] = &[
     ("answers: the newest of a stream, with its log", answers_of_a_stream),
@@ -451,7 +452,7 @@ fn lists(world: &World<'_>) {
             change("alice", friends, "bo", add(b"a prefix")),
         ],
     ];
-    let jobs = jobs.into_iter().map(Work::UserItems).collect();
+    let jobs = jobs.into_iter().map(|items| Work::UserItems { items, claim: None }).collect();
     assert!(world.calls(jobs).iter().all(|outcome| *outcome == Ok(Outcome::UserItemsDone)));
     world.reopen();
     let items = |expected: &[(&str, &'static [u8])]| -> Vec<(String, Bytes)> {
@@ -468,6 +469,18 @@ fn lists(world: &World<'_>) {
     assert_eq!(world.list("alice", List::Groups, "", 9), (vec![], false));
     assert_eq!(world.list("bob", friends, "", 9), (items(&[("alice", b"1")]), false));
     assert_eq!(world.list("b", friends, "", 9), (vec![], false));
+
+    // What follows from a claim ends with it.
+    let partition = user_partition("bob", PARTITIONS);
+    let items = || vec![change("bob", friends, "alice", Change::Remove)];
+    let under = |fence| world.call(Work::UserItems { items: items(), claim: Some((partition, fence)) });
+    let paused = world.claim(partition, "a", 1_000).fence;
+    let present = world.claim(partition, "b", 1_000).fence;
+    assert_eq!(under(paused), Err(StoreError::Fenced { partition }));
+    assert_eq!(world.list("bob", friends, "", 9).0.len(), 1);
+    assert_eq!(under(present), Ok(Outcome::UserItemsDone));
+    assert_eq!(world.list("bob", friends, "", 9), (vec![], false));
+    assert_eq!(under(present), Ok(Outcome::UserItemsDone), "again");
 }
 
 fn released(world: &World<'_>) {

@@ -105,7 +105,10 @@ pub fn differ(seed: u64, store: &World<'_>, steps: u64) -> u64 {
                 change: Change::Add(Bytes::new()),
             })
         });
-        assert_eq!(world.call(Work::UserItems(items.collect())), Ok(Outcome::UserItemsDone));
+        assert_eq!(
+            world.call(Work::UserItems { items: items.collect(), claim: None }),
+            Ok(Outcome::UserItemsDone)
+        );
     }
     for partition in OWNED {
         owner.claim(worlds, partition);
@@ -417,7 +420,7 @@ impl Owner {
                 },
             })
             .collect();
-        [Work::UserItems(items.clone()), Work::UserItems(items)]
+        [items.clone(), items].map(|items| Work::UserItems { items, claim: None })
     }
 
     fn list(&mut self) -> [Work; 2] {

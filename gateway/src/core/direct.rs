@@ -4,7 +4,7 @@
 
 use millrace_protocol::frame::SharedFrame;
 use millrace_protocol::ids::{Partition, SessionId, user_partition};
-use millrace_protocol::link::{Kind, Record};
+use millrace_protocol::link::Kind;
 use millrace_protocol::messages::client::{Code, Notify, Resync, notify};
 use millrace_protocol::messages::link::{Direct, DirectGap, NoSession, Target};
 use millrace_protocol::peek::peek_deliver;
@@ -87,22 +87,12 @@ impl Shard {
         (session.is_named() && self.users.text(session.user) == target.user).then_some(slot)
     }
 
-    /// Corrects a route that points to no session.
+    /// Corrects a route that points to no session: the one that was used, and none that was written since.
     pub(super) fn no_session(&mut self, target: Target) {
         self.stats.no_sessions += 1;
         let partition = user_partition(&target.user, self.config.partitions);
-        let Target { session, user, device, login_number } = target;
-        let body = NoSession { user, device, login_number, session };
+        let Target { session, user, device, login_number, gateway_incarnation } = target;
+        let body = NoSession { user, device, login_number, session, gateway_incarnation };
         self.send_or_park(record(Kind::NoSession, partition, SessionId(session), &body));
-    }
-
-    /// Whether the session that a waiting NoSession denies has come since: a new process gives the same ids again, and a
-    /// session that resumed has the number that it had.
-    pub(super) fn is_here_now(&mut self, record: &Record) -> bool {
-        let Ok(NoSession { user, device, login_number, session }) = NoSession::decode(record.body.clone())
-        else {
-            return false;
-        };
-        self.target_here(&Target { session, user, device, login_number }).is_some()
     }
 }

@@ -217,17 +217,19 @@ impl Shard {
             return;
         };
         session.flags &= !(REGISTERED | REREGISTERING);
-        let (user, number, generation) = (session.user, session.login_number, session.generation);
+        let (user, login_number, generation) = (session.user, session.login_number, session.generation);
         let session = self.sessions.get(slot).expect("found above");
         let (user, device) = (self.users.text(user).to_owned(), self.device_of(session).0.to_owned());
         let id = SessionId::new(self.config.gateway, self.config.shard, slot, generation);
-        self.send_unregister(id, user, device, number);
+        // A route under a former incarnation is void, and the Register that may be under way is answered.
+        let gateway_incarnation = self.lease.incarnation;
+        let body = Unregister { user, device, login_number, gateway_incarnation };
+        self.send_unregister(id, &body);
     }
 
-    fn send_unregister(&mut self, session: SessionId, user: String, device: String, login_number: u64) {
-        let partition = user_partition(&user, self.config.partitions);
-        let body = Unregister { user, device, login_number };
-        self.send_or_park(record(Kind::Unregister, partition, session, &body));
+    fn send_unregister(&mut self, session: SessionId, body: &Unregister) {
+        let partition = user_partition(&body.user, self.config.partitions);
+        self.send_or_park(record(Kind::Unregister, partition, session, body));
     }
 
     /// The slot of a session of this shard, if it is still that one.
@@ -241,7 +243,6 @@ impl Shard {
     }
 
     pub(super) fn on_registered(&mut self, id: SessionId, owner: (Partition, u64), body: Registered) {
-        let partition_user = body.user.clone();
         let here = self.slot_of(id).filter(|slot| {
             let session = &self.sessions.get(*slot).expect("found above");
             session.is_named()
@@ -251,7 +252,8 @@ impl Shard {
         let Some(slot) = here else {
             // It left meanwhile; its Unregister did not know the number.
             if body.refused == 0 {
-                self.send_unregister(id, partition_user, body.device, body.login_number);
+                let Registered { user, device, login_number, gateway_incarnation, .. } = body;
+                self.send_unregister(id, &Unregister { user, device, login_number, gateway_incarnation });
             }
             return;
         };
@@ -284,7 +286,7 @@ impl Shard {
                 }
             };
         }
-        if ![0, self.lease.incarnation].contains(&body.gateway_incarnation) {
+        if body.gateway_incarnation != self.lease.incarnation {
             // That route is void, and no answer to the Register under the present incarnation; but it took the place of the
             // route that the session had, if that Register came first.
             match session.state {

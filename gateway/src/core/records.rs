@@ -293,9 +293,6 @@ impl Shard {
                 // Answered BUSY meanwhile.
                 continue;
             }
-            if record.kind == Kind::NoSession && self.is_here_now(&record) {
-                continue;
-            }
             match self.uplink.send(record) {
                 Ok(node) => {
                     if let Some(pending) = token.and_then(|token| self.pending.get_mut(&token)) {

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
 use millrace_protocol::messages::client::{
-    Code, Cursor, Deliver, Head, Joined, LoginAck, Notify, Peeked, PresenceSubscribe, Removed, Response,
-    Resync, RoomJoin, Standing, SyncPage, Typing, notify,
+    Code, Cursor, Deliver, Head, Joined, LoginAck, Notify, Peeked, PresenceSubscribe, Refused, Removed,
+    Response, Resync, RoomJoin, Standing, SyncPage, Typing, notify,
 };
 
 use super::server::Frame;
@@ -580,4 +580,40 @@ fn a_servers_cursor_that_was_lost_is_no_place_to_begin() {
         !world.notices.iter().any(|notice| matches!(notice, Notice::Truncated { .. })),
         "nothing was shown"
     );
+}
+
+#[test]
+fn a_standing_from_before_a_head_does_not_vouch_for_the_log() {
+    let mut world = World::new(22, &["g:tea"]);
+    fill(&mut world, "g:tea", 6);
+    world.settle(1_000);
+    let earlier = world.server.log("g:tea").entries.clone();
+    world.server.takeover("g:tea", 2);
+    fill(&mut world, "g:tea", 8);
+    world.settle(5_000);
+    let ours = Cursor { epoch: 2, seq: 12 };
+    assert_eq!(world.saved["g:tea"].cursor, ours);
+    world.server.notify(notify::Event::Resync(Resync { conversations: Vec::new() }));
+    let peeks = |op: &Op| matches!(op, Op::Peek(_));
+    until_asked(&mut world, peeks);
+    // The earlier log is the one there is again, and a head of it comes first.
+    let log = world.server.log("g:tea");
+    (log.entries, log.epoch, log.delivered) = (earlier, 3, None);
+    let conn = world.conn.unwrap();
+    let head = notify::Event::Head(Head { conversation: "g:tea".into(), epoch: 3, seq: 6 });
+    world.step(Event::Notify { conn, notify: Notify { event: Some(head) } });
+    let conversation = "g:tea".to_owned();
+    let (head, delivered) = (Some(ours), Some(ours));
+    let standing = Standing { conversation: conversation.clone(), head, delivered, ..Standing::default() };
+    answer(&mut world, Outcome::Peeked(Peeked { standings: vec![standing] }), peeks);
+    // It is cut to the end of the earlier log, which is not enough; and going on is refused for now.
+    let syncs = |op: &Op| matches!(op, Op::Sync(_));
+    let truncated = Some(Cursor { epoch: 1, seq: 6 });
+    let page = SyncPage { conversation, truncated, more: true, ..SyncPage::default() };
+    answer(&mut world, Outcome::SyncPage(page), syncs);
+    let busy = Refused { code: Code::Busy.into(), retry_after_ms: 500, ..Refused::default() };
+    answer(&mut world, Outcome::Refused(busy), syncs);
+    world.server.append("g:tea", "carol", text(7));
+    world.settle(60_000);
+    world.check_complete();
 }

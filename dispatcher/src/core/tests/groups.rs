@@ -6,7 +6,7 @@ use millrace_protocol::messages::client::{self, Code, request, response};
 use millrace_protocol::messages::link as wire;
 
 use crate::core::event::Event;
-use crate::store::List;
+use crate::store::{List, Work};
 
 use super::world::{PARTITIONS, World, conversation_partition, session};
 
@@ -246,4 +246,41 @@ fn an_owner_whose_lease_is_over_takes_nobody_off_a_list() {
     world.nodes[0].store_held = false;
     world.run();
     assert!(listed(&world));
+}
+
+#[test]
+fn a_removal_that_is_late_takes_nobody_off_a_list_who_is_in_again() {
+    let mut world = World::serving(1, &[1]);
+    world.request(0, session(1, 1), "ann", create("x", &["bob"]));
+    world.run();
+    let listed = |world: &World| world.store.lists[&("bob".to_owned(), List::Groups)].contains_key("g:x");
+    world.request(0, session(1, 2), "bob", leave("x"));
+    while !world.held(0).contains(&"lists") {
+        assert!(world.tick(), "it comes to the list");
+    }
+    // The removal is on its way when the claim ends, and the next owner may let bob in again.
+    let partition = conversation_partition("g:x");
+    let fence = world.store.fences[&partition].1;
+    world.store.carry_out(Work::Release { partition, fence }).unwrap();
+    world.run();
+    assert!(listed(&world));
+    // It learns so by that, and claims anew.
+    world.pass(200);
+    assert!(world.nodes[0].claimed[&partition] > fence.epoch);
+}
+
+#[test]
+fn a_member_who_joins_again_is_listed_again() {
+    let mut world = World::serving(1, &[1]);
+    world.request(0, session(1, 1), "ann", create("x", &["bob"]));
+    world.run();
+    let key = ("bob".to_owned(), List::Groups);
+    world.store.lists.get_mut(&key).unwrap().remove("g:x");
+    let again = world.request(0, session(1, 2), "bob", join("x"));
+    let other = world.request(0, session(1, 3), "cid", join("x"));
+    world.run();
+    assert_eq!(world.answer(again).unwrap().0.joined, "g:x");
+    assert_eq!(world.answer(other).unwrap().0.joined, "g:x");
+    assert!(world.store.lists[&key].contains_key("g:x"));
+    assert_eq!(world.store.groups["g:x"].0.len(), 3);
 }

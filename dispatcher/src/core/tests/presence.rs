@@ -62,8 +62,9 @@ fn login(world: &mut World, slot: u32, user: &str, device: &str) {
 fn logout(world: &mut World, user: &str, device: &str) {
     let routes = &world.store.routes[user];
     let route = routes.iter().find(|route| route.device == device).expect("a route");
-    let (login_number, session) = (route.login_number, route.session);
-    let body = wire::Unregister { user: user.into(), device: device.into(), login_number };
+    let (login_number, session, gateway_incarnation) = (route.login_number, route.session, route.incarnation);
+    let (user_of, device) = (user.to_owned(), device.to_owned());
+    let body = wire::Unregister { user: user_of, device, login_number, gateway_incarnation };
     let partition = user_partition(user, PARTITIONS);
     world.say(0, 2, Kind::Unregister, partition, session, &body);
     world.run();

@@ -225,12 +225,16 @@ fn wrong_routes_are_removed_and_void_ones_not_used() {
     world.run();
     let partition = user_partition("bob", PARTITIONS);
     let login_number = world.store.routes["bob"][0].login_number;
-    for (number, left) in [(login_number + 1, 1), (login_number, 0)] {
+    // The route of a former process of the gateway, which gave the same session id and login number, is another one.
+    let gateway_incarnation = world.store.routes["bob"][0].incarnation;
+    let named = [(login_number + 1, 0, 1), (login_number, 1, 1), (login_number, 0, 0)];
+    for (login_number, later, left) in named {
         let answer = wire::NoSession {
             user: "bob".into(),
             device: "bob-1".into(),
-            login_number: number,
+            login_number,
             session: session(2, 1).0,
+            gateway_incarnation: gateway_incarnation - later,
         };
         world.say(0, 2, Kind::NoSession, partition, SessionId::NONE, &answer);
         world.run();
@@ -319,10 +323,16 @@ fn a_session_that_resumed_keeps_its_route_when_the_one_before_ends() {
     assert_eq!(world.take::<wire::Registered>(0, 1, Kind::Registered)[0].refused, 0);
     assert_eq!(world.take::<wire::Close>(0, 1, Kind::Close).len(), 1, "the one before is to end");
     let (user, device) = ("ann".to_owned(), "phone".to_owned());
-    let unregister = wire::Unregister { user: user.clone(), device: device.clone(), login_number };
+    let unregister =
+        wire::Unregister { user: user.clone(), device: device.clone(), login_number, gateway_incarnation: 1 };
     world.say(0, 1, Kind::Unregister, partition, old, &unregister);
-    let no_session =
-        wire::NoSession { user: user.clone(), device: device.clone(), login_number, session: old.0 };
+    let no_session = wire::NoSession {
+        user: user.clone(),
+        device: device.clone(),
+        login_number,
+        session: old.0,
+        gateway_incarnation: 1,
+    };
     world.say(0, 1, Kind::NoSession, partition, old, &no_session);
     world.run();
     assert_eq!(world.store.routes["ann"].len(), 1, "what the old one says touches its own route alone");
@@ -349,7 +359,12 @@ fn logins_logouts_and_receipts_are_events_when_they_are_switched_on() {
         let ann = session(1, 1);
         world.register(0, ann, "ann", "phone", "ios");
         world.run();
-        let unregister = wire::Unregister { user: "ann".into(), device: "phone".into(), login_number: 1 };
+        let unregister = wire::Unregister {
+            user: "ann".into(),
+            device: "phone".into(),
+            login_number: 1,
+            gateway_incarnation: 1,
+        };
         world.say(0, 1, Kind::Unregister, user_partition("ann", PARTITIONS), ann, &unregister);
         let name = direct("ann", "bob");
         world.send(ann, "ann", &name, 1);

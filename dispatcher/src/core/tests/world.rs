@@ -446,7 +446,7 @@ impl World {
         let kind = |job: &Job| match job.work {
             Work::Append(_) => "append",
             Work::Routes { .. } => "routes",
-            Work::UserItems(_) => "lists",
+            Work::UserItems { .. } => "lists",
             Work::Load { .. } => "load",
             Work::Claim { .. } => "claim",
             Work::Release { .. } => "release",

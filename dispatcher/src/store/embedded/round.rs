@@ -119,8 +119,11 @@ impl Engine {
                 self.room.admit(&batch)?;
                 self.append(batch)
             }
-            Work::UserItems(items) => {
+            Work::UserItems { items, claim } => {
                 self.room.admit_items(&items)?;
+                if let Some((partition, fence)) = claim {
+                    self.fenced(partition, fence)?;
+                }
                 self.user_items(items)
             }
             reading => {

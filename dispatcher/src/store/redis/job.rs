@@ -24,7 +24,7 @@ pub(super) enum Reading {
     Read { partition: Partition, conversation: String },
     Answers { partition: Partition, conversation: String, stream: StreamKey },
     Cursors { partition: Partition, conversation: String },
-    UserItems,
+    UserItems { partition: Partition },
     UserList { limit: usize },
     Register { partition: Partition },
     Unregister,
@@ -140,11 +140,21 @@ pub(super) fn read(keys: &Keys, work: Work) -> (Vec<Command>, Reading) {
     (vec![Command::script(ScriptId::Read, names, args)], Reading::Read { partition, conversation })
 }
 
-/// One call for all items of a user's list that follow one another.
-pub(super) fn user_items(keys: &Keys, items: &[UserItem]) -> (Vec<Command>, Reading) {
+/// One call for all items of a user's list that follow one another. In a cluster a script takes keys of one slot: there the
+/// claim is compared where the list is in its partition.
+pub(super) fn user_items(
+    keys: &Keys,
+    items: &[UserItem],
+    claim: Option<(Partition, Fence)>,
+    is_cluster: bool,
+) -> (Vec<Command>, Reading) {
     let of_one_list = |a: &UserItem, b: &UserItem| (&a.user, a.list) == (&b.user, b.list);
     let call = |items: &[UserItem]| {
-        let key = keys.list(&items[0].user, items[0].list);
+        let home = keys.home(&items[0].user);
+        let claim = claim.filter(|(partition, _)| !is_cluster || *partition == home);
+        let names = vec![keys.list(&items[0].user, items[0].list)];
+        let names = names.into_iter().chain(claim.map(|(partition, _)| keys.fence(partition))).collect();
+        let args = claim.into_iter().flat_map(|(_, fence)| shown(fence));
         let arg = |it: &UserItem| {
             let (change, value) = match &it.change {
                 Change::Put(value) => ("p", Value::Bytes(value.clone())),
@@ -153,9 +163,10 @@ pub(super) fn user_items(keys: &Keys, items: &[UserItem]) -> (Vec<Command>, Read
             };
             [text(change), text(&it.item), value]
         };
-        Command::script(ScriptId::Items, vec![key], items.iter().flat_map(arg).collect())
+        Command::script(ScriptId::Items, names, args.chain(items.iter().flat_map(arg)).collect())
     };
-    (items.chunk_by(of_one_list).map(call).collect(), Reading::UserItems)
+    let partition = claim.map_or(0, |(partition, _)| partition);
+    (items.chunk_by(of_one_list).map(call).collect(), Reading::UserItems { partition })
 }
 
 pub(super) fn user_list(
@@ -271,7 +282,7 @@ impl Reading {
             | Reading::Read { .. }
             | Reading::Answers { .. }
             | Reading::Cursors { .. }
-            | Reading::UserItems
+            | Reading::UserItems { .. }
             | Reading::UserList { .. } => true,
             Reading::Register { .. }
             | Reading::Unregister
@@ -317,7 +328,10 @@ impl Reading {
                 let [cursors] = fixed(Value::Array(reply::refusal(*partition, 0, one()?)?))?;
                 Outcome::Cursors(reply::cursors(conversation, cursors)?)
             }
-            Reading::UserItems => Outcome::UserItemsDone,
+            Reading::UserItems { partition } => {
+                replies.try_for_each(|reply| reply::refusal(*partition, 0, reply).map(drop))?;
+                Outcome::UserItemsDone
+            }
             Reading::UserList { limit } => {
                 let mut items = reply::items(one()?)?;
                 let more = items.len() > *limit;

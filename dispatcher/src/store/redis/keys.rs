@@ -148,7 +148,7 @@ impl Keys {
         self.of_nodes("sweep", "")
     }
 
-    fn home(&self, user: &str) -> Partition {
+    pub(super) fn home(&self, user: &str) -> Partition {
         user_partition(user, self.partitions)
     }
 

@@ -4,7 +4,8 @@
 //! on a fresh one it is content at once. The rule that keeps it right: every connection is named with a word that is drawn
 //! when it is looked at, before anything is written on it; a wait counts only when the connection still has that name
 //! behind it. So it was there all the time, and no other took its place. The name is also that by which a connection that
-//! was given up is known again, and ended, before anything is written on the one that replaces it.
+//! was given up is known again, and ended, before anything that is written on the one that replaces it counts: every
+//! pipeline has the name behind it.
 
 use std::time::Duration;
 
@@ -29,6 +30,11 @@ pub(super) struct Mark {
 }
 
 impl Mark {
+    /// The name.
+    pub(super) fn word(&self) -> &str {
+        &self.word
+    }
+
     /// Names all connections anew, and ends those that they replace.
     pub(super) async fn set(session: &Session, former: &Mark) -> Result<Self, StoreError> {
         let word = format!("millrace-{:016x}", super::job::draw_nonce()?);
@@ -60,7 +66,8 @@ impl Mark {
             }
         }
         ask(&["SETNAME", &self.word]).await?;
-        if id != 0 {
+        // Of the connection that was named, and of no other that came between.
+        if id != 0 && ask(&["ID"]).await.map_or(Ok(0), to_number).unwrap_or(0) == id {
             self.ids.push((server.clone(), id));
         }
         Ok(())

@@ -112,7 +112,7 @@ impl Rounds {
     ) -> Self {
         Self {
             shared,
-            session,
+            session: session.named(mark.word()),
             keys,
             own: Own::default(),
             logs: Logs::default(),
@@ -202,6 +202,7 @@ impl Rounds {
             Ok((trouble, mark)) => {
                 self.logs = Logs::default();
                 self.shared.set_trouble(trouble);
+                self.session = self.session.named(mark.word());
                 self.mark = mark;
                 true
             }
@@ -247,6 +248,9 @@ impl Rounds {
         let Some(Round { commands, claimers, steps, holders, sent }) = self.under_way.pop_front() else {
             return;
         };
+        if sent.was_replaced() {
+            self.looked_at = false;
+        }
         let replies = self.session.replies(&commands, sent, self.under_way.is_empty()).await;
         let mut results = replies.into_iter().enumerate();
         let may_claim = self.agreement.as_ref().is_none_or(|agreement| agreement.is_on(&self.session.client));
@@ -388,7 +392,9 @@ impl Rounds {
                 job::cursors(keys, partition, fence, conversation, &of)
             }
             read @ Work::Read { .. } => job::read(keys, read),
-            Work::UserItems(items) => job::user_items(keys, &items),
+            Work::UserItems { items, claim } => {
+                job::user_items(keys, &items, claim, self.session.is_cluster())
+            }
             Work::UserList { user, list, after, limit } => job::user_list(keys, &user, list, &after, limit),
             // Consumers read the streams themselves.
             Work::Events { .. } | Work::EventHeads => {
@@ -502,6 +508,7 @@ pub(super) async fn look(
     former: &Mark,
 ) -> Result<(Trouble, Mark), StoreError> {
     let mark = Mark::set(session, former).await?;
+    let session = &session.named(mark.word());
     session.load_scripts().await?;
     let format = format!("{FORMAT}:{}", keys.partitions());
     let commands = [

@@ -32,12 +32,24 @@ pub(super) struct Session {
     pub(super) client: Client,
     is_cluster: bool,
     scripts: Arc<[Script]>,
+    /// What the connections were named when they were looked at: see [`super::replicas`].
+    name: Option<Arc<str>>,
 }
 
 impl Session {
     pub(super) fn new(client: Client) -> Self {
         let is_cluster = client.client_config().server.is_clustered();
-        Self { client, is_cluster, scripts: all_scripts().into() }
+        Self { client, is_cluster, scripts: all_scripts().into(), name: None }
+    }
+
+    /// Over connections of this name: what is sent on any other counts as lost.
+    pub(super) fn named(&self, name: &str) -> Self {
+        Self { name: Some(name.into()), ..self.clone() }
+    }
+
+    /// Whether the keys are spread over several servers.
+    pub(super) fn is_cluster(&self) -> bool {
+        self.is_cluster
     }
 
     /// The servers that hold data: the primaries of a cluster, or the one there is, which needs no name.
@@ -142,7 +154,7 @@ impl Session {
         }
         let lost = || Err(Error::new(ErrorKind::Canceled, "its pipeline was lost"));
         let replies = commands.iter().map(|_| lost()).collect();
-        UnderWay { pipelines, replies }
+        UnderWay { pipelines, replies, replaced: false }
     }
 
     fn form(&self, command: &Command) -> (CustomCommand, Vec<Value>) {
@@ -166,7 +178,27 @@ impl Session {
         }
     }
 
-    async fn pipeline(&self, commands: Vec<(CustomCommand, Vec<Value>)>) -> Vec<Result<Value, Error>> {
+    /// Ends with a look at the connection's name: it had it all the time, or has none.
+    async fn pipeline(&self, mut commands: Vec<(CustomCommand, Vec<Value>)>) -> Replied {
+        let asked = commands.len();
+        let last = commands.last().filter(|_| self.name.is_some()).map(|(last, _)| last.cluster_hash.clone());
+        let is_looked_at = last.is_some();
+        commands.extend(
+            last.map(|slot| (CustomCommand::new_static("CLIENT", slot, false), vec!["GETNAME".into()])),
+        );
+        let mut replies = self.send_all(commands).await;
+        let name = if is_looked_at { replies.pop() } else { None };
+        // A server that does not let its connections be named can't be helped.
+        if let Some(Ok(name)) = name
+            && self.name.as_deref() != name.as_str().as_deref()
+        {
+            let replaced = || Err(Error::new(ErrorKind::Canceled, "the connection was replaced"));
+            return Replied { replies: (0..asked).map(|_| replaced()).collect(), replaced: true };
+        }
+        Replied { replies, replaced: false }
+    }
+
+    async fn send_all(&self, commands: Vec<(CustomCommand, Vec<Value>)>) -> Vec<Result<Value, Error>> {
         let sent = commands.len();
         if sent == 0 {
             return Vec::new();
@@ -192,14 +224,20 @@ impl Session {
     }
 }
 
-/// The places of a pipeline's commands among all, and their replies.
-type Pipeline = (Vec<usize>, Vec<Result<Value, Error>>);
+/// What came of a pipeline's commands.
+struct Replied {
+    replies: Vec<Result<Value, Error>>,
+    /// It went over another connection than the one that was looked at.
+    replaced: bool,
+}
 
 /// Commands that were sent. They are written in the order in which they were: pipelines are tasks of one thread, which starts
 /// them in that order, and each hands its commands to the client before it first waits.
 pub(super) struct UnderWay {
-    pipelines: JoinSet<Pipeline>,
+    /// With the places of their commands among all.
+    pipelines: JoinSet<(Vec<usize>, Replied)>,
     replies: Vec<Result<Value, Error>>,
+    replaced: bool,
 }
 
 impl UnderWay {
@@ -207,10 +245,16 @@ impl UnderWay {
     pub(super) async fn wait(&mut self) {
         while let Some(done) = self.pipelines.join_next().await {
             let Ok((places, own)) = done else { continue };
-            for (at, reply) in places.into_iter().zip(own) {
+            self.replaced |= own.replaced;
+            for (at, reply) in places.into_iter().zip(own.replies) {
                 self.replies[at] = reply;
             }
         }
+    }
+
+    /// Whether some of it went over a connection that was not looked at: of that nothing is known.
+    pub(super) fn was_replaced(&self) -> bool {
+        self.replaced
     }
 }
 

@@ -228,7 +228,7 @@ fn members_come_and_go() {
         session: world.id(conn),
         user: user.into(),
         device: "phone".into(),
-        login_number: 0,
+        ..Default::default()
     };
     let partition = partition_of("g:g1", PARTITIONS);
     let attach = wire::Attach {

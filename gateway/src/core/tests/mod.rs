@@ -399,6 +399,7 @@ impl World {
             device: register.device,
             login_number,
             groups: groups.iter().map(|group| (*group).into()).collect(),
+            gateway_incarnation: register.gateway_incarnation,
             ..Default::default()
         };
         self.say(0, Kind::Registered, record.partition, 10, record.session.0, &body);

@@ -417,42 +417,45 @@ fn registrations_find_the_new_owner() {
     world.run();
     assert_eq!(world.take(1, Kind::Unregister).len(), 1);
     // It was registered after all: taken back, now with the number.
-    let late = wire::Registered { user, device: "phone".into(), login_number: 8, ..Default::default() };
+    let late = wire::Registered {
+        user,
+        device: "phone".into(),
+        login_number: 8,
+        gateway_incarnation: 12,
+        ..Default::default()
+    };
     world.say(1, Kind::Registered, 3, 11, record.session.0, &late);
     world.run();
     let (_, unregister) = world.take_one::<wire::Unregister>(1, Kind::Unregister);
-    assert_eq!(unregister.login_number, 8);
+    assert_eq!((unregister.login_number, unregister.gateway_incarnation), (8, 12));
     world.assert_empty();
 }
 
 #[test]
-fn a_session_that_came_meanwhile_is_not_denied() {
+fn a_denial_names_the_route_that_was_used() {
     let mut world = World::with(config());
     world.connect(0);
     world.lease(77, 1 << 40);
-    // A route of an earlier process: nobody is here, and no owner is known who could be told.
-    let session = SessionId::new(config().gateway, 0, 0, 1);
-    let target = |session: SessionId| wire::Target {
-        session: session.0,
-        user: "alice".into(),
-        device: "phone".into(),
-        login_number: 1,
-    };
-    let direct = wire::Direct {
-        targets: vec![target(session), target(SessionId(session.0 + 1))],
-        notify: fan_out("d:a:b", 1, 10, 0, 1).notify,
-    };
+    // A route of an earlier process, whose ids begin where this one's do; and no owner is known who could be told.
+    let session = SessionId::new(config().gateway, 0, 0, 1).0;
+    let (user, device) = ("alice".to_owned(), "phone".to_owned());
+    let target = wire::Target { session, user, device, login_number: 1, gateway_incarnation: 76 };
+    let direct = wire::Direct { targets: vec![target], notify: fan_out("d:a:b", 1, 10, 0, 1).notify };
     world.say(0, Kind::Direct, 0, 10, 0, &direct);
     world.run();
     assert_eq!(world.take(0, Kind::NoSession).len(), 0);
     let conn = world.accept(0, 1, ClientSession::tcp());
     world.request(conn, 1, login("alice"));
-    assert_eq!(world.id(conn), session.0);
+    assert_eq!(world.id(conn), session);
     world.announce(0, 0..PARTITIONS, 10);
     world.registered(&[], 1);
     world.later(SECOND);
     let (_, denied) = world.take_one::<wire::NoSession>(0, Kind::NoSession);
-    assert_eq!(denied.session, session.0 + 1, "the other one");
+    assert_eq!(
+        (denied.session, denied.gateway_incarnation),
+        (session, 76),
+        "not the one of the session that came"
+    );
 }
 
 #[test]

@@ -144,6 +144,7 @@ fn answer(world: &mut World, dice: &mut Dice, owner: &mut Owner, record: Record)
                 login_number: if register.login_number > 0 { register.login_number } else { owner.logins },
                 groups: if roll > 10 { vec!["a".into(), "g:b".into(), "!".into()] } else { vec![] },
                 refused: if roll == 3 { Code::Busy as u32 } else { 0 },
+                gateway_incarnation: register.gateway_incarnation,
                 ..Default::default()
             };
             world.say(0, Kind::Registered, partition, epoch, session, &body);

@@ -42,6 +42,7 @@ fn check_login(websocket: bool, cut: usize) {
     assert!(world.clients[&conn].shut);
     let (record, unregister) = world.take_one::<wire::Unregister>(0, Kind::Unregister);
     assert_eq!((record.session.0, unregister.login_number), (world.id(conn), 41));
+    assert_eq!(unregister.gateway_incarnation, config().incarnation);
     // It does not leave by itself: closed a second later.
     world.later(2 * SECOND);
     assert!(world.clients.is_empty() && world.closes == [conn]);
@@ -207,8 +208,13 @@ fn a_used_slot_starts_afresh() {
         ..Default::default()
     };
     world.say(0, Kind::Reply, record.partition, 10, old_id, &reply);
-    let target =
-        wire::Target { session: old_id, user: "alice".into(), device: "phone".into(), login_number: 5 };
+    let target = wire::Target {
+        session: old_id,
+        user: "alice".into(),
+        device: "phone".into(),
+        login_number: 5,
+        gateway_incarnation: 9,
+    };
     let direct = wire::Direct { targets: vec![target], notify: fan_out("d:a:b", 1, 10, 0, 1).notify };
     world.say(0, Kind::Direct, 0, 10, 0, &direct);
     world.fan_out(0, 10, "r:r1", 4, 0);
@@ -225,10 +231,12 @@ fn a_used_slot_starts_afresh() {
     assert_eq!(world.seen(new), []);
     let (_, no_session) = world.take_one::<wire::NoSession>(0, Kind::NoSession);
     assert_eq!((no_session.session, no_session.user.as_str()), (old_id, "alice"));
+    assert_eq!((no_session.login_number, no_session.gateway_incarnation), (5, 9));
     let body = wire::Registered {
         user: "bob".into(),
         device: "phone".into(),
         login_number: 6,
+        gateway_incarnation: config().incarnation,
         ..Default::default()
     };
     world.say(0, Kind::Registered, register.partition, 10, register.session.0, &body);
@@ -272,7 +280,7 @@ fn direct_to_alice(world: &mut World, conn: Conn) {
         session: world.id(conn),
         user: "alice".into(),
         device: "phone".into(),
-        login_number: 0,
+        ..Default::default()
     };
     let direct = wire::Direct { targets: vec![target], notify: fan_out("d:alice:b", 1, 10, 0, 1).notify };
     world.say(0, Kind::Direct, 0, 10, 0, &direct);
@@ -444,6 +452,7 @@ fn a_new_incarnation_registers_everybody_again_at_a_bounded_rate() {
                 (_, true) => Code::Busy as u32,
                 _ => 0,
             },
+            gateway_incarnation: register.gateway_incarnation,
             ..Default::default()
         };
         world.say(0, Kind::Registered, record.partition, 10, record.session.0, &body);
