@@ -103,6 +103,8 @@ faults! {
     RoutesFromMemory = 11,
     /// LoginAck goes out before the route is written
     RouteAfterLoginAck = 11,
+    /// direct messages do not wait for the LoginAck
+    SentBeforeLoginAck = 11,
     /// pages and heads are read without fence and lease
     PagesByAnybody = 12,
     /// a shard fans out whatever is above the last

@@ -493,6 +493,7 @@ impl Device {
             }
             Item::Accepted => {
                 wire.open = true;
+                out.ledger.connected(self.index);
                 self.step(out, Event::Opened { conn });
             }
             Item::Bytes(bytes) => self.decode(out, bytes.to_vec()),
@@ -527,6 +528,7 @@ impl Device {
             self.write(out, |speaks, bytes| speaks.pong(bytes));
         }
         if opened {
+            out.ledger.connected(self.index);
             self.hear(out, Event::Opened { conn });
         }
         self.step(out, Event::Heard { conn });

@@ -2,8 +2,8 @@
 //! at once.
 //!
 //! It looks at the world from outside: at what the store accepted ([`Ledger::appended`]), what gateways answered
-//! ([`crate::answers`]) and sent ([`crate::listening`]), and what applications were shown ([`crate::shelf`]). The first broken promise ends the run. The
-//! names of the promises are those of [`Invariant`].
+//! ([`crate::answers`]) and sent ([`crate::listening`]), and what applications were shown ([`crate::shelf`]). The first
+//! broken promise ends the run. The names of the promises are those of [`Invariant`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -19,6 +19,7 @@ use millrace_protocol::prost::Message;
 use crate::agenda::{Seat, Who};
 use crate::answers::{Given, Number};
 use crate::listening::Listening;
+use crate::membership::Membership;
 use crate::shelf::Shelf;
 
 /// What must hold.
@@ -40,6 +41,8 @@ pub enum Invariant {
     ListedFirst,
     /// A session's route is in the store before it is told that it is logged in.
     RoutedFirst,
+    /// A session is told nothing before it is told that it is logged in, but why it is closed.
+    LoggedInFirst,
     /// A partition is given up when everything that its owner began to write is answered.
     HandedOver,
     /// Nobody begins anything without a lease, and nobody loses a partition while it has one.
@@ -162,11 +165,7 @@ pub struct Ledger {
     pub(crate) given: Given,
     /// The highest number that a device gave to a message of (conversation, user, device, stream).
     said: BTreeMap<SaidKey, u64>,
-    pub(crate) members: BTreeMap<String, Rc<BTreeSet<String>>>,
-    /// By group and user: the head of the log when the user became a member.
-    pub(crate) joined_at: BTreeMap<(String, String), u64>,
-    /// Likewise: the ids of what was there when it was last a member, in each copy of the store. It may have read that.
-    could_read: BTreeMap<(String, String), BTreeSet<u64>>,
+    pub(crate) membership: Membership,
     /// The highest epoch that was ever given.
     claimed: BTreeMap<Partition, u64>,
     /// The epoch under which the present copy of the store takes batches: that of the last claim there.
@@ -182,8 +181,6 @@ pub struct Ledger {
     graves: BTreeMap<u64, Kept>,
     /// Ids of those that came back. Their sender may have been told meanwhile that they are to be sent again.
     pub(crate) restored: BTreeSet<u64>,
-    /// Who became a member of a group in a copy of the store that was given up.
-    members_in_vain: BTreeSet<(String, String)>,
     /// Where devices' own messages stood that the store lost: (device, conversation, seq).
     lost_own: BTreeSet<(usize, String, u64)>,
     /// User and name of each device.
@@ -273,8 +270,7 @@ impl Ledger {
                 }
                 Write::GroupCreate { conversation, members: add, .. }
                 | Write::Members { conversation, add, .. } => {
-                    let member = |user: &String| (conversation.clone(), user.clone());
-                    self.members_in_vain.extend(add.iter().map(member));
+                    self.membership.change_in_vain(conversation, add);
                 }
                 _ => {}
             }
@@ -332,7 +328,7 @@ impl Ledger {
                 self.broken(Invariant::StoredInOrder, now_us, detail);
             }
         }
-        let members = self.members.get(conversation).cloned();
+        let members = self.membership.of(conversation).cloned();
         if *stream != 0 && members.as_ref().is_some_and(|members| !members.contains(sender)) {
             let detail = format!("{sender} says {seq} in {conversation} but is no member");
             self.broken(Invariant::MembersOnly, now_us, detail);
@@ -342,24 +338,7 @@ impl Ledger {
     }
 
     fn members_change(&mut self, conversation: &str, add: &[String], remove: &[String]) {
-        let head = self.head(conversation);
-        let before = self.members.get(conversation).cloned().unwrap_or_default();
-        let mut members = (*before).clone();
-        for user in add.iter().filter(|user| members.insert((*user).clone())) {
-            self.joined_at.insert((conversation.into(), user.clone()), head);
-        }
-        for user in remove.iter().filter(|user| members.remove(*user)) {
-            self.joined_at.remove(&(conversation.into(), user.clone()));
-            self.leaves(conversation, user);
-        }
-        self.members.insert(conversation.into(), Rc::new(members));
-    }
-
-    /// A user is no member any more, or not for sure: what is there now it could read up, and is shown it however late.
-    fn leaves(&mut self, conversation: &str, user: &str) {
-        let Some(log) = self.logs.get(conversation) else { return };
-        let could_read = self.could_read.entry((conversation.into(), user.into())).or_default();
-        could_read.extend(log.values().map(|kept| kept.deliver.message_id));
+        self.membership.change(conversation, add, remove, self.logs.get(conversation));
     }
 
     /// Another copy of the store counts now: what is not in it is lost, and promises about that are void. What was lost before
@@ -367,10 +346,7 @@ impl Ledger {
     pub fn fell_back(&mut self, model: &ModelStore) {
         self.has_fallen_back = true;
         self.current.clear();
-        // By the log that they had. What of it is lost now may be back some time, when they are no members.
-        for (conversation, members) in self.members.clone() {
-            members.iter().for_each(|user| self.leaves(&conversation, user));
-        }
+        self.membership.gives_up(&self.logs);
         let mut before: BTreeMap<u64, Kept> = std::mem::take(&mut self.logs)
             .into_values()
             .flat_map(BTreeMap::into_values)
@@ -403,26 +379,13 @@ impl Ledger {
                     .insert((conversation.clone(), sender, device, *stream), number_of(&deliver.payload));
             }
         }
-        self.members = model
-            .groups
-            .iter()
-            .map(|(name, (members, _))| (name.clone(), Rc::new(members.clone())))
-            .collect();
-        // Who is a member again became it at some time before.
-        let before = std::mem::take(&mut self.joined_at);
-        for (group, members) in self.members.clone() {
-            let head = self.head(&group);
-            for user in members.iter() {
-                let key = (group.clone(), user.clone());
-                let at = before.get(&key).map_or(head, |at| head.min(*at));
-                self.joined_at.insert(key, at);
-            }
-        }
+        let Self { membership, logs, .. } = self;
+        membership.fell_back(model, |group| head_of(logs.get(group)));
     }
 
     /// The end of a log.
     pub(crate) fn head(&self, conversation: &str) -> u64 {
-        self.logs.get(conversation).and_then(|log| log.last_key_value()).map_or(0, |(seq, _)| *seq)
+        head_of(self.logs.get(conversation))
     }
 
     // ---- what devices send ----
@@ -482,16 +445,9 @@ impl Ledger {
             }
             return;
         };
-        // A member again may be shown what was said while it was away: it could read that up as well.
-        let again = self.members.get(&deliver.conversation).is_some_and(|members| members.contains(&user));
-        let key = (deliver.conversation.clone(), user.clone());
-        let could_read = self.could_read.get(&key).is_some_and(|ids| ids.contains(&deliver.message_id));
-        let again = again || could_read || self.members_in_vain.contains(&key);
         let outside = match Conversation::parse(&deliver.conversation) {
             Some(Conversation::Direct(a, b)) => a != user && b != user,
-            Some(Conversation::Group(_)) => {
-                !again && kept.members.as_ref().is_some_and(|members| !members.contains(&user))
-            }
+            Some(Conversation::Group(_)) => !self.membership.may_be_shown(&user, kept),
             _ => false,
         };
         if outside {
@@ -543,6 +499,11 @@ impl Ledger {
     }
 }
 
+/// Where a log ends.
+pub(crate) fn head_of(log: Option<&BTreeMap<u64, Kept>>) -> u64 {
+    log.and_then(|log| log.last_key_value()).map_or(0, |(seq, _)| *seq)
+}
+
 fn number_in(entry: &Entry) -> Number {
     let Entry { conversation, sender, device, stream, client_seq, .. } = entry;
     (conversation.clone(), sender.clone(), device.clone(), *stream, *client_seq)
@@ -561,94 +522,4 @@ fn number_of(payload: &[u8]) -> u64 {
     let text = payload.split(|byte| *byte == b';').next().unwrap_or_default();
     let number = text.rsplit(|byte| *byte == b'#').next().and_then(|number| str::from_utf8(number).ok());
     number.and_then(|number| number.parse().ok()).unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use millrace_dispatcher::store::model::Log;
-    use millrace_dispatcher::store::{Fence, Write};
-    use millrace_protocol::ids::MessageId;
-
-    use super::*;
-
-    const GROUP: &str = "g:tea";
-
-    fn deliver(epoch: u64, seq: u64, message_id: u64) -> Deliver {
-        let (conversation, sender) = (GROUP.to_owned(), "bob".to_owned());
-        Deliver { conversation, seq, message_id, sender, epoch, ..Deliver::default() }
-    }
-
-    fn entry((epoch, seq, id): (u64, u64, u64)) -> Entry {
-        let body = Notify { event: Some(notify::Event::Deliver(deliver(epoch, seq, id))) };
-        Entry {
-            conversation: GROUP.into(),
-            seq,
-            message_id: MessageId(id),
-            epoch,
-            action: 0,
-            messages: seq,
-            bytes: 0,
-            sender: "bob".into(),
-            device: String::new(),
-            stream: 0,
-            client_seq: 0,
-            payload_hash: 0,
-            notify: body.encode_to_vec().into(),
-        }
-    }
-
-    fn append(ledger: &mut Ledger, epoch: u64, writes: Vec<Write>) {
-        let seat = Seat { who: Who::Node(0), life: 1, thread: 0 };
-        ledger.claimed(0, seat, 0, epoch);
-        let fence = Fence { epoch, nonce: epoch };
-        let (outstanding, fanned_out) = (Vec::new(), 0);
-        let batch = Batch { partition: 0, fence, position: 1, writes, outstanding, fanned_out };
-        ledger.appended(0, seat, &batch);
-    }
-
-    /// A copy of the store with this log, in which ann is no member.
-    fn copy(log: &[(u64, u64, u64)]) -> ModelStore {
-        let mut model = ModelStore::default();
-        let entries = log.iter().copied().map(entry).collect();
-        model.logs.insert(GROUP.into(), Log { trimmed: 0, entries });
-        model.groups.insert(GROUP.into(), (BTreeSet::from(["bob".to_owned()]), 1));
-        model
-    }
-
-    /// Ann became a member after 2, and read up what was said before. The store falls back to before 2 and her, goes on with
-    /// another 2, and then the former copy comes back, where she left (in vain, then); it goes on as well.
-    #[test]
-    fn what_a_member_could_read_it_is_shown_late_whatever_was_lost_and_came_back() {
-        let judge = |comes_back: bool, (epoch, seq, id): (u64, u64, u64)| {
-            let mut ledger = Ledger::default();
-            ledger.add_device("ann", "phone");
-            let message = |of| Write::Message(entry(of));
-            let members = |add: &[&str], version| Write::Members {
-                conversation: GROUP.into(),
-                add: add.iter().map(|user| (*user).to_owned()).collect(),
-                remove: Vec::new(),
-                version,
-            };
-            let mut writes = vec![members(&["bob"], 1), message((1, 1, 11)), message((1, 2, 12))];
-            writes.extend([members(&["ann"], 2), message((1, 3, 13))]);
-            append(&mut ledger, 1, writes);
-            ledger.fell_back(&copy(&[(1, 1, 11)]));
-            append(&mut ledger, 2, vec![message((2, 2, 22))]);
-            if comes_back {
-                ledger.fell_back(&copy(&[(1, 1, 11), (1, 2, 12), (1, 3, 13)]));
-                append(&mut ledger, 3, vec![message((3, 4, 34))]);
-            }
-            assert_eq!(ledger.violation, None);
-            ledger.judge(0, 0, &deliver(epoch, seq, id));
-            ledger.violation.map(|violation| violation.invariant)
-        };
-        for comes_back in [false, true] {
-            for (epoch, seq, id) in [(1, 1, 11), (1, 2, 12), (1, 3, 13)] {
-                assert_eq!(judge(comes_back, (epoch, seq, id)), None, "{seq}, {comes_back}");
-            }
-        }
-        let outside = Some(Invariant::MembersOnly);
-        assert_eq!(judge(false, (2, 2, 22)), outside, "said where she never was a member");
-        assert_eq!(judge(true, (3, 4, 34)), outside, "said after she left");
-    }
 }

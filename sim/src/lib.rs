@@ -10,7 +10,7 @@
 //! | [`device`], [`copy`], [`disk`], [`application`] | clients: their shell, its copies, what they saved, what they take |
 //! | [`stray`] | a client that breaks its promises |
 //! | [`work`] | what their users do |
-//! | [`ledger`], [`answers`], [`listening`], [`shelf`], [`witness`] | what was promised, and whether it is kept |
+//! | [`ledger`], [`answers`], `membership`, [`listening`], [`shelf`], [`witness`] | what was promised, and whether it is kept |
 //! | [`outside`], [`trace`], [`wiretap`] | what is handed around; what is told |
 //! | [`run`], [`shrink`], [`report`], [`record`] | many seeds; fewer faults; what is printed; what is kept |
 //! | `planted`, `findings` | rules switched off in the cores, and whether that is noticed |
@@ -31,9 +31,12 @@ pub mod disk;
 pub mod dispatcher;
 #[cfg(feature = "planted")]
 pub mod findings;
+#[cfg(test)]
+mod fixtures;
 pub mod gateway;
 pub mod ledger;
 pub mod listening;
+mod membership;
 pub mod network;
 pub mod outside;
 pub mod plan;

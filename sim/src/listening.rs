@@ -19,6 +19,8 @@ pub struct Listening {
     /// meanwhile answers what was asked before that page, and then it listens no more, or what was asked after, and then it
     /// does.
     catches_up: BTreeSet<String>,
+    /// Its login was answered.
+    logged_in: bool,
     /// The highest seq that it was ever sent of each, or told to be missing: none up to there may come again.
     sent: BTreeMap<String, u64>,
 }
@@ -42,10 +44,6 @@ impl At {
 }
 
 impl Listening {
-    fn clear(&mut self) {
-        *self = Listening::default();
-    }
-
     fn forget(&mut self, conversation: &str) {
         self.at.remove(conversation);
         self.catches_up.remove(conversation);
@@ -63,6 +61,11 @@ fn before_page(page: &SyncPage) -> u64 {
 }
 
 impl Ledger {
+    /// A device has a connection, and is not logged in on it.
+    pub fn connected(&mut self, device: usize) {
+        self.listening[device].logged_in = false;
+    }
+
     /// A gateway answers a session. `begun`: conversations of which the client has a cursor.
     pub fn answered(
         &mut self,
@@ -73,7 +76,7 @@ impl Ledger {
     ) {
         match &response.outcome {
             Some(Outcome::LoginAck(ack)) => {
-                self.listening[device].clear();
+                self.listening[device] = Listening { logged_in: true, ..Listening::default() };
                 if !self.routed.contains(&ack.session) {
                     let (user, name) = &self.names[device];
                     let detail = format!("{user}/{name} is logged in, and never had a route");
@@ -113,6 +116,12 @@ impl Ledger {
 
     /// A gateway tells a session something.
     pub fn notified(&mut self, now_us: u64, device: usize, notify: &Notify) {
+        let is_the_end = matches!(notify.event, Some(notify::Event::GoAway(_)));
+        if !self.listening[device].logged_in && !is_the_end {
+            let (user, name) = &self.names[device];
+            let detail = format!("{user}/{name} is not logged in, and is told {notify:?}");
+            self.broken(Invariant::LoggedInFirst, now_us, detail);
+        }
         match &notify.event {
             Some(notify::Event::Deliver(deliver)) => {
                 self.judge(now_us, device, deliver);
@@ -255,22 +264,18 @@ impl Ledger {
         let (user, _) = &self.names[device];
         let Listening { at, catches_up, .. } = &self.listening[device];
         let listens = |group: &String| at.contains_key(group) && !catches_up.contains(group);
-        let mut groups = self.members.iter().filter(|(_, members)| members.contains(user));
-        groups.find(|(group, _)| !listens(group)).map(|(group, _)| group.clone())
+        self.membership.groups_of(user).find(|group| !listens(group)).cloned()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use millrace_dispatcher::store::{Batch, Entry, Fence, Write};
-    use millrace_protocol::ids::MessageId;
+    use millrace_dispatcher::store::Write;
     use millrace_protocol::messages::client::{Head, Joined};
-    use millrace_protocol::prost::Message;
 
     use super::*;
-    use crate::agenda::{Seat, Who};
+    use crate::fixtures::{GROUP, append, deliver, entry, members};
 
-    const GROUP: &str = "g:a";
     const EPOCH: u64 = 7;
 
     /// What a session is sent.
@@ -288,35 +293,14 @@ mod tests {
     }
     use Sent::{LastPage, Live, Page};
 
-    fn deliver(seq: u64) -> notify::Event {
-        let (conversation, sender) = (GROUP.to_owned(), "bob".to_owned());
-        notify::Event::Deliver(Deliver { conversation, seq, sender, epoch: EPOCH, ..Deliver::default() })
-    }
-
-    fn log(through: u64) -> Batch {
-        let entry = |seq| Entry {
-            conversation: GROUP.into(),
-            seq,
-            message_id: MessageId(seq),
-            epoch: EPOCH,
-            action: 0,
-            messages: seq,
-            bytes: 0,
-            sender: "bob".into(),
-            device: String::new(),
-            stream: 0,
-            client_seq: 0,
-            payload_hash: 0,
-            notify: Notify { event: Some(deliver(seq)) }.encode_to_vec().into(),
-        };
-        Batch {
-            partition: 0,
-            fence: Fence { epoch: EPOCH, nonce: 1 },
-            position: 1,
-            writes: (1..=through).map(|seq| Write::Message(entry(seq))).collect(),
-            outstanding: Vec::new(),
-            fanned_out: 0,
-        }
+    /// Ann's phone, and a group that she is in, with 1 to 9.
+    fn nine() -> Ledger {
+        let mut ledger = Ledger::default();
+        ledger.add_device("ann", "phone");
+        ledger.listening[0].logged_in = true;
+        let log = (1..=9).map(|seq| Write::Message(entry((EPOCH, seq, seq))));
+        append(&mut ledger, EPOCH, [members(&["ann", "bob"], 1)].into_iter().chain(log).collect());
+        ledger
     }
 
     fn tell(ledger: &mut Ledger, sent: Sent) {
@@ -336,19 +320,27 @@ mod tests {
                 let event = notify::Event::Head(Head { conversation, epoch, seq });
                 return ledger.notified(0, 0, &Notify { event: Some(event) });
             }
-            Live(seq) => return ledger.notified(0, 0, &Notify { event: Some(deliver(seq)) }),
+            Live(seq) => {
+                let event = notify::Event::Deliver(deliver((EPOCH, seq, seq)));
+                return ledger.notified(0, 0, &Notify { event: Some(event) });
+            }
         };
         ledger.answered(0, 0, &Response { outcome: Some(outcome), ..Response::default() }, |_| true);
     }
 
+    /// Ann's phone is sent this; `wrong`: what is said of that, if anything is wrong.
+    fn check(sent: &[Sent], wrong: &str) {
+        let mut ledger = nine();
+        sent.iter().for_each(|sent| tell(&mut ledger, *sent));
+        let detail = ledger.violation.map_or(String::new(), |violation| violation.detail);
+        assert_eq!(wrong.is_empty(), detail.is_empty(), "{sent:?}: {detail}");
+        assert!(detail.contains(wrong), "{sent:?}: {detail}");
+    }
+
     #[test]
     fn another_copy_of_the_store_may_fan_out_again_and_no_other_owner() {
-        for (is_copy, wrong) in [(true, None), (false, Some("got 4 of g:a after 5"))] {
-            let mut ledger = Ledger::default();
-            ledger.add_device("ann", "phone");
-            let seat = Seat { who: Who::Node(0), life: 1, thread: 0 };
-            ledger.claimed(0, seat, 0, EPOCH);
-            ledger.appended(0, seat, &log(9));
+        for (is_copy, wrong) in [(true, None), (false, Some("got 4 of g:tea after 5"))] {
+            let mut ledger = nine();
             ledger.has_fallen_back = is_copy;
             tell(&mut ledger, Sent::Joined(4));
             tell(&mut ledger, Live(5));
@@ -365,17 +357,6 @@ mod tests {
 
     #[test]
     fn a_later_owner_may_send_what_was_told_and_never_what_was_sent() {
-        let check = |sent: &[Sent], wrong: &str| {
-            let mut ledger = Ledger::default();
-            ledger.add_device("ann", "phone");
-            let seat = Seat { who: Who::Node(0), life: 1, thread: 0 };
-            ledger.claimed(0, seat, 0, EPOCH);
-            ledger.appended(0, seat, &log(9));
-            sent.iter().for_each(|sent| tell(&mut ledger, *sent));
-            let detail = ledger.violation.map_or(String::new(), |violation| violation.detail);
-            assert_eq!(wrong.is_empty(), detail.is_empty(), "{sent:?}: {detail}");
-            assert!(detail.contains(wrong), "{sent:?}: {detail}");
-        };
         use Sent::{Head, Joined, LaterHead};
         // Told 5 by an owner that its gateway did not hear, and all that the gateway had not sent by the next one.
         check(&[Joined(5), LaterHead(3), Live(4), Live(5), Live(6)], "");
@@ -384,34 +365,23 @@ mod tests {
         check(&[Joined(5), LaterHead(3), Live(6)], "");
         check(&[LastPage(5), LaterHead(3), Live(4)], "");
         // Once, without holes, and from where that Head says.
-        check(&[Joined(5), LaterHead(3), Live(4), Live(4)], "got 4 of g:a after 4");
+        check(&[Joined(5), LaterHead(3), Live(4), Live(4)], "got 4 of g:tea after 4");
         check(&[Joined(5), LaterHead(3), Live(4), Live(6)], "missing Some(5)");
-        check(&[Joined(5), LaterHead(3), Live(5)], "got 5 of g:a after 5");
+        check(&[Joined(5), LaterHead(3), Live(5)], "got 5 of g:tea after 5");
         check(&[Joined(5), LaterHead(3), Live(7)], "missing Some(6)");
-        check(&[Joined(5), LaterHead(3), Live(3)], "got 3 of g:a after 5");
+        check(&[Joined(5), LaterHead(3), Live(3)], "got 3 of g:tea after 5");
         // Of the owner that told it, or without any word.
-        check(&[Joined(5), Head(3), Live(4)], "got 4 of g:a after 5");
-        check(&[Joined(5), Live(4)], "got 4 of g:a after 5");
+        check(&[Joined(5), Head(3), Live(4)], "got 4 of g:tea after 5");
+        check(&[Joined(5), Live(4)], "got 4 of g:tea after 5");
         // What it was sent, whatever it was told since.
-        check(&[Joined(4), Live(5), LaterHead(3), Live(4)], "got 4 of g:a after 5");
-        check(&[Joined(4), Live(5), LaterHead(3), Live(5)], "got 5 of g:a after 5");
-        check(&[Joined(4), Live(5), Page, LastPage(7), LaterHead(3), Live(5)], "got 5 of g:a after 7");
+        check(&[Joined(4), Live(5), LaterHead(3), Live(4)], "got 4 of g:tea after 5");
+        check(&[Joined(4), Live(5), LaterHead(3), Live(5)], "got 5 of g:tea after 5");
+        check(&[Joined(4), Live(5), Page, LastPage(7), LaterHead(3), Live(5)], "got 5 of g:tea after 7");
         check(&[Joined(4), Live(5), Page, LastPage(7), LaterHead(3), Live(6), Live(7), Live(8)], "");
     }
 
     #[test]
     fn a_head_between_pages_may_say_that_a_session_listens_or_not() {
-        let check = |sent: &[Sent], wrong: &str| {
-            let mut ledger = Ledger::default();
-            ledger.add_device("ann", "phone");
-            let seat = Seat { who: Who::Node(0), life: 1, thread: 0 };
-            ledger.claimed(0, seat, 0, EPOCH);
-            ledger.appended(0, seat, &log(9));
-            sent.iter().for_each(|sent| tell(&mut ledger, *sent));
-            let detail = ledger.violation.map_or(String::new(), |violation| violation.detail);
-            assert_eq!(wrong.is_empty(), detail.is_empty(), "{sent:?}: {detail}");
-            assert!(detail.contains(wrong), "{sent:?}: {detail}");
-        };
         use Sent::{Head, Joined};
         check(&[LastPage(3), Live(4), Live(5)], "");
         check(&[LastPage(3), Live(5)], "missing Some(4)");

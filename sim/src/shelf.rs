@@ -307,12 +307,10 @@ impl Ledger {
         for (conversation, log) in &self.logs {
             let begun = match Conversation::parse(conversation) {
                 Some(Conversation::Direct(a, b)) if a == user || b == user => 0,
-                Some(Conversation::Group(_)) => {
-                    match self.joined_at.get(&(conversation.clone(), user.clone())) {
-                        Some(joined_at) => *joined_at,
-                        None => continue,
-                    }
-                }
+                Some(Conversation::Group(_)) => match self.membership.joined_at(conversation, user) {
+                    Some(joined_at) => joined_at,
+                    None => continue,
+                },
                 _ => continue,
             };
             let place = self.shelves[device].places.get(conversation).unwrap_or(&nothing);
@@ -350,23 +348,12 @@ fn deliver_of(message: &Message) -> Deliver {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-    use millrace_dispatcher::store::{Batch, Entry, Fence, Write};
-    use millrace_protocol::ids::MessageId;
+    use millrace_dispatcher::store::Write;
     use millrace_protocol::messages::client::response::Outcome;
-    use millrace_protocol::messages::client::{Action, Cursor, Left, Notify, Response, SyncPage, notify};
-    use millrace_protocol::prost::Message as _;
+    use millrace_protocol::messages::client::{Cursor, Left, Notify, Response, SyncPage, notify};
 
     use super::*;
-    use crate::agenda::{Seat, Who};
-
-    const GROUP: &str = "g:tea";
-
-    fn deliver(epoch: u64, seq: u64, message_id: u64) -> Deliver {
-        let (sender, sender_device) = ("bob".to_owned(), "phone".to_owned());
-        let conversation = GROUP.to_owned();
-        Deliver { conversation, seq, message_id, sender, sender_device, epoch, ..Deliver::default() }
-    }
+    use crate::fixtures::{GROUP, append, deliver, entry, members};
 
     fn page(entries: Vec<Deliver>, head: u64) -> Response {
         let body = |entry| Notify { event: Some(notify::Event::Deliver(entry)) };
@@ -377,8 +364,8 @@ mod tests {
 
     /// Ann's phone is shown these, by epoch, seq and id.
     fn show(ledger: &mut Ledger, messages: impl IntoIterator<Item = (u64, u64, u64)>) {
-        for (epoch, seq, id) in messages {
-            let event = Event::Message(Message::from(deliver(epoch, seq, id)));
+        for at in messages {
+            let event = Event::Message(Message::from(deliver(at)));
             ledger.told(0, 0, &event);
             ledger.shown(0, 0, event);
         }
@@ -389,37 +376,8 @@ mod tests {
     fn two_copies(shown: u64) -> Ledger {
         let mut ledger = Ledger::default();
         ledger.add_device("ann", "phone");
-        let seat = Seat { who: Who::Node(0), life: 1, thread: 0 };
-        ledger.claimed(0, seat, 0, 1);
-        let entry = |seq: u64| {
-            let body = Notify { event: Some(notify::Event::Deliver(deliver(1, seq, 10 + seq))) };
-            Write::Message(Entry {
-                conversation: GROUP.into(),
-                seq,
-                message_id: MessageId(10 + seq),
-                epoch: 1,
-                action: Action::Message as u8,
-                messages: seq,
-                bytes: seq,
-                sender: "bob".into(),
-                device: "phone".into(),
-                stream: 0,
-                client_seq: 0,
-                payload_hash: 0,
-                notify: Bytes::from(body.encode_to_vec()),
-            })
-        };
-        let fence = Fence { epoch: 1, nonce: 1 };
-        let batch = Batch {
-            partition: 0,
-            fence,
-            position: 1,
-            writes: (1..=4).map(entry).collect(),
-            outstanding: Vec::new(),
-            fanned_out: 0,
-        };
-        ledger.appended(0, seat, &batch);
-        ledger.joined_at.insert((GROUP.into(), "ann".into()), 0);
+        let log = (1..=4).map(|seq| Write::Message(entry((1, seq, 10 + seq))));
+        append(&mut ledger, 1, [members(&["ann", "bob"], 1)].into_iter().chain(log).collect());
         show(&mut ledger, (1..=shown).map(|seq| (1, seq, 10 + seq)));
         ledger.has_lost = true;
         ledger.lost.extend([22, 23]);
@@ -436,7 +394,7 @@ mod tests {
             let left = Outcome::Left(Left { conversation: GROUP.into() });
             ledger.answered(0, 0, &Response { id: 1, outcome: Some(left) }, |_| true);
         }
-        ledger.answered(0, 0, &page(vec![deliver(1, 4, 14)], 4), |_| !leaves);
+        ledger.answered(0, 0, &page(vec![deliver((1, 4, 14))], 4), |_| !leaves);
         show(&mut ledger, [(1, 4, 14)]);
         assert_eq!(ledger.violation, None);
         ledger.not_shown(0)

@@ -17,7 +17,7 @@ pub fn user(index: usize) -> String {
 /// The groups that exist from the beginning on: asked for until they are there, as their founder may crash.
 pub fn create_groups(out: &mut Outside, plan: &Plan, founder: &mut Device) {
     for group in 0..plan.groups {
-        if out.ledger.members.contains_key(&format!("g:group{group}")) {
+        if out.ledger.membership.of(&format!("g:group{group}")).is_some() {
             continue;
         }
         // The last user joins by itself, if at all.

@@ -401,6 +401,8 @@ impl Machine {
         let keeps = self.link.acknowledges();
         match notify.event {
             Some(notify::Event::GoAway(away)) => self.link.go_away(away),
+            // No gateway does. It would be of no session of ours.
+            _ if !self.link.is_up() => {}
             Some(notify::Event::Deliver(deliver)) => {
                 if self.has_cursor(&deliver.conversation) {
                     self.inbox.deliver(deliver, &mut self.told, now_ms);

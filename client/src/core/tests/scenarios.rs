@@ -617,3 +617,23 @@ fn a_standing_from_before_a_head_does_not_vouch_for_the_log() {
     world.settle(60_000);
     world.check_complete();
 }
+
+#[test]
+fn nothing_counts_before_the_login_is_answered() {
+    let mut world = World::new(23, &["g:tea"]);
+    fill(&mut world, "g:tea", 3);
+    until_asked(&mut world, |op| matches!(op, Op::Login(_)));
+    let conn = world.conn.unwrap();
+    let message = |conversation: &str| {
+        let (conversation, sender) = (conversation.to_owned(), "bob".to_owned());
+        let deliver = Deliver { conversation, sender, seq: 1, epoch: 1, ..Deliver::default() };
+        Notify { event: Some(notify::Event::Deliver(deliver)) }
+    };
+    for conversation in ["g:tea", "r:lobby"] {
+        world.step(Event::Notify { conn, notify: message(conversation) });
+    }
+    assert!(world.waiting.is_empty() && world.shown.is_empty());
+    world.settle(5_000);
+    world.check_complete();
+    assert!(!world.shown.contains_key("r:lobby"));
+}
