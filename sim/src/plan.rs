@@ -102,7 +102,7 @@ pub struct Plan {
 /// Names of all plans.
 pub const NAMES: &[&str] = &[
     "calm", "client", "network", "crash", "pause", "store", "clock", "leave", "mixed", "failover", "deaf",
-    "tight", "copies", "moves",
+    "tight", "copies", "moves", "scarce",
 ];
 
 /// What is drawn for plans that came later has a stream of its own, so that the seeds of the others keep their worlds.
@@ -139,6 +139,7 @@ impl Plan {
             "tight" => Allowed { network: true, ..NOTHING },
             "copies" => Allowed { copies: true, crash: true, network: true, ..NOTHING },
             "moves" => Allowed { moves: true, leave: true, ..NOTHING },
+            "scarce" => Allowed { failover: true, network: true, store: true, leave: true, ..NOTHING },
             _ => NOTHING,
         };
         let plan = Plan {
@@ -175,8 +176,8 @@ impl Plan {
     /// What the plans that came later have of their own.
     fn later(mut self, random: &mut Random) -> Plan {
         match self.name {
-            // Two or three messages, or one long one, and a link has no credit left.
-            "tight" => {
+            // Two or three messages, or one long one, and a link has no credit left; also while copies of the store take turns.
+            "tight" | "scarce" => {
                 self.link_window_bytes = random.pick(&[512, 2 << 10, 8 << 10]);
                 self.think_us = random.between(40, 150) * MS;
             }

@@ -167,9 +167,9 @@ impl Inbox {
         let place = self.place(conversation);
         let told = place.told();
         if !place.begun {
-            if newest || head.seq == 0 {
+            if vouches && (newest || head.seq == 0) {
                 place.begin(head);
-                place.checked |= vouches;
+                place.checked = true;
                 return self.keep(conversation, now_ms);
             }
         } else if head == told {
@@ -199,8 +199,11 @@ impl Inbox {
         let vouches = self.vouches(conversation);
         let place = self.place(conversation);
         if !place.begun && !standing.news {
+            if !vouches {
+                return true;
+            }
             place.begin(head);
-            place.checked |= vouches;
+            place.checked = true;
             self.acks.known(conversation, head);
             self.dirty.insert(conversation.clone());
             return true;
@@ -356,8 +359,8 @@ impl Inbox {
         self.forget(conversation);
     }
 
-    /// Whether a head that is ours tells that the log is ours. Where the log is to be read it does not: it may be from before
-    /// what that is for.
+    /// Whether a head that is ours tells that the log is ours, and one may begin there. Where the log is to be read it does
+    /// not: it may be from before what that is for, and reading it tells.
     fn vouches(&self, conversation: &str) -> bool {
         !self.syncs.is_wanted(conversation)
     }

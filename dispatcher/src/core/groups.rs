@@ -159,7 +159,7 @@ fn start(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation, name: 
     let named = FxHashSet::default();
     let (stage, changes, members) = (Stage::Listing, Vec::new(), Vec::new());
     let mut round = Box::new(Round { stage, changes, plan, named, members });
-    while round.changes.len() < ROUND_CHANGES_MAX
+    while round.changes.len() + round.members.len() < ROUND_CHANGES_MAX
         && round.plan.ordinary
         && let Some(change) = conversation.rounds.queue.pop_front()
     {
@@ -176,8 +176,9 @@ fn start(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation, name: 
         (true, false) => return append(cx, owner, conversation, name, round),
         (false, _) => {}
     }
-    // Ahead of what it is for: no claim has to stand behind it.
-    store(cx, owner, name, listing(coming, name, ItemChange::Add(Bytes::new()), None));
+    // What comes is written under the claim afterwards; that a member is one is said of the claim, with nothing behind it.
+    let claim = (!round.members.is_empty()).then_some((owner.from.partition, owner.fence));
+    store(cx, owner, name, listing(coming, name, ItemChange::Add(Bytes::new()), claim));
     conversation.rounds.round = Some(round);
 }
 

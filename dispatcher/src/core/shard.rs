@@ -389,9 +389,13 @@ fn stored(cx: &mut Cx, partitions: &mut [Partition], done: Done) {
         Pending::Routes(number) => delivery::answered(cx, number, done.outcome),
         Pending::GatewayLease { link, lease } => lease_answer(cx, link, lease, done.outcome),
         Pending::Pair(listing) => {
+            let fenced = matches!(done.outcome, Err(StoreError::Fenced { .. }));
             let listing = pair::listed(cx, listing, done.outcome);
             if let Some(partition) = own(partitions, cx, listing.from.partition) {
                 partition.paired(cx, &listing);
+                if fenced {
+                    partition.fence_lost(cx, listing.from.epoch);
+                }
             }
         }
         Pending::Lists(reading) => lists::answered(cx, *reading, done.outcome),

@@ -21,7 +21,7 @@ use crate::messages::link::{Ack, Hello};
 use crate::planted::{self, Fault};
 
 /// The link protocol spoken here; a peer with another one is refused.
-pub const LINK_VERSION: u32 = 1;
+pub const LINK_VERSION: u32 = 2;
 
 /// Bytes of records that may be queued before the peer told its window: no more than what any peer tolerates above
 /// its own.

@@ -637,3 +637,27 @@ fn nothing_counts_before_the_login_is_answered() {
     world.check_complete();
     assert!(!world.shown.contains_key("r:lobby"));
 }
+
+#[test]
+fn a_new_device_does_not_begin_at_a_standing_from_before_a_failover() {
+    let mut world = World::new(24, &["d:alice:bob"]);
+    fill(&mut world, "d:alice:bob", 8);
+    let acked = Some(Cursor { epoch: 1, seq: 8 });
+    world.server.log("d:alice:bob").delivered = acked;
+    world.started.insert("d:alice:bob".into());
+    let peeks = |op: &Op| matches!(op, Op::Peek(_));
+    until_asked(&mut world, peeks);
+    // What it was asked for is answered by the owner before; the log of the next one has another 7 and 8.
+    world.server.takeover("d:alice:bob", 2);
+    world.server.append("d:alice:bob", "bob", text(70));
+    world.server.append("d:alice:bob", "bob", text(80));
+    let conn = world.conn.unwrap();
+    let conversation = "d:alice:bob".to_owned();
+    let resync = notify::Event::Resync(Resync { conversations: vec![conversation.clone()] });
+    world.step(Event::Notify { conn, notify: Notify { event: Some(resync) } });
+    let (head, delivered) = (acked, acked);
+    let standing = Standing { conversation, head, delivered, ..Standing::default() };
+    answer(&mut world, Outcome::Peeked(Peeked { standings: vec![standing] }), peeks);
+    world.settle(600_000);
+    assert_eq!(seqs(&world, "d:alice:bob"), [7, 8]);
+}

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use fred::error::Error;
+use fred::error::{Error, ErrorKind};
 use fred::types::Value;
 use fred::types::config::Server;
 
@@ -26,7 +26,15 @@ const REPLICA_WAIT: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Mark {
     word: String,
-    ids: Vec<(Option<Server>, u64)>,
+    known: Vec<Known>,
+}
+
+/// A connection that was named.
+#[derive(Clone, Debug)]
+struct Known {
+    server: Option<Server>,
+    id: u64,
+    word: String,
 }
 
 impl Mark {
@@ -38,13 +46,17 @@ impl Mark {
     /// Names all connections anew, and ends those that they replace.
     pub(super) async fn set(session: &Session, former: &Mark) -> Result<Self, StoreError> {
         let word = format!("millrace-{:016x}", super::job::draw_nonce()?);
-        let mut mark = Mark { word, ids: Vec::new() };
+        let mut mark = Mark { word, known: Vec::new() };
         let mut reached = Reached::default();
+        let mut named = Vec::new();
         for server in session.servers() {
-            let named = mark.name(session, server, former).await;
-            reached.note(session, named)?;
+            let name = mark.name(session, server.clone(), former).await;
+            named.extend(name.is_ok().then_some(server));
+            reached.note(session, name)?;
         }
         reached.any()?;
+        // Those that are away are ended when their servers are back.
+        mark.known.extend(former.known.iter().filter(|known| !named.contains(&known.server)).cloned());
         Ok(mark)
     }
 
@@ -53,23 +65,27 @@ impl Mark {
             let args = args.iter().map(|arg| text(arg)).collect();
             session.ask(server.as_ref(), "CLIENT", args).await
         };
+        // A server that does not allow it, or is too old for it, can't be helped.
+        let allowed = |reply: Result<Value, Error>| match reply {
+            Err(error) if !is_refusal(&error) => Err(error),
+            reply => Ok(reply.ok()),
+        };
+        let id = allowed(ask(&["ID"]).await)?.and_then(|id| to_number(id).ok());
         // What was sent on a connection that was given up may still be on its way. Carried out after what is sent on this one,
-        // it would be out of order: of one user's logins, the earlier would stay. A server that does not let us end it, or is too
-        // old to be asked for one connection, can't be helped.
-        let id = ask(&["ID"]).await.map_or(Ok(0), to_number).unwrap_or(0);
-        let before = former.ids.iter().find(|(of, _)| *of == server).map_or(0, |(_, id)| *id);
-        if before != 0 && before != id {
-            let listed = ask(&["LIST", "ID", &before.to_string()]).await.map(to_text);
-            let name = format!(" name={} ", former.word);
-            if matches!(listed, Ok(Ok(line)) if line.contains(&name)) {
-                let _ = ask(&["KILL", "ID", &before.to_string()]).await;
+        // it would be out of order: of one user's logins, the earlier would stay.
+        for known in former.known.iter().filter(|known| known.server == server && Some(known.id) != id) {
+            let (id, name) = (known.id.to_string(), format!(" name={} ", known.word));
+            let listed = allowed(ask(&["LIST", "ID", &id]).await)?.map(to_text);
+            if matches!(listed, Some(Ok(line)) if line.contains(&name)) {
+                allowed(ask(&["KILL", "ID", &id]).await)?;
             }
         }
         ask(&["SETNAME", &self.word]).await?;
-        // Of the connection that was named, and of no other that came between.
-        if id != 0 && ask(&["ID"]).await.map_or(Ok(0), to_number).unwrap_or(0) == id {
-            self.ids.push((server.clone(), id));
+        let Some(id) = id else { return Ok(()) };
+        if allowed(ask(&["ID"]).await)?.and_then(|id| to_number(id).ok()) != Some(id) {
+            return Err(Error::new(ErrorKind::Canceled, "the connection was replaced"));
         }
+        self.known.push(Known { server, id, word: self.word.clone() });
         Ok(())
     }
 
