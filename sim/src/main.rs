@@ -163,8 +163,8 @@ fn main() -> ExitCode {
                 Ok(record) => record,
                 Err(error) => return usage(&error),
             };
-            if continues && !record::is_of(&record, &plans) {
-                return usage("the report that is there is of other plans");
+            if continues && !record::goes_on(&record, &plans) {
+                return usage("the report that is there is also of other plans");
             }
             if continues {
                 seeds.start = seeds.start.max(record::next_seed(&record));

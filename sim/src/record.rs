@@ -24,11 +24,10 @@ pub fn next_seed(record: &Value) -> u64 {
     parts.filter_map(|part| part["to"].as_u64()).max().unwrap_or(0)
 }
 
-/// Whether a record, if there is one, is of these plans: seeds are counted for all of them together.
-pub fn is_of(record: &Value, plans: &[&str]) -> bool {
-    record["plans"]
-        .as_object()
-        .is_none_or(|table| table.len() == plans.len() && plans.iter().all(|plan| table.contains_key(*plan)))
+/// Whether a record, if there is one, goes on with these plans: seeds are counted for all of them together. A plan that was
+/// added since begins at the seed that the others have come to.
+pub fn goes_on(record: &Value, plans: &[&str]) -> bool {
+    record["plans"].as_object().is_none_or(|table| table.keys().all(|plan| plans.contains(&plan.as_str())))
 }
 
 /// A record and a run's report as one record.
@@ -94,6 +93,7 @@ mod tests {
         let part = Part { label: "one", from: 0, to: 50, cpu_s: 3_600.0 };
         let first = joined(&Value::Null, &report(100, json!([])), part);
         assert_eq!(next_seed(&first), 50);
+        assert!(goes_on(&first, &["later", "calm", "of 100"]) && !goes_on(&first, &["calm"]));
         let part = Part { label: "two", from: 50, to: 60, cpu_s: 1_800.0 };
         let both = joined(&first, &report(20, json!([{ "seed": 55 }])), part);
         assert_eq!(next_seed(&both), 60);
