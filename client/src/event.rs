@@ -26,7 +26,7 @@ pub struct Message {
     pub sender_device: String,
     /// When it was appended, ms since 1970.
     pub server_time_ms: u64,
-    /// The application's own.
+    /// What the payload is: see [`Message::content`].
     pub content_kind: u32,
     /// The application's own; by [`Message::action`] also a reaction, or a change of the group.
     pub payload: Bytes,

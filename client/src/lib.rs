@@ -30,6 +30,7 @@
 
 mod client;
 mod config;
+mod content;
 mod conversations;
 pub mod core;
 mod cursors;
@@ -45,6 +46,7 @@ mod wire;
 
 pub use client::{Client, Events, Posted};
 pub use config::{Config, TokenSource, Transport};
+pub use content::Content;
 pub use conversations::{History, Window};
 pub use core::{Position, Saved, Start};
 pub use cursors::{CursorStore, Cursors, FileCursors, MemoryCursors};
@@ -55,9 +57,10 @@ pub use messages::SendOptions;
 /// Everything that the protocol has, as its schema names it.
 pub use millrace_protocol::messages::client as schema;
 pub use millrace_protocol::messages::client::{
-    Action, Code, ConversationItem, ConversationPage, Cursor, DevicePresence, Fate, FriendEvent, GroupAsked,
-    GroupChange, GroupReceipt, GroupState, JoinPolicy, Joined, Members, PeopleList, PeoplePage, Person,
-    PresenceEvent, PresenceState, Receipt, ReceiptPage, Role, SendAck, Standing, TypingEvent, Visibility,
+    Action, Code, ContentKind, ConversationItem, ConversationPage, Cursor, DevicePresence, Fate, FriendEvent,
+    GroupAsked, GroupChange, GroupReceipt, GroupState, JoinPolicy, Joined, Members, PeopleList, PeoplePage,
+    Person, PresenceEvent, PresenceState, Receipt, ReceiptPage, Reference, Role, SendAck, Standing,
+    TypingEvent, Visibility,
 };
 
 /// Ids of conversations.

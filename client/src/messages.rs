@@ -13,7 +13,9 @@ use crate::error::SendError;
 /// What a message may be given beside its payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SendOptions {
-    /// The application's own; receivers get it with the message.
+    /// What the payload is, as of [`ContentKind`]; receivers get it with the message. [`Client::send_content`] sets it.
+    ///
+    /// [`ContentKind`]: crate::ContentKind
     pub content_kind: u32,
     /// Time until the acknowledgement; the configured one if `None`.
     pub deadline: Option<Duration>,

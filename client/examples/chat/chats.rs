@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use millrace_client::schema::group_change::Kind;
-use millrace_client::{Action, Message, Role};
+use millrace_client::{Action, Content, Message, Reference, Role};
 
 /// What is shown for a seq.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +80,7 @@ impl Chat {
         self.last_ms = self.last_ms.max(message.server_time_ms);
         match message.action {
             Action::Message => {
-                let text = String::from_utf8_lossy(&message.payload).into_owned();
+                let text = words(&message.content());
                 // The server empties what was recalled.
                 let recalled = text.is_empty();
                 self.put(message.seq, What::Text, &message.sender, message.server_time_ms, text);
@@ -199,5 +199,17 @@ fn describe(message: &Message) -> String {
         Kind::Muted => format!("{by} muted {}", if who.is_empty() { "everyone" } else { &who }),
         Kind::Updated => format!("{by} changed what the group shows"),
         Kind::Dissolved => format!("{by} ended this group"),
+    }
+}
+
+/// A message as a line of text.
+pub(crate) fn words(content: &Content) -> String {
+    let shown = |what: &str, it: &Reference| format!("[{what} {} {}]", it.name, it.url);
+    match content {
+        Content::Text(text) => text.clone(),
+        Content::Image(image) => shown("image", image),
+        Content::File(file) => shown("file", file),
+        Content::Custom(_, payload) if payload.is_empty() => String::new(),
+        Content::Custom(kind, payload) => format!("[{} bytes of kind {kind}]", payload.len()),
     }
 }

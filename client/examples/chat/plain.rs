@@ -5,6 +5,8 @@ use std::error::Error;
 use millrace_client::{Client, Config, Event};
 use tokio::io::{AsyncBufReadExt, BufReader, stdin};
 
+use crate::chats::words;
+
 /// Writes every line to one conversation, the room "lobby" if none is given, and prints what comes.
 pub(crate) async fn run(config: Config, to: Option<String>) -> Result<(), Box<dyn Error>> {
     let (client, mut events) = Client::connect(config).await?;
@@ -22,7 +24,7 @@ pub(crate) async fn run(config: Config, to: Option<String>) -> Result<(), Box<dy
             },
             event = events.next() => match event {
                 Some(Event::Message(message)) => {
-                    println!("{}: {}", message.sender, String::from_utf8_lossy(&message.payload));
+                    println!("{}: {}", message.sender, words(&message.content()));
                 }
                 Some(Event::Listed(listings)) => println!("  ({} conversations)", listings.len()),
                 Some(other) => println!("  ({other:?})"),

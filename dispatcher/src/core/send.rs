@@ -54,8 +54,13 @@ pub fn send(
         return Err((key, None));
     }
     let payload_hash = payload_hash(&ask);
-    match conversation.streams.check(&key, ask.client_seq, payload_hash) {
+    match conversation.streams.check(&key, ask.client_seq, payload_hash, conversation.durable) {
         Check::New => {}
+        Check::Crowded => {
+            cx.hub.stats.crowded += 1;
+            cx.busy(from, asker, "64 messages of this stream are not answered yet");
+            return Ok(());
+        }
         Check::Unknown => return Err((key, Some(Need::Answers))),
         Check::Repeat(answer) => {
             repeat(cx, owner, conversation, asker, answer);

@@ -43,6 +43,8 @@ pub struct Stats {
     pub trims_held: u64,
     /// Sends refused OUT_OF_ORDER.
     pub out_of_order: u64,
+    /// Sends beyond those of a stream that may be unanswered: BUSY.
+    pub crowded: u64,
     /// Sends refused CONFLICT.
     pub conflicts: u64,
     /// Requests refused for another reason than BUSY.

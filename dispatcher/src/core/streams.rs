@@ -32,6 +32,8 @@ pub enum Check {
         /// What would be taken.
         expected: u64,
     },
+    /// As many of the stream as are remembered are not durable yet: one more, and a repeat of the oldest had no answer.
+    Crowded,
     /// The stream's answers must be read first.
     Unknown,
 }
@@ -57,8 +59,8 @@ impl Streams {
         self.complete || self.map.contains_key(key)
     }
 
-    /// Judges a number.
-    pub fn check(&self, key: &StreamKey, client_seq: u64, payload_hash: u64) -> Check {
+    /// Judges a number. What is durable ends at `durable`.
+    pub fn check(&self, key: &StreamKey, client_seq: u64, payload_hash: u64, durable: u64) -> Check {
         let none = VecDeque::new();
         let answers = match self.map.get(key) {
             Some(answers) => answers,
@@ -68,6 +70,7 @@ impl Streams {
         let last = answers.back().map_or(0, |answer| answer.client_seq);
         if client_seq > last {
             return match client_seq - last {
+                1 if is_crowded(answers, durable) => Check::Crowded,
                 1 => Check::New,
                 _ if planted::is(Fault::NumbersNotDense) => Check::New,
                 _ if planted::is(Fault::WrongExpected) => Check::OutOfOrder { expected: last + 2 },
@@ -118,6 +121,10 @@ impl Streams {
     }
 }
 
+fn is_crowded(answers: &VecDeque<Answer>, durable: u64) -> bool {
+    answers.len() >= ANSWERS_MAX && answers.front().is_some_and(|oldest| oldest.seq > durable)
+}
+
 fn remember(answers: &mut VecDeque<Answer>, answer: Answer) {
     let answers_max = if planted::is(Fault::AnswersForgottenSoon) { 2 } else { ANSWERS_MAX };
     if answers.len() == answers_max {
@@ -132,6 +139,8 @@ mod tests {
 
     use super::*;
 
+    const DURABLE: u64 = 1_000;
+
     fn key(stream: u64) -> StreamKey {
         StreamKey { user: "ann".into(), device: "phone".into(), stream }
     }
@@ -145,7 +154,7 @@ mod tests {
     fn a_number_is_new_a_repeat_a_conflict_or_out_of_order() {
         let mut streams = Streams::new(true);
         for n in 1..=70 {
-            assert_eq!(streams.check(&key(1), n, n), Check::New, "{n}");
+            assert_eq!(streams.check(&key(1), n, n, DURABLE), Check::New, "{n}");
             streams.insert(key(1), answer(n, n), 0);
         }
         let cases = [
@@ -158,26 +167,41 @@ mod tests {
             (0, 0, Check::OutOfOrder { expected: 71 }),
         ];
         for (client_seq, hash, expected) in cases {
-            assert_eq!(streams.check(&key(1), client_seq, hash), expected, "{client_seq} {hash}");
+            assert_eq!(streams.check(&key(1), client_seq, hash, DURABLE), expected, "{client_seq} {hash}");
         }
-        assert_eq!(streams.check(&key(2), 1, 1), Check::New);
-        assert_eq!(streams.check(&key(2), 2, 1), Check::OutOfOrder { expected: 1 });
+        assert_eq!(streams.check(&key(2), 1, 1, DURABLE), Check::New);
+        assert_eq!(streams.check(&key(2), 2, 1, DURABLE), Check::OutOfOrder { expected: 1 });
+    }
+
+    #[test]
+    fn as_many_as_are_remembered_may_be_under_way() {
+        let mut streams = Streams::new(true);
+        for n in 1..=ANSWERS_MAX as u64 {
+            assert_eq!(streams.check(&key(1), n, n, 100), Check::New, "{n}");
+            streams.insert(key(1), answer(n, n), 100);
+        }
+        let next = ANSWERS_MAX as u64 + 1;
+        assert_eq!(streams.check(&key(1), next, next, 100), Check::Crowded);
+        assert_eq!(streams.check(&key(1), next + 1, 0, 100), Check::OutOfOrder { expected: next });
+        assert_eq!(streams.check(&key(1), 1, 1, 100), Check::Repeat(answer(1, 1)));
+        assert_eq!(streams.check(&key(2), 1, 1, 100), Check::New, "another stream");
+        assert_eq!(streams.check(&key(1), next, next, 101), Check::New, "the oldest is answered");
     }
 
     #[test]
     fn nothing_is_said_of_a_stream_before_its_answers_were_read() {
         let mut streams = Streams::new(false);
-        assert_eq!(streams.check(&key(1), 1, 1), Check::Unknown);
+        assert_eq!(streams.check(&key(1), 1, 1, DURABLE), Check::Unknown);
         streams.loaded(key(1), vec![answer(1, 1), answer(2, 2)], 200);
         streams.loaded(key(2), Vec::new(), 200);
-        assert_eq!(streams.check(&key(1), 3, 3), Check::New);
-        assert_eq!(streams.check(&key(1), 2, 2), Check::Repeat(answer(2, 2)));
-        assert_eq!(streams.check(&key(1), 9, 9), Check::OutOfOrder { expected: 3 });
-        assert_eq!(streams.check(&key(2), 1, 1), Check::New);
+        assert_eq!(streams.check(&key(1), 3, 3, DURABLE), Check::New);
+        assert_eq!(streams.check(&key(1), 2, 2, DURABLE), Check::Repeat(answer(2, 2)));
+        assert_eq!(streams.check(&key(1), 9, 9, DURABLE), Check::OutOfOrder { expected: 3 });
+        assert_eq!(streams.check(&key(2), 1, 1, DURABLE), Check::New);
         // A second reading changes nothing: an answer may have come meanwhile.
         streams.insert(key(1), answer(3, 3), 200);
         streams.loaded(key(1), vec![answer(1, 1)], 200);
-        assert_eq!(streams.check(&key(1), 4, 4), Check::New);
+        assert_eq!(streams.check(&key(1), 4, 4, DURABLE), Check::New);
     }
 
     #[test]
@@ -189,7 +213,7 @@ mod tests {
         // Nothing is durable: nobody is forgotten.
         assert!(!streams.insert(key(u64::MAX), answer(1, 1), 100));
         assert!(streams.insert(key(u64::MAX - 1), answer(1, 1), 101));
-        assert_eq!(streams.check(&key(0), 2, 0), Check::Unknown);
-        assert_eq!(streams.check(&key(1), 2, 0), Check::New);
+        assert_eq!(streams.check(&key(0), 2, 0, DURABLE), Check::Unknown);
+        assert_eq!(streams.check(&key(1), 2, 0, DURABLE), Check::New);
     }
 }

@@ -48,6 +48,7 @@ fn core_numbers(stats: Stats) -> impl IntoIterator<Item = (&'static str, u64)> {
         trimmed,
         trims_held,
         out_of_order,
+        crowded,
         conflicts,
         refused,
         busy,

@@ -264,7 +264,7 @@ impl Config {
             unauthenticated_max: 65_536,
             logins_per_s: 20_000,
             topics_per_session_max: 1_000,
-            requests_per_session_max: 64,
+            requests_per_session_max: 256,
             requests_max: 65_536,
             request_bytes_max: 64 << 20,
             lease_ttl_ms: 5_000,

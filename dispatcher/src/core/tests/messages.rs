@@ -52,6 +52,30 @@ fn nobody_hears_of_a_message_before_it_is_durable() {
 }
 
 #[test]
+fn one_more_than_64_unanswered_of_a_stream_is_busy() {
+    let mut world = World::serving(1, &[1]);
+    let ann = session(1, 1);
+    world.subscribe(0, 1, "r:a", 1, &[]);
+    world.run();
+    world.nodes[0].store_held = true;
+    let tokens: Vec<u64> = (1..=66).map(|n| world.send(ann, "ann", "r:a", n)).collect();
+    let elsewhere = world.send(ann, "ann", "r:b", 1);
+    world.run();
+    assert_eq!(world.refused(tokens[64]).code, Code::Busy as i32);
+    let behind = world.refused(tokens[65]);
+    assert_eq!((behind.code, behind.expected), (Code::OutOfOrder as i32, 65));
+    assert_eq!(world.stats(0).crowded, 1);
+    world.nodes[0].store_held = false;
+    world.run();
+    let seqs: Vec<u64> = tokens[..64].iter().map(|token| world.ack(*token).seq).collect();
+    assert_eq!(seqs, (1..=64).collect::<Vec<_>>());
+    assert_eq!(world.ack(elsewhere).seq, 1);
+    let again = world.send(ann, "ann", "r:a", 65);
+    world.run();
+    assert_eq!(world.ack(again).seq, 65);
+}
+
+#[test]
 fn a_repeat_gets_the_first_answer_also_while_the_first_is_in_flight() {
     let mut world = World::serving(1, &[1]);
     let ann = session(1, 1);
