@@ -271,7 +271,9 @@ impl Inbox {
     /// The next request to read a log, as `id`.
     pub(super) fn next_sync(&mut self, now_ms: u64, id: u64) -> Option<Op> {
         let conversation = self.syncs.next(now_ms, id)?;
-        self.place(&conversation).suspect = false;
+        let place = self.place(&conversation);
+        place.suspect = false;
+        place.ask();
         let after = self.cursor(&conversation);
         Some(Op::Sync(Sync { conversation, after, limit: PAGE_ENTRIES_MAX }))
     }

@@ -51,6 +51,10 @@ pub(super) struct Place {
     untaken: u32,
     /// Own messages above `told`: their epochs by seq.
     own: BTreeMap<u64, u64>,
+    /// The highest of them when the log was last asked for.
+    own_asked: u64,
+    /// Some were lost, and the application was not told.
+    owes_cut: bool,
     /// The first entry that was seen of each epoch, lowest first.
     epochs: Vec<Cursor>,
     /// Cuts that were told and are not taken: how many events are to be taken until then, and `epochs` before it.
@@ -70,6 +74,8 @@ impl Place {
             taken: Cursor::default(),
             untaken: 0,
             own: BTreeMap::new(),
+            own_asked: 0,
+            owes_cut: false,
             epochs: Vec::new(),
             cuts: VecDeque::new(),
         }
@@ -164,7 +170,7 @@ impl Place {
 
     /// The log ends at `to` after all.
     pub(super) fn cut(&mut self, to: Cursor) {
-        (self.told, self.heard) = (to, to.seq);
+        (self.told, self.heard, self.owes_cut) = (to, to.seq, false);
         self.untaken += 1;
         self.cuts.push_back((self.untaken, self.epochs.clone()));
         self.epochs.retain(|first| first.seq <= to.seq);
@@ -179,9 +185,25 @@ impl Place {
         self.heard = self.heard.max(at.seq);
     }
 
-    /// Own messages above this are not in the log any more.
+    /// Own messages above this are not in the log any more. The application was told that they were stored.
     pub(super) fn disown(&mut self, seq: u64) {
-        self.own.retain(|own, _| *own <= seq);
+        self.owes_cut |= !self.own.split_off(&(seq + 1)).is_empty();
+    }
+
+    /// The log is asked for, what this device stored so far included.
+    pub(super) fn ask(&mut self) {
+        self.own_asked = self.own.last_key_value().map_or(0, |(seq, _)| *seq);
+    }
+
+    /// The log was read to its end, and ends at `head`. Own messages above that, which were stored when it was asked for, are
+    /// lost. Returns whether the application is to be told that it is cut to what was told.
+    pub(super) fn owes_cut(&mut self, head: u64) -> bool {
+        if self.own_asked > head {
+            let later = self.own.split_off(&(self.own_asked + 1));
+            self.disown(head);
+            self.own.extend(later);
+        }
+        self.owes_cut
     }
 
     /// Passes over own messages that are next. Of another epoch they are not: rule 3, and the log can be asked.

@@ -66,7 +66,12 @@ impl Inbox {
                 self.useless.remove(&conversation);
                 self.syncs.go_on(&conversation);
             }
-            (true, false) => self.reached(&conversation, now_ms),
+            (true, false) => {
+                if self.place(&conversation).owes_cut(head.seq) {
+                    self.cut_to(&conversation, last, told);
+                }
+                self.reached(&conversation, now_ms);
+            }
         }
         self.settle(&conversation, now_ms);
     }
@@ -141,11 +146,17 @@ impl Inbox {
         let known = place.told();
         let below = to.seq < known.seq || (to.seq == known.seq && to.epoch != known.epoch);
         if below {
-            place.cut(to);
-            let event = Event::Truncated { conversation: conversation.into(), to };
-            told.tell_at(conversation, place.born, to, event);
+            self.cut_to(conversation, to, told);
         }
         below
+    }
+
+    /// The application is told that the log ends at `to`.
+    fn cut_to(&mut self, conversation: &str, to: Cursor, told: &mut Told) {
+        let Some(place) = self.places.get_mut(conversation) else { return };
+        place.cut(to);
+        let event = Event::Truncated { conversation: conversation.into(), to };
+        told.tell_at(conversation, place.born, to, event);
     }
 
     /// The log was read to its end: what comes now is live.

@@ -661,3 +661,37 @@ fn a_new_device_does_not_begin_at_a_standing_from_before_a_failover() {
     world.settle(600_000);
     assert_eq!(seqs(&world, "d:alice:bob"), [7, 8]);
 }
+
+#[test]
+fn own_messages_that_a_failover_lost_are_told_also_when_something_before_them_is_missing() {
+    for (count, end) in [(1, 4), (2, 3)] {
+        let mut world = World::new(25, &["d:alice:bob"]);
+        fill(&mut world, "d:alice:bob", 3);
+        world.settle(5_000);
+        world.server.faults.skip_live = 1_000;
+        world.server.append("d:alice:bob", "bob", text(4));
+        world.server.faults.skip_live = 0;
+        world.send("d:alice:bob", 60_000);
+        for _ in 0..20 {
+            world.tick(1);
+            world.deliver_request();
+            world.deliver_frame();
+            world.take();
+        }
+        assert_eq!(world.settled.len(), 1, "it is acknowledged, as 5");
+        assert_eq!(seqs(&world, "d:alice:bob"), [1, 2, 3], "4 is missing");
+        world.server.takeover("d:alice:bob", count);
+        world.server.notify(notify::Event::Resync(Resync { conversations: Vec::new() }));
+        world.settle(600_000);
+        let told: Vec<Cursor> = world
+            .notices
+            .iter()
+            .filter_map(|notice| match notice {
+                Notice::Truncated { to, .. } => Some(*to),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(told, [Cursor { epoch: 1, seq: end }], "5 is lost");
+        assert_eq!(world.machine.cursor("d:alice:bob"), Some(Cursor { epoch: 1, seq: end }));
+    }
+}
