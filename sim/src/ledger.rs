@@ -157,8 +157,6 @@ pub struct Ledger {
     pub violation: Option<Violation>,
     /// For reports.
     pub counts: Counts,
-    /// The store may lose what it had.
-    pub forgiving: bool,
     pub(crate) logs: BTreeMap<String, BTreeMap<u64, Kept>>,
     /// Everything in the log that somebody sent, and where it stands.
     pub(crate) keys: BTreeMap<Number, u64>,
@@ -403,6 +401,7 @@ impl Ledger {
         let Some(sent) = self.sent.get_mut(number as usize) else { return };
         sent.settled = true;
         let sent = sent.clone();
+        self.own_acked(sent.device, &sent.conversation, ack.seq, ack.message_id);
         let (user, device) = &self.names[sent.device];
         if self.lost.contains(&ack.message_id) {
             return;
@@ -472,9 +471,8 @@ impl Ledger {
 
     // ---- the end ----
 
-    /// What is not right yet; `online`: devices that are logged in. `probed`: everyone has said something everywhere, so
-    /// that nobody can believe any more in the end of a log that the store has lost.
-    pub fn unfinished(&self, online: &[bool], probed: bool) -> Option<(Invariant, String)> {
+    /// What is not right yet; `online`: devices that are logged in.
+    pub fn unfinished(&self, online: &[bool]) -> Option<(Invariant, String)> {
         if let Some(sent) = self.sent.iter().find(|sent| !sent.settled) {
             let (user, device) = &self.names[sent.device];
             let detail =
@@ -489,9 +487,7 @@ impl Ledger {
                 let detail = format!("{user}/{name} is not attached to {group}");
                 return Some((Invariant::AttachedAtLast, detail));
             }
-            if (probed || !self.forgiving)
-                && let Some(missing) = self.not_shown(device)
-            {
+            if let Some(missing) = self.not_shown(device).or_else(|| self.not_told(device)) {
                 return Some((Invariant::DeliveredAtLast, missing));
             }
         }

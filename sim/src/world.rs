@@ -95,7 +95,6 @@ impl World {
             partitions: plan.partitions,
             lives: vec![0; plan.gateways],
         };
-        out.ledger.forgiving = plan.allowed.failover;
         out.store.keep_copies = plan.allowed.failover;
         let mut clock = || {
             let off_ms = if plan.allowed.clock { random.below(4_000) as i64 - 2_000 } else { 0 };
@@ -477,7 +476,7 @@ impl World {
             return Some((Invariant::ClosedAtLast, detail));
         }
         let online: Vec<bool> = self.devices.iter().map(Device::is_online).collect();
-        self.out.ledger.unfinished(&online, self.phase == Phase::Probing)
+        self.out.ledger.unfinished(&online)
     }
 
     /// A session that a newer one took the place of is told so, and soon.
