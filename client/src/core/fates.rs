@@ -134,9 +134,15 @@ impl Fates {
         if self.low_ms.max(self.not_before_ms) > now_ms {
             return;
         }
-        let over: Vec<_> = self.waiting.extract_if(.., |_, until_ms| *until_ms <= now_ms).collect();
-        self.low_ms = self.waiting.values().copied().min().unwrap_or(u64::MAX);
-        over.into_iter().for_each(|(key, _)| tell(told, key, false));
+        self.low_ms = u64::MAX;
+        self.waiting.retain(|key, until_ms| {
+            let waits = *until_ms > now_ms;
+            match waits {
+                true => self.low_ms = self.low_ms.min(*until_ms),
+                false => tell(told, key.clone(), false),
+            }
+            waits
+        });
     }
 
     /// The client is at its end: nothing more will be heard.

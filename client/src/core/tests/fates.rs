@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use millrace_protocol::messages::client::response::Outcome;
 use millrace_protocol::messages::client::{
-    Code, Fate, Peeked, Receipt, Refused, Response, SendAck, Standing, notify,
+    Code, Fate, Notify, Peeked, Receipt, Refused, Response, SendAck, Standing, notify,
 };
 
 use super::server::Frame;
@@ -148,9 +148,7 @@ fn a_word_that_comes_before_the_acknowledgement_waits_for_it() {
     let key = ask(&mut world, NAME, 10_000);
     world.deliver_request();
     let conn = world.conn.unwrap();
-    let notify = millrace_protocol::messages::client::Notify {
-        event: Some(notify::Event::Fate(fate(1, true))),
-    };
+    let notify = Notify { event: Some(notify::Event::Fate(fate(1, true))) };
     world.step(Event::Notify { conn, notify });
     while world.take() {}
     assert_eq!((told(&world), world.settled.contains_key(&key)), (vec![], false));
