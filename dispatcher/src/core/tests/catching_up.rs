@@ -305,8 +305,13 @@ fn bytes_beyond_the_retention_go_from_the_oldest_on_and_the_newest_stays() {
             assert!(kept - oldest < limit, "limit {limit}: {kept} bytes are kept, {oldest} too many");
         }
         assert!(trims >= 2, "limit {limit}: trimmed {trims} times");
-        // Who is below what is kept is told.
         let log = &world.store.logs["g:x"];
+        assert_eq!(
+            world.stats(0).trimmed,
+            log.trimmed,
+            "limit {limit}: what the owner dropped is what is gone"
+        );
+        // Who is below what is kept is told.
         let (first, head) = (log.trimmed + 1, log.head());
         let token = sync(&mut world, "bob", "g:x", Some((0, 3)), 256);
         let (_, page) = page(&mut world, token);

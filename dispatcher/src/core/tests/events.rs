@@ -32,8 +32,11 @@ fn leave(world: &mut World, user: &str) {
     world.run();
 }
 
-/// Who joined and who left, by event, oldest first; how many other events there were.
-fn told(world: &World) -> (Vec<(Vec<String>, Vec<String>)>, usize) {
+/// Who joined and who left, by one event.
+type Told = (Vec<String>, Vec<String>);
+
+/// The events about members, oldest first; how many others there were.
+fn told(world: &World) -> (Vec<Told>, usize) {
     let (mut members, mut others) = (Vec::new(), 0);
     let partition = conversation_partition("g:x");
     for event in world.store.events.range((partition, 0)..=(partition, u64::MAX)).map(|(_, event)| event) {
