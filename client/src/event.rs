@@ -122,7 +122,8 @@ pub enum Event {
     Presence(PresenceEvent),
     /// Someone asks to be a friend, answered, or ended it.
     Friend(FriendEvent),
-    /// What became of a message that was sent with `fate_within`.
+    /// What became of a message that was sent with `fate_within`; once for each. Not `delivered`: not in time, as far as is
+    /// known; if it is later, a [`Event::Receipt`] says so.
     Fate(Fate),
     /// Another device of this user pinned, muted or hid a conversation.
     ConversationChanged(ConversationItem),

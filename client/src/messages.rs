@@ -20,7 +20,9 @@ pub struct SendOptions {
     /// Time until the acknowledgement; the configured one if `None`.
     pub deadline: Option<Duration>,
     /// In direct conversations: be told, by [`Event::Fate`], whether a device of the other side has the message within
-    /// this time (at most 60 s).
+    /// this time (at most 60 s). It comes once for each message that was acknowledged, some 5 s behind that time at the
+    /// latest, whatever becomes of the connection; with 4,096 waiting, at once for a further one. It is lost with the
+    /// process.
     ///
     /// [`Event::Fate`]: crate::Event::Fate
     pub fate_within: Option<Duration>,

@@ -14,6 +14,7 @@ use millrace_protocol::planted::{self, Fault};
 
 use super::calls::{Call, Calls};
 use super::event::{Action, Event, Outgoing, Position};
+use super::fates::Fates;
 use super::inbox::Inbox;
 use super::link::{After, LOGIN_ID, Link};
 use super::outbox::{Outbox, Settled};
@@ -47,6 +48,13 @@ enum Asker {
     Logout(u64),
 }
 
+/// What comes back with the outcome of a message.
+#[derive(Debug)]
+struct Sending {
+    key: u64,
+    fate_within_ms: u32,
+}
+
 /// What a request in flight is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum For {
@@ -63,7 +71,8 @@ pub struct Machine {
     events_max: usize,
     request_deadline_ms: u64,
     link: Link,
-    outbox: Outbox<u64>,
+    outbox: Outbox<Sending>,
+    fates: Fates,
     calls: Calls<Asker>,
     inbox: Inbox,
     plain: Plain,
@@ -101,6 +110,7 @@ impl Machine {
             plain: Plain::new(&settings.device, settings.room_replay),
             link: Link::new(settings, now_ms, &mut random),
             outbox: Outbox::default(),
+            fates: Fates::default(),
             calls: Calls::default(),
             walk: Walk::default(),
             typing: TypingOut::default(),
@@ -152,8 +162,12 @@ impl Machine {
         }
         let up = self.link.is_up();
         let only_up = [self.inbox.next_ms(), self.walk.next_ms(), self.typing.next_ms()];
-        let always =
-            [self.link.next_ms(self.reads()), self.outbox.next_ms(self.now_ms), self.calls.next_ms()];
+        let always = [
+            self.link.next_ms(self.reads()),
+            self.outbox.next_ms(self.now_ms),
+            self.calls.next_ms(),
+            self.fates.next_ms(),
+        ];
         let next = only_up.into_iter().filter(|_| up).chain(always).flatten();
         // What was due and could not be done waits for room, or for a connection: an event.
         next.filter(|at_ms| *at_ms > self.now_ms).min()
@@ -224,8 +238,9 @@ impl Machine {
     fn send(&mut self, key: u64, conversation: &str, message: Outgoing, deadline_ms: u64) {
         let random = self.random.next();
         self.typing.sent(conversation);
-        if let Err(key) = self.outbox.push(conversation, message, deadline_ms, random, key) {
-            self.settle(key, Err(SendError::TooManyPending));
+        let sending = Sending { key, fate_within_ms: message.fate_within_ms };
+        if let Err(sending) = self.outbox.push(conversation, message, deadline_ms, random, sending) {
+            self.settle(sending.key, Err(SendError::TooManyPending));
         }
     }
 
@@ -272,6 +287,10 @@ impl Machine {
             (For::Sync, Outcome::Refused(refused)) => self.inbox.refused(id, &refused, told, now_ms),
             (For::Walk, Outcome::ConversationPage(page)) if self.walk.knows(id) => self.walk.listed(page),
             (For::Walk, Outcome::Peeked(peeked)) if self.walk.knows(id) => {
+                for standing in &peeked.standings {
+                    let through = standing.peer_delivered.max(standing.peer_read);
+                    self.fates.reached(&standing.conversation, through, told);
+                }
                 self.walk.peeked(peeked, &mut self.inbox, told, now_ms);
             }
             (For::Walk, Outcome::Refused(refused)) if self.walk.knows(id) => {
@@ -310,6 +329,7 @@ impl Machine {
             }
         }
         self.inbox.connected(&user);
+        self.fates.connected(&user);
         self.told.tell(Notice::Connected { session, user, again: self.again });
         if self.link.acknowledges() && !planted::is(Fault::NoWalk) {
             self.walk.start(&self.inbox);
@@ -320,16 +340,29 @@ impl Machine {
     fn message_answered(&mut self, id: u64, outcome: Outcome) {
         let (now_ms, random) = (self.now_ms, self.random.next());
         let settled = match outcome {
-            Outcome::SendAck(ack) => {
-                if let Some(conversation) = self.outbox.conversation_of(id).map(str::to_owned) {
-                    self.own_stored(&conversation, &ack);
-                }
-                self.outbox.acknowledged(id, ack)
-            }
+            Outcome::SendAck(ack) => return self.acknowledged(id, ack),
             Outcome::Refused(refused) => self.outbox.refused(id, &refused, now_ms, random),
             _ => self.outbox.unsaid(id, now_ms, random),
         };
         settled.into_iter().for_each(|settled| self.settle_message(settled));
+    }
+
+    fn acknowledged(&mut self, id: u64, ack: SendAck) {
+        let Some(conversation) = self.outbox.conversation_of(id).map(str::to_owned) else { return };
+        self.own_stored(&conversation, &ack);
+        for (sending, outcome) in self.outbox.acknowledged(id, ack) {
+            let Sending { key, fate_within_ms } = sending;
+            if let Ok(ack) = &outcome
+                && fate_within_ms > 0
+            {
+                let (told, now_ms) = (&mut self.told, self.now_ms);
+                self.fates.asked(&conversation, ack.seq, fate_within_ms, now_ms, told);
+            }
+            self.settle_message((Sending { key, fate_within_ms }, outcome));
+        }
+        if !self.outbox.asks_fate(&conversation) {
+            self.fates.forget_early(&conversation);
+        }
     }
 
     fn own_stored(&mut self, conversation: &str, ack: &SendAck) {
@@ -448,12 +481,19 @@ impl Machine {
                 resync.conversations.iter().for_each(|name| self.inbox.resync(name, now_ms));
             }
             Some(notify::Event::Resync(_)) | None => {}
-            Some(notify::Event::Receipt(receipt)) => told.tell(Notice::Receipt(receipt)),
+            Some(notify::Event::Receipt(receipt)) => {
+                let through = receipt.delivered.max(receipt.read);
+                self.fates.receipt(&receipt.conversation, &receipt.user, through, told);
+                told.tell(Notice::Receipt(receipt));
+            }
             Some(notify::Event::GroupReceipt(receipt)) => told.tell(Notice::GroupReceipt(receipt)),
             Some(notify::Event::Typing(typing)) => told.tell(Notice::Typing(typing)),
             Some(notify::Event::Presence(presence)) => told.tell(Notice::Presence(presence)),
             Some(notify::Event::Friend(friend)) => told.tell(Notice::Friend(friend)),
-            Some(notify::Event::Fate(fate)) => told.tell(Notice::Fate(fate)),
+            Some(notify::Event::Fate(fate)) => {
+                let may_be_early = self.outbox.asks_fate(&fate.conversation);
+                self.fates.heard(fate, may_be_early, told);
+            }
             Some(notify::Event::ConversationChanged(changed)) => {
                 told.tell(Notice::ConversationChanged(changed.item.unwrap_or_default()));
             }
@@ -477,6 +517,7 @@ impl Machine {
             self.call_failed(call, SendError::Deadline);
         }
         let reads = self.reads();
+        self.fates.due(now_ms, reads, &mut self.told);
         if let Some(reason) = self.link.due(now_ms, reads, &mut self.actions) {
             self.lost(reason);
         }
@@ -539,8 +580,8 @@ impl Machine {
         self.actions.push(Action::Settle { key, outcome });
     }
 
-    fn settle_message(&mut self, (key, outcome): Settled<u64>) {
-        self.settle(key, outcome.map(Outcome::SendAck));
+    fn settle_message(&mut self, (sending, outcome): Settled<Sending>) {
+        self.settle(sending.key, outcome.map(Outcome::SendAck));
     }
 
     /// The connection, or the attempt at one, is over.
@@ -578,12 +619,13 @@ impl Machine {
         if self.link.end(&reason, &mut self.actions) {
             self.actions.push(Action::Close);
         }
-        for key in self.outbox.abandon() {
-            self.settle(key, Err(SendError::Ended));
+        for sending in self.outbox.abandon() {
+            self.settle(sending.key, Err(SendError::Ended));
         }
         for call in self.calls.abandon() {
             self.finish(call.done, Err(SendError::Ended));
         }
+        self.fates.abandon(&mut self.told);
         self.told.tell(Notice::Ended { reason: reason.clone() });
         self.actions.push(Action::End(reason));
     }

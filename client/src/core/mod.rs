@@ -19,14 +19,16 @@
 //! assert_eq!(actions, [Action::Connect { conn: 1, address: "gateway:7400".into() }]);
 //! ```
 //!
-//! `machine` dispatches; `link` is the life of connections; `outbox` and `calls` are what goes out; `inbox` is what
-//! comes in, with `place` for one conversation, `sync` for reading logs, `acks` for what the server is told, `told` for
-//! what the application has not taken, `walk` for what a login asks, and `plain` for rooms, which have no cursors.
+//! `machine` dispatches; `link` is the life of connections; `outbox` and `calls` are what goes out, `fates` what became of
+//! it; `inbox` is what comes in, with `place` for one conversation, `sync` for reading logs, `acks` for what the server is
+//! told, `told` for what the application has not taken, `walk` for what a login asks, and `plain` for rooms, which have no
+//! cursors.
 
 mod acks;
 pub mod backoff;
 pub mod calls;
 mod event;
+mod fates;
 mod inbox;
 mod link;
 mod machine;

@@ -151,6 +151,12 @@ impl<T> Outbox<T> {
         self.requests.get(&id).map(|sent| sent.conversation.as_str())
     }
 
+    /// Whether a message whose sender wants to know its fate is not settled in this conversation.
+    pub fn asks_fate(&self, conversation: &str) -> bool {
+        let asks = |pending: &Pending<T>| pending.message.fate_within_ms > 0;
+        self.lanes.get(conversation).is_some_and(|lane| lane.pending.iter().any(asks))
+    }
+
     /// A message was taken. An answer to an older copy counts as well: it is the same answer.
     pub fn acknowledged(&mut self, id: u64, ack: SendAck) -> Vec<Settled<T>> {
         self.answered(id, |lane, name| {

@@ -114,9 +114,11 @@ impl Owner {
 
     /// Puts a write into the next batch.
     pub fn push(&mut self, write: Write, effect: Effect) {
-        if let Write::Message(entry) = &write {
-            self.bytes += entry.notify.len();
-        }
+        self.bytes += match &write {
+            Write::Message(entry) => entry.notify.len(),
+            Write::Event { body, .. } => body.len(),
+            _ => 0,
+        };
         self.writes.push(write);
         self.effects.push(effect);
     }

@@ -1,6 +1,8 @@
 //! What became of a direct message, for senders who asked: a device of the other side has it, or not in time.
 //!
-//! The rule that keeps it right: every sender who asked is told once, unless its session or the owner is gone.
+//! The rule that keeps it right: every sender who asked is told once, unless its session or the owner is gone, or its link
+//! has no credit. An owner that stops says nothing: the time of who waits is not over, and the message may be delivered
+//! within it. So clients count the time too.
 
 use millrace_protocol::conversation::Conversation as Id;
 use millrace_protocol::ids::SessionId;

@@ -21,6 +21,7 @@ use super::admin::{self, Plan, Standing, Verdict};
 use super::batch::{Effect, Owner};
 use super::conversation::Conversation;
 use super::delivery::{Ask, What};
+use super::events;
 use super::group_info::{INFO_KEY, Info, asking_key};
 use super::hub::PartitionJob;
 use super::hub::{Asker, Cx, Pending};
@@ -313,6 +314,7 @@ fn append(
     let asking = plan.asking.iter();
     let asking = asking.map(|(user, asks)| state(asking_key(user), asks.then(Bytes::new)));
     writes.extend(info.into_iter().chain(asking));
+    writes.extend(events::members(cx, name, plan));
     // Its members hear of the end before they are members no more; of anything else, whoever is one afterwards.
     if plan.dissolve {
         notes::append(cx, owner, conversation, name, std::mem::take(&mut plan.notes));

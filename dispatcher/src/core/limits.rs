@@ -19,7 +19,7 @@ pub struct Retention {
 pub struct Limits {
     /// Bytes of a message's payload; a larger one is refused PAYLOAD_TOO_LARGE.
     pub payload_bytes_max: usize,
-    /// Logins, logouts and receipts are written as events.
+    /// Logins, logouts, receipts, and members whom no entry names are written as events.
     pub events: bool,
     /// Of direct conversations and groups.
     pub retention: Retention,
@@ -129,6 +129,9 @@ pub const NOTED_USERS_MAX: usize = 64;
 
 /// In a group of more members, joins and leaves of ordinary members make no entries: they would drown the messages.
 pub const NOTED_MEMBERS_MAX: usize = 500;
+
+/// Users named in one event about members, of some 35 KiB then; the others are in further ones.
+pub const EVENT_USERS_MAX: usize = 512;
 
 /// Members of a dissolved group whose lists are cleaned in one go.
 pub const CLEAN_MEMBERS: usize = 512;

@@ -37,6 +37,15 @@ pub fn of_round(conversation: &Conversation, add: &[String], remove: &[String]) 
     some.map(|(kind, users)| note(kind, &users[0], users)).collect()
 }
 
+/// Whether these notes name everyone who came, or went.
+pub fn name_all(notes: &[GroupChange], users: &[String]) -> bool {
+    let says = |user| {
+        let mut of_members = notes.iter().filter(|note| note.kind() != Kind::Role);
+        of_members.any(|note| note.users.contains(user))
+    };
+    users.iter().all(says)
+}
+
 /// Puts notes into the batch.
 pub fn append(
     cx: &mut Cx,

@@ -1,6 +1,7 @@
 //! The machine against a server that keeps the rules and fails in every way that they allow.
 
 mod cuts;
+mod fates;
 mod random;
 mod scenarios;
 mod server;

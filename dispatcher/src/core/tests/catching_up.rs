@@ -274,6 +274,53 @@ fn what_is_beyond_the_retention_is_told_as_a_gap() {
 }
 
 #[test]
+fn bytes_beyond_the_retention_go_from_the_oldest_on_and_the_newest_stays() {
+    for limit in [1, 4_000] {
+        let retention = Retention { bytes: limit, ..Retention::default() };
+        let mut world = World::with_limits(1, 1, Limits { retention, ..Limits::default() });
+        world.claim_all(0);
+        world.connect(0, 1, 1);
+        world.run();
+        group(&mut world, &["bob"]);
+        let (mut trimmed, mut trims) = (0, 0);
+        for n in 1..=300_u64 {
+            let payload = "x".repeat((n * 37 % 100) as usize);
+            world.send_to(0, session(1, 1), "ann", "g:x", n, &payload);
+            // Some come together, and are at the store while the oldest are looked at.
+            if n > 200 && !n.is_multiple_of(10) {
+                continue;
+            }
+            world.run();
+            let log = &world.store.logs["g:x"];
+            assert_eq!(log.head(), n + 1, "behind the entry about the creation");
+            let newest = log.entries.last().expect("the newest entry");
+            assert_eq!(newest.seq, n + 1);
+            if log.trimmed == trimmed || n > 200 {
+                continue;
+            }
+            (trimmed, trims) = (log.trimmed, trims + 1);
+            let kept: u64 = log.entries.iter().map(|entry| entry.notify.len() as u64).sum();
+            let oldest = log.entries[0].notify.len() as u64;
+            assert!(kept >= limit, "limit {limit}: {kept} bytes are kept");
+            assert!(kept - oldest < limit, "limit {limit}: {kept} bytes are kept, {oldest} too many");
+        }
+        assert!(trims >= 2, "limit {limit}: trimmed {trims} times");
+        let log = &world.store.logs["g:x"];
+        assert_eq!(
+            world.stats(0).trimmed,
+            log.trimmed,
+            "limit {limit}: what the owner dropped is what is gone"
+        );
+        // Who is below what is kept is told.
+        let (first, head) = (log.trimmed + 1, log.head());
+        let token = sync(&mut world, "bob", "g:x", Some((0, 3)), 256);
+        let (_, page) = page(&mut world, token);
+        assert_eq!(page.gap.as_ref().map(|gap| (gap.from, gap.to)), Some((4, first - 1)));
+        assert_eq!(seqs(&page), (first..=head).collect::<Vec<_>>());
+    }
+}
+
+#[test]
 fn old_entries_go_by_age_unless_the_clock_jumped() {
     let hour = 3_600_000;
     let retention = Retention { age_ms: hour, ..Retention::default() };

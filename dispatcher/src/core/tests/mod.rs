@@ -1,6 +1,7 @@
 //! Scenarios: a shard or several, with gateways on real link ends and a store in memory.
 
 mod catching_up;
+mod events;
 mod groups;
 mod lists;
 mod messages;
