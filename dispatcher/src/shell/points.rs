@@ -91,3 +91,33 @@ fn acknowledges(batch: &[u8]) -> bool {
     };
     peek_records(batch).any(|(kind, body)| kind == Kind::Reply && is_send_ack(body))
 }
+
+#[cfg(test)]
+mod tests {
+    use millrace_protocol::messages::client::{Done, SendAck};
+
+    use super::*;
+
+    /// A batch of one record, laid out as link/record.rs says.
+    fn batch(kind: Kind, body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; 32];
+        bytes[..4].copy_from_slice(&(32 + body.len() as u32).to_le_bytes());
+        bytes[4] = kind as u8;
+        bytes.extend_from_slice(body);
+        bytes
+    }
+
+    #[test]
+    fn only_a_send_ack_says_that_a_message_is_durable() {
+        let reply = |outcome| {
+            let response = Response { id: 7, outcome: Some(outcome) }.encode_to_vec().into();
+            batch(Kind::Reply, &Reply { response, ..Reply::default() }.encode_to_vec())
+        };
+        let send_ack = reply(Answer::SendAck(SendAck { seq: 1, ..SendAck::default() }));
+        let done = reply(Answer::Done(Done {}));
+        assert!(acknowledges(&send_ack));
+        assert!(!acknowledges(&done));
+        assert!(acknowledges(&[done, send_ack.clone()].concat()), "behind another answer");
+        assert!(!acknowledges(&batch(Kind::FanOut, &send_ack[32..])), "another kind");
+    }
+}
