@@ -16,17 +16,25 @@ pub enum Point {
     /// Dispatcher: a session's route goes to the store, or is in it.
     BeforeRouteWrite,
     AfterRouteWrite,
-    /// Dispatcher: what devices acknowledged goes to the store, in a batch of its partition.
+    /// Dispatcher: what devices acknowledged goes to the store, in a batch of its partition, or is in it.
     BeforeCursorWrite,
+    AfterCursorWrite,
     /// Embedded store: a round is written and not synced, or synced and not answered.
     BeforeFsync,
     AfterFsync,
     /// Dispatcher: answers and deliveries go to a gateway, or are with the kernel.
     BeforeLinkSend,
     AfterLinkSend,
+    /// Dispatcher: the answer that a message is durable goes to its sender's gateway, or is with the kernel. The store has
+    /// the message, and the sender does not know.
+    BeforeAck,
+    AfterAck,
     /// Gateway: what clients asked goes to a dispatcher.
     BeforeForward,
     AfterForward,
+    /// Gateway: what devices acknowledged was taken in, gathered, and goes to a dispatcher, or is with the kernel.
+    BeforeClientAck,
+    AfterClientAck,
     /// Gateway: answers and deliveries came from a dispatcher.
     BeforeLinkTake,
     AfterLinkTake,
@@ -39,18 +47,23 @@ pub enum Point {
 
 impl Point {
     /// All of them.
-    pub const ALL: [Point; 16] = [
+    pub const ALL: [Point; 21] = [
         Point::BeforeAppend,
         Point::AfterAppend,
         Point::BeforeRouteWrite,
         Point::AfterRouteWrite,
         Point::BeforeCursorWrite,
+        Point::AfterCursorWrite,
         Point::BeforeFsync,
         Point::AfterFsync,
         Point::BeforeLinkSend,
         Point::AfterLinkSend,
+        Point::BeforeAck,
+        Point::AfterAck,
         Point::BeforeForward,
         Point::AfterForward,
+        Point::BeforeClientAck,
+        Point::AfterClientAck,
         Point::BeforeLinkTake,
         Point::AfterLinkTake,
         Point::BeforeDelivery,

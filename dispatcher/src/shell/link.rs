@@ -10,7 +10,6 @@ use std::net::{Shutdown, TcpStream as StdTcpStream};
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
-use millrace_edge::failpoint::{self, Point};
 use millrace_edge::liveness::bound_silence;
 use millrace_edge::mailbox;
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt, Splitable};
@@ -19,6 +18,7 @@ use monoio::net::tcp::{TcpOwnedReadHalf, TcpOwnedWriteHalf};
 
 use super::limits::{COPY_BELOW_BYTES, READ_BYTES};
 use super::notify::Notify;
+use super::points::Passing;
 use super::shard::World;
 use crate::core::event::LinkKey;
 
@@ -183,8 +183,9 @@ async fn write(world: Rc<World>, link: Rc<Link>, mut half: TcpOwnedWriteHalf) {
             }
             let Some(batch) = world.transmit(link.key) else { break };
             socket.writing.set(true);
+            let passing = Passing::begin(&batch);
             let (result, _) = half.write_all(batch).await;
-            failpoint::hit(Point::AfterLinkSend);
+            passing.end();
             if result.is_err() && !link.lost.get() {
                 link.end();
                 world.link_ready(&link);

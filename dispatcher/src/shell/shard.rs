@@ -17,7 +17,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use millrace_edge::clock;
-use millrace_edge::failpoint::{self, Point};
 use millrace_edge::mailbox::{self, Receiver, Sender};
 use millrace_edge::wake::Waker;
 use millrace_protocol::ids::{Now, Partition};
@@ -28,7 +27,7 @@ use super::limits::{FLUSH_MS, RETRY_US, TURN_INPUTS};
 use super::link::{Carrier, Link};
 use super::log;
 use super::notify::Timers;
-use super::points;
+use super::points::{Passing, Points};
 use super::runtime::{block_on, pump};
 use crate::core::action::Action;
 use crate::core::event::{Event, LinkKey, Sibling};
@@ -134,6 +133,7 @@ pub(crate) struct World {
     queue: RefCell<VecDeque<Action>>,
     acting: Cell<bool>,
     jobs: RefCell<Vec<Job>>,
+    points: Points,
     turned_us: Arc<AtomicU64>,
     turns: Cell<u64>,
     pauses: Cell<u64>,
@@ -165,6 +165,7 @@ impl World {
             queue: RefCell::default(),
             acting: Cell::new(false),
             jobs: RefCell::default(),
+            points: Points::default(),
             turned_us: seat.turned_us,
             turns: Cell::new(0),
             pauses: Cell::new(0),
@@ -181,9 +182,7 @@ impl World {
 
     /// The next batch of a link.
     pub(crate) fn transmit(&self, link: LinkKey) -> Option<Bytes> {
-        let batch = self.core.borrow_mut().transmit(link)?;
-        failpoint::hit(Point::BeforeLinkSend);
-        Some(batch)
+        self.core.borrow_mut().transmit(link)
     }
 
     /// One turn. Returns whether to go on.
@@ -251,7 +250,7 @@ impl World {
         for _ in 0..TURN_INPUTS {
             let Some(answers) = self.answers.recv() else { return false };
             for done in answers {
-                points::after(&done);
+                self.points.after(&done);
                 self.step(Event::Store(done));
             }
         }
@@ -355,7 +354,7 @@ impl World {
             let Some(action) = action else { break };
             match action {
                 Action::Store(job) => {
-                    points::before(&job);
+                    self.points.before(&job);
                     self.jobs.borrow_mut().push(job);
                 }
                 Action::Sibling { shard, message } => self.send_sibling(shard, message),
@@ -442,10 +441,12 @@ impl World {
         loop {
             let held = pipe.held.borrow_mut().take();
             let Some(batch) = held.or_else(|| self.transmit(link.key)) else { return };
+            let passing = Passing::begin(&batch);
             if let Err(batch) = pipe.to_gateway.send(batch) {
                 *pipe.held.borrow_mut() = Some(batch);
                 return;
             }
+            passing.end();
         }
     }
 

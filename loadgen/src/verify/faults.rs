@@ -284,8 +284,9 @@ fn draw(rng: &mut Rng, kind: Kind) -> Fault {
         }
         Kind::DiskFull => Fault::Full { left_mib: 0, for_ms: ms(300, 1_500) },
         Kind::ClockJump => {
-            let by_s = JUMPS_S[ms(0, 6) as usize];
-            Fault::Clock { node: Node::Dispatcher(3), by_s, for_ms: ms(1_000, 5_000) }
+            // Redis gives epochs by its clock, and must keep time: see ARCHITECTURE.
+            let node = if ms(0, 5) < 2 { gateway } else { dispatcher };
+            Fault::Clock { node, by_s: JUMPS_S[ms(0, 6) as usize], for_ms: ms(1_000, 5_000) }
         }
         Kind::Failover => Fault::Failover { cut_ms: ms(1_000, 3_000), down_ms: ms(6_000, 9_000) },
     }
@@ -337,6 +338,18 @@ mod tests {
             kinds.dedup();
             assert_eq!(kinds, all);
         }
+    }
+
+    #[test]
+    fn every_gateway_and_dispatcher_has_its_clock_moved_and_redis_never() {
+        let schedule = |seed| schedule(&mut Rng::new(seed), 60_000, &[Kind::ClockJump], Store::Redis);
+        let whose = |strike: Strike| match strike.fault {
+            Fault::Clock { node, .. } => node,
+            other => panic!("{other}"),
+        };
+        let nodes: std::collections::BTreeSet<Node> = (0..50).flat_map(schedule).map(whose).collect();
+        let all = [1, 2].map(Node::Gateway).into_iter().chain([1, 2, 3].map(Node::Dispatcher));
+        assert_eq!(nodes, all.collect());
     }
 
     #[test]

@@ -121,7 +121,6 @@ impl Fleet {
         let nodes = nodes(plan.store);
         let mut net = Net::make(nodes)?;
         scratch.write_keys(&plan.jwks)?;
-        scratch.write("clock", "+0s")?;
         let disk = scratch.path().join("disk");
         std::fs::create_dir(&disk)?;
         let mounted = net.tool().is_some()
@@ -144,6 +143,9 @@ impl Fleet {
         let last_primary = Cell::new(Node::Redis(1));
         let mut fleet = Fleet { net, plan, scratch, slots, disk, faketime, last_primary };
         for &node in nodes {
+            if let Node::Gateway(_) | Node::Dispatcher(_) = node {
+                fleet.set_clock(node, 0)?;
+            }
             fleet.start_node(node)?;
             // A replica and a Sentinel look for the primary, and dispatchers for both.
             if let Node::Redis(_) | Node::Sentinel(_) = node {
@@ -175,20 +177,12 @@ impl Fleet {
         nodes(self.plan.store)
     }
 
-    /// Whose wall clock can be moved.
-    pub(super) fn clocked(&self) -> Node {
-        match self.plan.store {
-            Store::Redis => Node::Dispatcher(3),
-            Store::Embedded => Node::Gateway(1),
-        }
-    }
-
     /// Whether disks can be made full.
     pub(super) fn has_disk(&self) -> bool {
         self.disk.is_some()
     }
 
-    /// Whether a wall clock can be moved.
+    /// Whether wall clocks of gateways and dispatchers can be moved.
     pub(super) fn has_clock(&self) -> bool {
         self.faketime.is_some()
     }
@@ -267,12 +261,16 @@ impl Fleet {
         self.disk.clone().unwrap_or_else(|| self.scratch.path().join("disk")).join(node.name())
     }
 
+    /// How far off a process's wall clock is, as the library reads it.
+    fn clock(&self, node: Node) -> PathBuf {
+        self.scratch.path().join(format!("clock-{node}"))
+    }
+
     fn with_clock(&self, node: Node, around: &mut Surroundings) {
-        let Some(library) = self.faketime.filter(|_| node == self.clocked()) else { return };
-        let clock = self.scratch.path().join("clock");
+        let Some(library) = self.faketime else { return };
         around.env.extend([
             ("LD_PRELOAD".into(), library.into()),
-            ("FAKETIME_TIMESTAMP_FILE".into(), clock.into()),
+            ("FAKETIME_TIMESTAMP_FILE".into(), self.clock(node).into()),
             ("FAKETIME_NO_CACHE".into(), "1".into()),
             ("FAKETIME_DONT_FAKE_MONOTONIC".into(), "1".into()),
             ("DONT_FAKE_MONOTONIC".into(), "1".into()),
@@ -483,10 +481,11 @@ impl Fleet {
         }
     }
 
-    /// Moves the wall clock of [`Self::clocked`].
-    pub(super) fn set_clock(&self, by_s: i64) -> Result<(), RunError> {
+    /// Moves the wall clock of a gateway or a dispatcher.
+    pub(super) fn set_clock(&self, node: Node, by_s: i64) -> Result<(), RunError> {
+        let file = self.clock(node);
         // The library reads the file at each look: it is replaced, never half written.
-        let (file, new) = (self.scratch.path().join("clock"), self.scratch.path().join("clock.new"));
+        let new = file.with_extension("new");
         std::fs::write(&new, format!("{by_s:+}s\n"))?;
         Ok(std::fs::rename(new, file)?)
     }

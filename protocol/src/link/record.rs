@@ -188,9 +188,41 @@ impl Header {
     }
 }
 
+/// The kinds and bodies of a batch's records, for those who look on: the ends of links read with [`super::end`]. Stops at what
+/// is no record.
+pub fn peek_records(mut batch: &[u8]) -> impl Iterator<Item = (Kind, &[u8])> {
+    std::iter::from_fn(move || {
+        let header = (batch.len() >= HEADER_BYTES).then(|| Header::read(batch))?;
+        let (record, rest) = batch.split_at_checked(header.length as usize)?;
+        let kind = Kind::from_byte(header.kind)?;
+        batch = rest;
+        Some((kind, record.get(HEADER_BYTES..)?))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_batch_is_looked_into_up_to_what_is_no_record() {
+        let mut batch = BytesMut::new();
+        for (kind, body) in [(Kind::Acks, &b"one"[..]), (Kind::Reply, b"")] {
+            let body = Bytes::from_static(body);
+            let record = Record { kind, partition: 1, epoch: 2, session: SessionId(3), body };
+            Header::of(&record, 4).write(&mut batch);
+            batch.extend_from_slice(&record.body);
+        }
+        let whole = batch.len();
+        let peeked = |bytes: &[u8]| -> Vec<(Kind, Vec<u8>)> {
+            peek_records(bytes).map(|(kind, body)| (kind, body.to_vec())).collect()
+        };
+        assert_eq!(peeked(&batch), [(Kind::Acks, b"one".to_vec()), (Kind::Reply, Vec::new())]);
+        assert_eq!(peeked(&batch[..whole - 1]).len(), 1, "half a header");
+        assert_eq!(peeked(&batch[..HEADER_BYTES + 2]).len(), 0, "half a body");
+        batch[0] = 1;
+        assert_eq!(peeked(&batch).len(), 0, "shorter than a header");
+    }
 
     #[test]
     fn kinds_come_back_from_their_bytes() {

@@ -6,6 +6,7 @@
 
 mod backoff;
 mod pipe;
+mod points;
 mod resolver;
 mod signal;
 mod tcp;

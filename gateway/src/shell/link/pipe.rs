@@ -7,6 +7,7 @@ use millrace_edge::mailbox::{Receiver, Sender, mailbox};
 use millrace_edge::wake::Waker;
 
 use super::backoff::Backoff;
+use super::points::Passing;
 
 /// Connects a shard (gateway id, shard index) to the dispatcher in this process: takes the queue to the gateway, gives
 /// the queue to the dispatcher. Either queue closing ends the connection.
@@ -102,12 +103,14 @@ impl Pipe {
         let Some((to, _)) = &self.ends else { return };
         while let Some(batch) = self.unsent.take().or_else(&mut transmit) {
             let length = batch.len() as u64;
+            let passing = Passing::begin(&batch);
             if let Err(batch) = to.send(batch) {
                 self.unsent = Some(batch);
                 self.full += 1;
                 self.due_us = Some(now_us + RETRY_US);
                 return;
             }
+            passing.end();
             self.bytes_out += length;
         }
         self.due_us = None;

@@ -19,6 +19,7 @@ use monoio::io::{AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, Splitable};
 use monoio::net::TcpStream;
 
 use super::backoff::Backoff;
+use super::points::Passing;
 use super::resolver::{Answer, Resolver};
 use super::signal::Signal;
 use crate::core::event::NodeKey;
@@ -305,7 +306,9 @@ impl Tcp {
                 continue;
             };
             let length = batch.len() as u64;
+            let passing = Passing::begin(&batch);
             half.write_all(batch).await.0?;
+            passing.end();
             self.bytes_out.set(self.bytes_out.get() + length);
             self.out.borrow_mut().pop_front();
             // There is room for another batch: the pump may have one.
