@@ -114,6 +114,7 @@ impl World {
             owners: vec![(String::new(), 0)],
             was_missing: false,
             held_by: 0,
+            clock_ms: None,
         };
         world.link.connected();
         world.step(Event::LeaseUntil { until_us: u64::MAX });

@@ -165,6 +165,12 @@ faults! {
     ResendSkipped = 22,
     /// what is meant for a slot's former session reaches its present one
     GenerationIgnored = 22,
+    /// entries are trimmed by age whatever other clocks than the wall clock say
+    AgeByAnyClock = 25,
+    /// the store's clock is not looked at: wall clock and monotonic clock alone are compared
+    StoreClockIgnored = 25,
+    /// messages get the wall clock's time, however far it lies behind the others
+    TimesFromTheWallClock = 25,
 }
 
 /// Whether the feature is on: binaries that are deployed assert that it is not.

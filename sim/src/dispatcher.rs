@@ -10,7 +10,7 @@ use std::sync::Arc;
 use millrace_dispatcher::core::action::Action;
 use millrace_dispatcher::core::event::{Event, LinkKey};
 use millrace_dispatcher::core::lease::{NameLease, Renewal};
-use millrace_dispatcher::core::limits::Limits;
+use millrace_dispatcher::core::limits::{Limits, Retention};
 use millrace_dispatcher::core::ownership::{Command, MOVES_MAX, Ownership};
 use millrace_dispatcher::core::shard::{Config, Shard};
 use millrace_dispatcher::store::{Done, Job, Node as Member, Outcome, Work};
@@ -123,6 +123,7 @@ impl Node {
         self.control = Control::new(self.plan.partitions);
         self.stations.clear();
         let shards = self.plan.node_shards;
+        let retention = Retention { age_ms: self.plan.retention_ms, ..Retention::default() };
         for shard in 0..shards {
             let config = Config {
                 shard,
@@ -134,6 +135,8 @@ impl Node {
                 limits: Limits {
                     conversations_per_partition_max: self.plan.conversations_max,
                     link_waiting_bytes_max: 256 << 10,
+                    retention,
+                    retention_rooms: retention,
                     ..Limits::default()
                 },
                 link: LinkLimits { window_bytes: self.plan.link_window_bytes, ..LinkLimits::default() },

@@ -45,10 +45,15 @@ pub(crate) fn members(add: &[&str], version: u64) -> Write {
 
 /// The store accepts this under the next claim.
 pub(crate) fn append(ledger: &mut Ledger, epoch: u64, writes: Vec<Write>) {
+    append_at(ledger, 0, epoch, writes);
+}
+
+/// The same at a time of the world, us.
+pub(crate) fn append_at(ledger: &mut Ledger, now_us: u64, epoch: u64, writes: Vec<Write>) {
     let seat = Seat { who: Who::Node(0), life: 1, thread: 0 };
-    ledger.claimed(0, seat, 0, epoch);
+    ledger.claimed(now_us, seat, 0, epoch);
     let fence = Fence { epoch, nonce: epoch };
     let (outstanding, fanned_out) = (Vec::new(), 0);
     let batch = Batch { partition: 0, fence, position: 1, writes, outstanding, fanned_out };
-    ledger.appended(0, seat, &batch);
+    ledger.appended(now_us, seat, &batch);
 }

@@ -57,7 +57,7 @@ pub enum Invariant {
     MembersOnly,
     /// Cursors go back only when the log was cut, those at the server too; it knows of none that was not saved first.
     CursorsGrow,
-    /// Nobody is told that something is lost which is not.
+    /// Nobody is told that something is lost which is not, and nothing is trimmed before its time.
     NothingLost,
     /// A partition has one writer per epoch, and that is the latest.
     OneWriter,
@@ -97,12 +97,15 @@ pub struct Kept {
     stream: u64,
     /// Members of the group when it was appended.
     pub members: Option<Rc<BTreeSet<String>>>,
+    /// When it was appended, us of the world.
+    at_us: u64,
 }
 
 impl Kept {
-    /// One that is there though it was written to a copy of the store that was given up by then. Who was a member is not known.
+    /// One that is there though it was written to a copy of the store that was given up by then. Who was a member is not
+    /// known, nor when it was written.
     fn found(entry: &Entry) -> Option<Kept> {
-        Some(Kept { deliver: deliver_of(&entry.notify)?, stream: entry.stream, members: None })
+        Some(Kept { deliver: deliver_of(&entry.notify)?, stream: entry.stream, members: None, at_us: 0 })
     }
 }
 
@@ -157,6 +160,8 @@ pub struct Ledger {
     pub violation: Option<Violation>,
     /// For reports.
     pub counts: Counts,
+    /// Age at which messages may be trimmed, us; 0: never.
+    pub retention_us: u64,
     pub(crate) logs: BTreeMap<String, BTreeMap<u64, Kept>>,
     /// Everything in the log that somebody sent, and where it stands.
     pub(crate) keys: BTreeMap<Number, u64>,
@@ -252,8 +257,23 @@ impl Ledger {
                 Write::Cursor { conversation, user, device, cursor } => {
                     self.stored_cursor(now_us, conversation, (user, device), cursor.seq);
                 }
+                Write::Trim { conversation, first_seq } => {
+                    self.trimmed(now_us, seat, conversation, *first_seq)
+                }
                 _ => {}
             }
+        }
+    }
+
+    /// What is trimmed was kept for as long as was promised, by the world's own time.
+    fn trimmed(&mut self, now_us: u64, seat: Seat, conversation: &str, first_seq: u64) {
+        let log = self.logs.get(conversation);
+        let mut gone = log.into_iter().flat_map(|log| log.range(..first_seq));
+        let kept = |at_us| self.retention_us == 0 || at_us + self.retention_us > now_us;
+        if let Some((seq, early)) = gone.find(|(_, entry)| kept(entry.at_us)) {
+            let age_ms = (now_us - early.at_us) / 1_000;
+            let detail = format!("{seat:?} trims {conversation} below {first_seq}; {seq} is {age_ms} ms old");
+            self.broken(Invariant::NothingLost, now_us, detail);
         }
     }
 
@@ -331,7 +351,7 @@ impl Ledger {
             let detail = format!("{sender} says {seq} in {conversation} but is no member");
             self.broken(Invariant::MembersOnly, now_us, detail);
         }
-        let kept = Kept { deliver, stream: *stream, members };
+        let kept = Kept { deliver, stream: *stream, members, at_us: now_us };
         self.logs.entry(conversation.clone()).or_default().insert(*seq, kept);
     }
 
@@ -518,4 +538,23 @@ fn number_of(payload: &[u8]) -> u64 {
     let text = payload.split(|byte| *byte == b';').next().unwrap_or_default();
     let number = text.rsplit(|byte| *byte == b'#').next().and_then(|number| str::from_utf8(number).ok());
     number.and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{GROUP, append, append_at, entry};
+
+    #[test]
+    fn what_is_trimmed_is_old() {
+        for (retention_us, at_us, broken) in [(10, 9, true), (10, 10, false), (0, 10, true)] {
+            let mut ledger = Ledger { retention_us, ..Ledger::default() };
+            append(&mut ledger, 1, vec![Write::Message(entry((1, 1, 1)))]);
+            append_at(&mut ledger, at_us, 2, vec![Write::Message(entry((2, 2, 2)))]);
+            let trim = Write::Trim { conversation: GROUP.into(), first_seq: 2 };
+            append_at(&mut ledger, at_us, 3, vec![trim]);
+            let found = ledger.violation.map(|it| it.invariant);
+            assert_eq!(found, broken.then_some(Invariant::NothingLost), "{retention_us} {at_us}");
+        }
+    }
 }

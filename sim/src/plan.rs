@@ -97,6 +97,8 @@ pub struct Plan {
     pub conversations_max: usize,
     /// Of a thousand things that a device does, so many more are joins and leaves of groups.
     pub churn: u64,
+    /// Age at which messages may be trimmed, ms; 0: never. No world lasts that long.
+    pub retention_ms: u64,
 }
 
 /// Names of all plans.
@@ -169,6 +171,7 @@ impl Plan {
             link_window_bytes: random.pick(&[128 << 10, 1 << 20]),
             conversations_max: random.pick(&[4, 64, 8_192]),
             churn: 0,
+            retention_ms: 0,
         };
         Some(plan.later(&mut Random::fork(seed, LATER)))
     }
@@ -194,6 +197,7 @@ impl Plan {
                 self.churn = 400;
                 self.think_us = random.between(40, 150) * MS;
             }
+            "clock" => self.retention_ms = 2 * 3_600_000,
             _ => {}
         }
         self

@@ -65,6 +65,7 @@ fn plans(fault: Fault) -> &'static [&'static str] {
     use Fault as F;
     match fault {
         F::EpochWithoutStored | F::IdsFromTheClock => &["clock"],
+        F::AgeByAnyClock | F::StoreClockIgnored | F::TimesFromTheWallClock => &["clock"],
         F::EpochWithoutClock | F::CopyNotCompared => &["failover"],
         F::TruncationNotTold => &["failover"],
         F::OtherCopyGoesOn | F::CutNotCompared | F::EpochsForgotten => &["failover"],

@@ -36,6 +36,13 @@ pub enum Kind {
         /// ms.
         by_ms: i64,
     },
+    /// A node's wall clock is set far off, or right again. The store is on another machine, and keeps time.
+    Astray {
+        /// Which node.
+        node: usize,
+        /// ms.
+        by_ms: i64,
+    },
     /// A process leaves in good order, and comes back.
     Leave {
         /// Gateways first, then nodes.
@@ -215,6 +222,9 @@ pub fn draw(plan: &Plan, seed: u64) -> Vec<Fault> {
     if allowed.failover {
         add_returns(&mut faults, &mut Random::fork(seed, 22), plan);
     }
+    if plan.retention_ms > 0 {
+        add_astray(&mut faults, &mut Random::fork(seed, 24), plan);
+    }
     faults.sort_by_key(|fault| fault.at_us);
     faults
 }
@@ -226,6 +236,29 @@ fn add_returns(faults: &mut Vec<Fault>, random: &mut Random, plan: &Plan) {
         while random.chance(300) {
             at_us += random.between(20 * MS, 3 * SECOND);
             faults.push(Fault { at_us: at_us.min(plan.busy_until_us()), kind: Kind::ComeBack });
+        }
+    }
+}
+
+/// Clocks of nodes that are wrong by more than messages are kept, some before the process starts, some right again later.
+/// Whoever takes a conversation over looks at how old it is, so processes end soon after.
+fn add_astray(faults: &mut Vec<Fault>, random: &mut Random, plan: &Plan) {
+    for node in 0..plan.nodes {
+        if !random.chance(600) {
+            continue;
+        }
+        let by_ms = (plan.retention_ms + random.between(5 * 60_000, 3 * 3_600_000)) as i64;
+        let by_ms = if random.chance(500) { by_ms } else { -by_ms };
+        let from_us = if random.chance(500) { 0 } else { plan.calm_us + random.below(plan.busy_us) };
+        let back_us = from_us + random.between(300 * MS, plan.busy_us);
+        let right_again = random.chance(600).then_some((back_us.min(plan.busy_until_us()), -by_ms));
+        for (at_us, by_ms) in [Some((from_us, by_ms)), right_again].into_iter().flatten() {
+            faults.push(Fault { at_us, kind: Kind::Astray { node, by_ms } });
+            if at_us > 0 && random.chance(500) {
+                let kind = crash_of(plan.gateways + node, random);
+                let crash_us = at_us + random.below(SECOND);
+                faults.push(Fault { at_us: crash_us.min(plan.busy_until_us() - MS), kind });
+            }
         }
     }
 }
@@ -261,8 +294,13 @@ fn steps(random: &mut Random) -> u32 {
 }
 
 fn crash(random: &mut Random, plan: &Plan) -> Kind {
+    let process = process(random, plan);
+    crash_of(process, random)
+}
+
+fn crash_of(process: usize, random: &mut Random) -> Kind {
     Kind::Crash {
-        process: process(random, plan),
+        process,
         steps: steps(random),
         down_us: random.between(20 * MS, 3 * SECOND),
         silently: random.chance(300),

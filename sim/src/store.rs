@@ -372,7 +372,7 @@ impl Store {
     fn heartbeat(&mut self, now_us: u64, who: Who, node: Node, replaces: u64, ttl_ms: u32) -> Outcome {
         let holder = self.nodes.get(&node.name).map_or(0, |lease| lease.node.incarnation);
         if ![0, node.incarnation, replaces].contains(&holder) {
-            let view = self.model.view(self.partitions, false);
+            let view = self.view(now_us, false);
             return Outcome::View(Arc::new(View { held_by: holder, ..view }));
         }
         let there = holder == node.incarnation;
@@ -387,7 +387,12 @@ impl Store {
             // It forgets its batches when it hears of that, and what it was giving up is given up as it is.
             self.batches.retain(|(seat, _), _| seat.who != who);
         }
-        Outcome::View(Arc::new(self.model.view(self.partitions, was_missing)))
+        Outcome::View(Arc::new(self.view(now_us, was_missing)))
+    }
+
+    fn view(&self, now_us: u64, was_missing: bool) -> View {
+        let clock_ms = Some(self.clock.now(now_us).wall_ms);
+        View { clock_ms, ..self.model.view(self.partitions, was_missing) }
     }
 
     /// Grants or renews a gateway's lease and names it; 0: refused.

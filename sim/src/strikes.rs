@@ -41,6 +41,7 @@ impl World {
                     }
                 }
             },
+            Kind::Astray { node, by_ms } => self.nodes[node].clock.jump(by_ms),
             Kind::Leave { process } => match self.who(process) {
                 Who::Gateway(index) if self.gateways[index].alive => {
                     self.gateways[index].drain(&mut self.out, 2 * SECOND);

@@ -95,6 +95,7 @@ impl World {
             partitions: plan.partitions,
             lives: vec![0; plan.gateways],
         };
+        out.ledger.retention_us = plan.retention_ms * MS;
         out.store.keep_copies = plan.allowed.failover;
         let mut clock = || {
             let off_ms = if plan.allowed.clock { random.below(4_000) as i64 - 2_000 } else { 0 };

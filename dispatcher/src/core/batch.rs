@@ -100,9 +100,9 @@ impl Owner {
         self.in_flight.is_none() && self.writes.is_empty()
     }
 
-    /// The next message id: above all earlier ones of the partition, whatever the clock says.
-    pub fn next_message_id(&mut self, wall_ms: u64) -> MessageId {
-        self.last_message_id = self.last_message_id.next(wall_ms, self.from.partition);
+    /// The next message id: above all earlier ones of the partition, whatever time it is given.
+    pub fn next_message_id(&mut self, given_ms: u64) -> MessageId {
+        self.last_message_id = self.last_message_id.next(given_ms, self.from.partition);
         self.last_message_id
     }
 

@@ -34,16 +34,16 @@ pub struct Draft {
     pub refers_to: u64,
 }
 
-/// The next entry of a conversation.
+/// The next entry of a conversation, at the time that is given to it (ms since 1970).
 pub fn next(
     owner: &mut Owner,
     conversation: &mut Conversation,
     name: &str,
-    wall_ms: u64,
+    given_ms: u64,
     draft: Draft,
 ) -> Entry {
     let epoch = owner.from.epoch;
-    let message_id = owner.next_message_id(wall_ms);
+    let message_id = owner.next_message_id(given_ms);
     conversation.head += 1;
     let seq = conversation.head;
     let Draft { sender, device, stream, client_seq, payload_hash, payload, content_kind, action, refers_to } =

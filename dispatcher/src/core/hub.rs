@@ -17,6 +17,7 @@ use rustc_hash::FxHashMap;
 
 use super::action::Action;
 use super::batch::Owner;
+use super::clocks::Clocks;
 use super::closes::Closes;
 use super::cursors::Marking;
 use super::delivery::{Ask, Delivery};
@@ -29,7 +30,6 @@ use super::links::Links;
 use super::presence::Presence;
 use super::receipts::Position;
 use super::register::Login;
-use super::retention::Clocks;
 use super::shard::Config;
 use super::standing::Peeking;
 use super::stats::Stats;
@@ -53,7 +53,7 @@ pub struct Hub {
     pub closes: Closes,
     /// Events that wait for batches.
     pub events: Vec<events::Waiting>,
-    /// Whether the clocks agree.
+    /// What time it is.
     pub clocks: Clocks,
     /// How far fan-out has come.
     pub fanned: Fanned,

@@ -10,7 +10,8 @@
 //! | `fanned`, `recovery` | how far fan-out has come; what the next owner tells again |
 //! | [`ask`], [`conversation`], [`streams`], [`members`] | records read; a conversation in memory; repeats; who is in |
 //! | [`holds`] | messages that wait for something to be read |
-//! | [`entry`] | what goes into a log |
+//! | [`entry`], `retention` | what goes into a log, and when it goes out of it |
+//! | [`clocks`] | what time it is, where no clock is believed alone |
 //! | [`send`], [`subscribe`] | what can be asked of a conversation |
 //! | [`admin`], [`groups`], [`notes`] | who may change a group; carrying it out; entries about it |
 //! | [`group_info`], [`group_members`] | what is known of a group; reading it |
@@ -24,6 +25,7 @@ pub mod action;
 pub mod admin;
 pub mod ask;
 pub mod batch;
+pub mod clocks;
 pub mod closes;
 pub mod conversation;
 pub mod credit;

@@ -62,7 +62,7 @@ pub fn append(
             action: Action::System,
             ..Draft::default()
         };
-        let entry = entry::next(owner, conversation, name, cx.now.wall_ms, draft);
+        let entry = entry::next(owner, conversation, name, cx.hub.clocks.given_ms(cx.now), draft);
         if brings_users(note.kind()) {
             owner.outstanding(name, entry.seq);
         }

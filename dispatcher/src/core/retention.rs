@@ -2,8 +2,8 @@
 //!
 //! By count it is trimmed as it grows. By age and bytes its oldest entries must be looked at, which is done when it is
 //! loaded and now and then as it grows; a conversation that nobody uses is trimmed when it is used again. The rules that
-//! keep it right: the newest entry always stays; and while the wall clock and the monotonic clock disagree about how much
-//! time has passed, nothing is trimmed by age, as a clock that jumped ahead would empty every log.
+//! keep it right: the newest entry always stays; and while the clocks disagree about what time it is ([`super::clocks`])
+//! nothing is trimmed by age, as a clock that is ahead would empty every log.
 
 use millrace_protocol::conversation::Conversation as Id;
 
@@ -12,25 +12,6 @@ use super::conversation::Conversation;
 use super::hub::{Cx, PartitionJob, Pending};
 use super::limits::{Retention, TRIM_SLACK, TRIM_STEP};
 use crate::store::{Outcome, Work, Write};
-
-/// Clocks that differ by more than this over the life of the process are not believed, ms.
-const CLOCK_JUMP_MS: i64 = 60_000;
-
-/// Whether the wall clock went as the monotonic one did since the first look.
-#[derive(Debug, Default)]
-pub struct Clocks {
-    /// Wall less monotonic, ms.
-    offset_ms: Option<i64>,
-}
-
-impl Clocks {
-    /// Compares them.
-    pub fn agree(&mut self, now: millrace_protocol::ids::Now) -> bool {
-        let offset_ms = now.wall_ms as i64 - (now.mono_us / 1_000) as i64;
-        let first = *self.offset_ms.get_or_insert(offset_ms);
-        (offset_ms - first).abs() <= CLOCK_JUMP_MS
-    }
-}
 
 fn rule(cx: &Cx, name: &str) -> Retention {
     match Id::parse(name) {
@@ -79,14 +60,15 @@ pub fn looked(
     conversation.trimming = false;
     let Some(Outcome::Entries { entries, .. }) = outcome else { return };
     let rule = rule(cx, name);
-    let clocks_agree = cx.hub.clocks.agree(cx.now);
-    if rule.age_ms > 0 && !clocks_agree {
+    let agreed_ms = cx.hub.clocks.agreed_ms(cx.now);
+    if rule.age_ms > 0 && agreed_ms.is_none() {
         cx.hub.stats.trims_held += 1;
     }
-    let oldest_ms = cx.now.wall_ms.saturating_sub(rule.age_ms);
+    // Ids have the time as it was given, which is not far behind any clock of its owner.
+    let oldest_ms = agreed_ms.map_or(0, |now_ms| now_ms.saturating_sub(rule.age_ms));
     let (bytes, head) = (conversation.bytes, conversation.durable);
     let past = |entry: &crate::store::Entry| {
-        let aged = rule.age_ms > 0 && clocks_agree && entry.message_id.wall_ms() < oldest_ms;
+        let aged = rule.age_ms > 0 && entry.message_id.wall_ms() < oldest_ms;
         let over = rule.bytes > 0 && bytes - entry.bytes.min(bytes) >= rule.bytes;
         entry.seq < head && (aged || over)
     };
@@ -108,22 +90,4 @@ fn trim(cx: &mut Cx, owner: &mut Owner, conversation: &mut Conversation, name: &
     conversation.first_seq = first_seq;
     owner.push(Write::Trim { conversation: name.to_owned(), first_seq }, Effect::None);
     cx.hub.ready.push(owner.from.partition);
-}
-
-#[cfg(test)]
-mod tests {
-    use millrace_protocol::ids::Now;
-
-    use super::*;
-
-    #[test]
-    fn a_clock_that_jumps_is_not_believed() {
-        let mut clocks = Clocks::default();
-        let at = |mono_s: u64, wall_s: u64| Now { mono_us: mono_s * 1_000_000, wall_ms: wall_s * 1_000 };
-        assert!(clocks.agree(at(10, 1_000)));
-        assert!(clocks.agree(at(3_610, 4_630)), "half a minute off in an hour");
-        assert!(!clocks.agree(at(3_700, 90_000)), "a jump ahead");
-        assert!(!clocks.agree(at(3_700, 1_000)), "a jump back");
-        assert!(clocks.agree(at(3_800, 4_800)));
-    }
 }

@@ -189,7 +189,8 @@ fn append(
         action: Action::try_from(ask.action).unwrap_or_default(),
         refers_to: ask.refers_to,
     };
-    let entry = entry::next(owner, conversation, &ask.conversation, cx.now.wall_ms, draft);
+    let given_ms = cx.hub.clocks.given_ms(cx.now);
+    let entry = entry::next(owner, conversation, &ask.conversation, given_ms, draft);
     let Entry { seq, message_id, epoch, .. } = entry;
     let notify = entry.notify.clone();
     if planted::is(Fault::AckBeforeDurable) {

@@ -16,6 +16,7 @@ use millrace_protocol::messages::link as wire;
 use millrace_protocol::prost::Message;
 
 use super::action::Action;
+use super::clocks::Clocks;
 use super::closes::{self, Closes};
 use super::delivery::{self, Delivery};
 use super::event::{Claim, Event, LinkKey, Sibling};
@@ -27,7 +28,6 @@ use super::links::Links;
 use super::partition::Partition;
 use super::presence::{self, Presence};
 use super::register;
-use super::retention::Clocks;
 use super::stats::Stats;
 use super::{lists, pair};
 use crate::store::{Done, Outcome, StoreError, View, Work};
@@ -427,6 +427,7 @@ fn lease_answer(cx: &mut Cx, link: LinkKey, lease: wire::Lease, outcome: Result<
 }
 
 fn take_view(cx: &mut Cx, partitions: &mut [Partition], view: Arc<View>) {
+    cx.hub.clocks.viewed(cx.now, view.clock_ms);
     let cluster = &mut cx.hub.cluster;
     cluster.gateways = view.gateways.iter().map(|gateway| (gateway.gateway, gateway.incarnation)).collect();
     let changed = cluster.view.nodes != view.nodes;

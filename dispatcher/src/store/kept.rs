@@ -236,4 +236,6 @@ pub struct View {
     pub was_missing: bool,
     /// The lease was not renewed: this incarnation holds the node's name. 0: it was.
     pub held_by: u64,
+    /// What the store's own clock showed, ms since 1970; `None`: it has no other than this process's.
+    pub clock_ms: Option<u64>,
 }

@@ -51,6 +51,8 @@ pub struct ModelStore {
     pub gateways: BTreeMap<u16, u64>,
     pub next_login: u64,
     pub nonce: u64,
+    /// What its clock shows, if it has one of its own.
+    pub clock_ms: Option<u64>,
     pub fail_append: Option<Fault>,
     pub fail_routes: u32,
     pub fail_claims: u32,
@@ -92,6 +94,7 @@ impl ModelStore {
             owners: (0..partitions).map(owner).collect(),
             was_missing,
             held_by: 0,
+            clock_ms: self.clock_ms,
         }
     }
 

@@ -1,6 +1,6 @@
 //! What both stores promise: one table of cases, each on an empty store.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use millrace_dispatcher::store::{
@@ -36,6 +36,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("lease: gateways", gateway_leases),
     ("lease: a gateway replaces its own earlier life", gateway_replaces_itself),
     ("lease: nodes and the view", views),
+    ("lease: the view says what time it is, of a store with a clock", time_of_the_view),
     ("lease: a late heartbeat replaces nobody", lives_of_a_node),
     ("sweep: a dead gateway leaves nothing", dead_gateways_leave_nothing),
     ("append: no seq twice, none left out", no_seq_twice),
@@ -500,6 +501,20 @@ fn views(world: &World<'_>) {
     until("the lease of a ends", Duration::from_secs(5), || world.beat("b", 60_000).nodes == [node("b")]);
     assert!(world.beat("a", 60_000).was_missing, "it lapsed");
     assert!(!world.beat("a", 60_000).was_missing);
+}
+
+/// A store in the same process has this process's clock alone, which says nothing about itself.
+fn time_of_the_view(world: &World<'_>) {
+    let now_ms = || UNIX_EPOCH.elapsed().unwrap().as_millis() as u64;
+    let before_ms = now_ms();
+    let clock_ms = world.beat("a", 60_000).clock_ms;
+    // Redis has the whole ms that have passed, of the same machine's clock.
+    let shown = clock_ms.is_some_and(|shown_ms| (before_ms..=now_ms()).contains(&shown_ms));
+    assert_eq!((clock_ms.is_some(), shown), (world.has_a_clock(), world.has_a_clock()), "{clock_ms:?}");
+    let (mut other, refused_by) = (node("a"), node("a").incarnation);
+    other.incarnation += 1;
+    let refused = world.beat_of(other, 0, 60_000);
+    assert_eq!((refused.held_by, refused.clock_ms.is_some()), (refused_by, world.has_a_clock()));
 }
 
 fn lives_of_a_node(world: &World<'_>) {

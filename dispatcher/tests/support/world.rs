@@ -264,6 +264,11 @@ impl<'a> World<'a> {
         }
     }
 
+    /// Whether the store is another process, with a clock of its own.
+    pub fn has_a_clock(&self) -> bool {
+        matches!(self.ground, Ground::Redis(..))
+    }
+
     pub fn beat(&self, name: &str, ttl_ms: u32) -> Arc<View> {
         self.beat_of(node(name), 0, ttl_ms)
     }

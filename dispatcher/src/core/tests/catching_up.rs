@@ -6,6 +6,7 @@ use millrace_protocol::messages::link as wire;
 
 use super::world::{World, conversation_partition, direct, session};
 use crate::core::limits::{Limits, Retention};
+use crate::store::model::ModelStore;
 use crate::store::{Entry, List};
 
 fn group(world: &mut World, members: &[&str]) {
@@ -350,6 +351,56 @@ fn old_entries_go_by_age_unless_the_clock_jumped() {
         let trimmed = world.store.logs["r:a"].trimmed;
         assert_eq!(trimmed > 0, jump_ms == 0, "{trimmed} after a jump of {jump_ms} ms");
         assert_eq!(world.stats(0).trims_held > 0, jump_ms > 0);
+    }
+}
+
+#[test]
+fn a_node_that_starts_with_its_clock_off_trims_nothing_by_age_until_it_is_put_right() {
+    let hour = 3_600_000;
+    let retention = Retention { age_ms: hour, ..Retention::default() };
+    let limits = Limits { retention_rooms: retention, ..Limits::default() };
+    let started = |store: &ModelStore, off_ms: i64| {
+        let mut world = World::with_limits(1, 1, limits);
+        world.nodes[0].events[0].clear();
+        world.store = store.clone();
+        world.store.clock_ms = Some(world.now.wall_ms);
+        world.now.wall_ms = world.now.wall_ms.strict_add_signed(off_ms);
+        world.view();
+        world.claim_all(0);
+        world.connect(0, 1, 1);
+        world.run();
+        world
+    };
+    let send = |world: &mut World, numbers: std::ops::RangeInclusive<u64>| {
+        for n in numbers {
+            world.send(session(1, 1), "ann", "r:a", n);
+            world.run();
+        }
+    };
+    for off_ms in [5 * hour as i64, -5 * hour as i64] {
+        let mut world = started(&ModelStore::default(), 0);
+        send(&mut world, 1..=10);
+        let mut world = started(&world.store, off_ms);
+        send(&mut world, 11..=80);
+        assert_eq!(world.store.logs["r:a"].trimmed, 0, "all are seconds old, {off_ms} ms");
+        assert!(world.stats(0).trims_held > 0);
+
+        world.now.wall_ms = world.now.wall_ms.strict_add_signed(-off_ms);
+        world.view();
+        world.run();
+        send(&mut world, 81..=150);
+        assert_eq!(world.store.logs["r:a"].trimmed, 0, "nor later, {off_ms} ms");
+
+        let passed_ms = 2 * hour;
+        world.now.mono_us += passed_ms * 1_000;
+        world.now.wall_ms += passed_ms;
+        world.store.clock_ms = Some(world.now.wall_ms);
+        world.view();
+        world.run();
+        let held = world.stats(0).trims_held;
+        send(&mut world, 151..=220);
+        assert!(world.store.logs["r:a"].trimmed >= 10, "what is old goes, {off_ms} ms");
+        assert_eq!(world.stats(0).trims_held, held);
     }
 }
 

@@ -78,7 +78,7 @@ impl Own {
         (node, replaces): (&Node, u64),
         reply: Value,
     ) -> Result<Beat, StoreError> {
-        let [holder, nodes, live, dead, stored, copy] = fixed(reply)?;
+        let [holder, nodes, live, dead, stored, copy, now] = fixed(reply)?;
         let (holder, copy) = (to_number(holder)?, to_number(copy)?);
         let renewed = [0, node.incarnation, replaces].contains(&holder);
         let had_one = match renewed {
@@ -111,7 +111,8 @@ impl Own {
             held == node.incarnation && (holder != node.incarnation || before != copy)
         });
         let held_by = if renewed { 0 } else { holder };
-        let view = View { nodes, gateways, owners, was_missing, held_by };
+        let clock_ms = Some(to_number(now)?);
+        let view = View { nodes, gateways, owners, was_missing, held_by, clock_ms };
         Ok(Beat { outcome: Outcome::View(Arc::new(view)), dead: lives(dead)?, hints })
     }
 }
