@@ -5,7 +5,7 @@ mod common;
 use bytes::{Bytes, BytesMut};
 use common::Random;
 use millrace_protocol::ids::SessionId;
-use millrace_protocol::link::end::{LinkEnd, LinkError, LinkEvent, LinkLimits, NoCredit};
+use millrace_protocol::link::end::{LINK_VERSION, LinkEnd, LinkError, LinkEvent, LinkLimits, NoCredit};
 use millrace_protocol::link::record::{HEADER_BYTES, Kind, Record};
 use millrace_protocol::messages::link::{Ack, Hello, Lease};
 use millrace_protocol::prost::Message;
@@ -390,7 +390,7 @@ fn a_peer_that_lies_is_cut_off() {
     let mut a = end(1, 1000);
     a.connected();
     let old = control(Kind::Hello, &Hello { version: 0, ..hello(2) });
-    assert_eq!(a.receive(old), Err(LinkError::Version { ours: 1, theirs: 0 }));
+    assert_eq!(a.receive(old), Err(LinkError::Version { ours: LINK_VERSION, theirs: 0 }));
 
     let (mut a, mut b) = (end(1, 1000), end(2, 1000));
     connect(&mut a, &mut b);
