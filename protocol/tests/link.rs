@@ -412,7 +412,7 @@ fn a_peer_that_lies_is_cut_off() {
     let mut greedy = LinkEnd::new(hello(3), LinkLimits { window_bytes: 1 << 30, batch_bytes_max: 1 << 20 });
     connect(&mut greedy, &mut b);
     a.connected();
-    a.receive(control(Kind::Hello, &Hello { version: 1, ..hello(3) })).unwrap();
+    a.receive(control(Kind::Hello, &Hello { version: LINK_VERSION, ..hello(3) })).unwrap();
     let big = Record { body: Bytes::from(vec![0; 500_000]), ..record(0) };
     (0..3).for_each(|_| greedy.queue(big.clone()).unwrap());
     let overrun = a.receive(drain(&mut greedy));
