@@ -5,7 +5,7 @@ mod common;
 use bytes::{Bytes, BytesMut};
 use common::Random;
 use millrace_protocol::ids::SessionId;
-use millrace_protocol::link::end::{LinkEnd, LinkError, LinkEvent, LinkLimits, NoCredit};
+use millrace_protocol::link::end::{LINK_VERSION, LinkEnd, LinkError, LinkEvent, LinkLimits, NoCredit};
 use millrace_protocol::link::record::{HEADER_BYTES, Kind, Record};
 use millrace_protocol::messages::link::{Ack, Hello, Lease};
 use millrace_protocol::prost::Message;
@@ -390,7 +390,7 @@ fn a_peer_that_lies_is_cut_off() {
     let mut a = end(1, 1000);
     a.connected();
     let old = control(Kind::Hello, &Hello { version: 0, ..hello(2) });
-    assert_eq!(a.receive(old), Err(LinkError::Version { ours: 1, theirs: 0 }));
+    assert_eq!(a.receive(old), Err(LinkError::Version { ours: LINK_VERSION, theirs: 0 }));
 
     let (mut a, mut b) = (end(1, 1000), end(2, 1000));
     connect(&mut a, &mut b);
@@ -412,7 +412,7 @@ fn a_peer_that_lies_is_cut_off() {
     let mut greedy = LinkEnd::new(hello(3), LinkLimits { window_bytes: 1 << 30, batch_bytes_max: 1 << 20 });
     connect(&mut greedy, &mut b);
     a.connected();
-    a.receive(control(Kind::Hello, &Hello { version: 1, ..hello(3) })).unwrap();
+    a.receive(control(Kind::Hello, &Hello { version: LINK_VERSION, ..hello(3) })).unwrap();
     let big = Record { body: Bytes::from(vec![0; 500_000]), ..record(0) };
     (0..3).for_each(|_| greedy.queue(big.clone()).unwrap());
     let overrun = a.receive(drain(&mut greedy));
