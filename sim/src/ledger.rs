@@ -421,6 +421,7 @@ impl Ledger {
         let Some(sent) = self.sent.get_mut(number as usize) else { return };
         sent.settled = true;
         let sent = sent.clone();
+        self.own_acked(sent.device, &sent.conversation, ack.seq, ack.message_id);
         let (user, device) = &self.names[sent.device];
         if self.lost.contains(&ack.message_id) {
             return;
@@ -506,7 +507,7 @@ impl Ledger {
                 let detail = format!("{user}/{name} is not attached to {group}");
                 return Some((Invariant::AttachedAtLast, detail));
             }
-            if let Some(missing) = self.not_shown(device) {
+            if let Some(missing) = self.not_shown(device).or_else(|| self.not_told(device)) {
                 return Some((Invariant::DeliveredAtLast, missing));
             }
         }

@@ -41,6 +41,9 @@ struct Place {
     untaken: u64,
     /// Of them, those from before the user left: they come late, and count for nothing.
     stale: u64,
+    /// The ids of the device's own messages that were acknowledged to this process, by seq, unless it was told since that the
+    /// log was cut.
+    acked: BTreeMap<u64, u64>,
 }
 
 /// What one device was shown.
@@ -78,6 +81,7 @@ impl Ledger {
         for (conversation, place) in &mut shelf.places {
             (place.at, place.saved) = (None, None);
             (place.untaken, place.stale) = (0, 0);
+            place.acked.clear();
             let position = kept.iter().find(|(name, _)| name == conversation).map(|(_, position)| position);
             place.gave_up &= position.is_none();
             if let Some(before) = place.cuts.restart(position) {
@@ -126,6 +130,7 @@ impl Ledger {
         let place = self.shelves[device].place(conversation);
         place.stale = place.untaken;
         (place.at, place.saved, place.gave_up) = (None, None, true);
+        place.acked.clear();
     }
 
     /// It left a room.
@@ -203,6 +208,7 @@ impl Ledger {
                 let place = self.shelves[device].place(&conversation);
                 place.cuts.add(&place.shown);
                 place.shown.split_off(&(to.seq + 1));
+                place.acked.split_off(&(to.seq + 1));
                 place.at = place.at.map(|at| at.min(to.seq));
                 place.saved = place.saved.map(|saved| saved.min(to.seq));
             }
@@ -298,7 +304,27 @@ impl Ledger {
         }
     }
 
+    /// A device was told that a message of its own is stored.
+    pub(crate) fn own_acked(&mut self, device: usize, conversation: &str, seq: u64, message_id: u64) {
+        if !conversation.starts_with("r:") {
+            self.shelves[device].place(conversation).acked.insert(seq, message_id);
+        }
+    }
+
     // ---- the end ----
+
+    /// A message of a device's own that was acknowledged, is not in the log, and was not taken back.
+    pub(crate) fn not_told(&self, device: usize) -> Option<String> {
+        let (user, name) = &self.names[device];
+        let is_there = |conversation: &str, seq: &u64, id: &u64| {
+            let kept = self.logs.get(conversation).and_then(|log| log.get(seq));
+            kept.is_some_and(|kept| kept.deliver.message_id == *id)
+        };
+        self.shelves[device].places.iter().find_map(|(conversation, place)| {
+            let (seq, _) = place.acked.iter().find(|(seq, id)| !is_there(conversation, seq, id))?;
+            Some(format!("{user}/{name} was not told that its own {seq} of {conversation} is lost"))
+        })
+    }
 
     /// Something that a device was not shown, or was and is not there any more.
     pub(crate) fn not_shown(&self, device: usize) -> Option<String> {
