@@ -41,9 +41,9 @@ struct Place {
     untaken: u64,
     /// Of them, those from before the user left: they come late, and count for nothing.
     stale: u64,
-    /// The ids of the device's own messages that were acknowledged to this process, by seq, unless it was told since that the
-    /// log was cut.
-    acked: BTreeMap<u64, u64>,
+    /// The device's own messages that were acknowledged to this process, by seq and id, unless it was told since that the log
+    /// was cut.
+    acked: BTreeSet<(u64, u64)>,
 }
 
 /// What one device was shown.
@@ -208,7 +208,7 @@ impl Ledger {
                 let place = self.shelves[device].place(&conversation);
                 place.cuts.add(&place.shown);
                 place.shown.split_off(&(to.seq + 1));
-                place.acked.split_off(&(to.seq + 1));
+                place.acked.split_off(&(to.seq + 1, 0));
                 place.at = place.at.map(|at| at.min(to.seq));
                 place.saved = place.saved.map(|saved| saved.min(to.seq));
             }
@@ -307,7 +307,7 @@ impl Ledger {
     /// A device was told that a message of its own is stored.
     pub(crate) fn own_acked(&mut self, device: usize, conversation: &str, seq: u64, message_id: u64) {
         if !conversation.starts_with("r:") {
-            self.shelves[device].place(conversation).acked.insert(seq, message_id);
+            self.shelves[device].place(conversation).acked.insert((seq, message_id));
         }
     }
 

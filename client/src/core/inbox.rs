@@ -131,12 +131,11 @@ impl Inbox {
         if !place.begun && (at.seq == 1 || newest) {
             place.begin(Cursor { epoch: at.epoch, seq: at.seq.saturating_sub(1) });
         }
-        let last = place.told();
-        if place.begun && at.seq <= last.seq && at.epoch > last.epoch {
-            // The log lost what is known above it.
+        let contradicts = place.contradicts(at);
+        place.own(at);
+        if contradicts {
             return self.want(conversation);
         }
-        place.own(at);
         if !place.begun {
             return self.syncs.want(conversation);
         }
@@ -172,6 +171,8 @@ impl Inbox {
                 place.checked = true;
                 return self.keep(conversation, now_ms);
             }
+        } else if head == told && place.is_unsettled() {
+            return self.want(conversation);
         } else if head == told {
             place.checked |= vouches;
             return;

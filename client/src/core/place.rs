@@ -53,8 +53,8 @@ pub(super) struct Place {
     own: BTreeMap<u64, u64>,
     /// The highest of them when the log was last asked for.
     own_asked: u64,
-    /// Some were lost, and the application was not told.
-    owes_cut: bool,
+    /// The lowest of this device's own messages that are lost, or contradict what is here, and the application was not told.
+    lost: Option<u64>,
     /// The first entry that was seen of each epoch, lowest first.
     epochs: Vec<Cursor>,
     /// Cuts that were told and are not taken: how many events are to be taken until then, and `epochs` before it.
@@ -75,7 +75,7 @@ impl Place {
             untaken: 0,
             own: BTreeMap::new(),
             own_asked: 0,
-            owes_cut: false,
+            lost: None,
             epochs: Vec::new(),
             cuts: VecDeque::new(),
         }
@@ -147,6 +147,10 @@ impl Place {
         if epoch < known {
             return Verdict::Repeat;
         }
+        if self.lost.is_some() || self.replaces_own(Cursor { epoch, seq }) {
+            // The application is to be told of a cut before that.
+            return Verdict::Hole;
+        }
         let continues = epoch == known || last == 0 || (self.checked && is_group);
         if (seq == last + 1 && continues) || planted::is(Fault::CursorOverHole) {
             Verdict::Next
@@ -170,7 +174,9 @@ impl Place {
 
     /// The log ends at `to` after all.
     pub(super) fn cut(&mut self, to: Cursor) {
-        (self.told, self.heard, self.owes_cut) = (to, to.seq, false);
+        let own = self.own.last_key_value().map_or(0, |(seq, _)| *seq);
+        (self.told, self.heard) = (to, to.seq.max(own));
+        self.lost = self.lost.filter(|lost| *lost <= to.seq);
         self.untaken += 1;
         self.cuts.push_back((self.untaken, self.epochs.clone()));
         self.epochs.retain(|first| first.seq <= to.seq);
@@ -180,14 +186,69 @@ impl Place {
     /// An own message was stored. It counts when everything below has come.
     pub(super) fn own(&mut self, at: Cursor) {
         if at.seq > self.told.seq && self.own.len() < OWN_MAX {
-            self.own.insert(at.seq, at.epoch);
+            let epoch = self.own.entry(at.seq).or_default();
+            *epoch = at.epoch.max(*epoch);
         }
         self.heard = self.heard.max(at.seq);
     }
 
     /// Own messages above this are not in the log any more. The application was told that they were stored.
     pub(super) fn disown(&mut self, seq: u64) {
-        self.owes_cut |= !self.own.split_off(&(seq + 1)).is_empty();
+        if let Some((&lowest, _)) = self.own.split_off(&(seq + 1)).first_key_value() {
+            self.lose(lowest);
+        }
+    }
+
+    fn lose(&mut self, seq: u64) {
+        self.lost = Some(self.lost.map_or(seq, |lost| lost.min(seq)));
+    }
+
+    /// An own message was stored where something else is here, or another one of its own. One of the two is lost: the
+    /// application can't have both. Returns whether it is so.
+    pub(super) fn contradicts(&mut self, at: Cursor) -> bool {
+        let contradicts = if at.seq > self.told.seq {
+            self.replaces_own(at)
+        } else {
+            match self.epoch_at(at.seq) {
+                _ if !self.begun => false,
+                Some(here) => here != at.epoch && here != 0,
+                None => at.epoch > self.told.epoch,
+            }
+        };
+        if contradicts {
+            self.lose(at.seq);
+        }
+        contradicts
+    }
+
+    /// Whether this entry of the log is in the place of an own message that was stored under another epoch.
+    fn replaces_own(&self, at: Cursor) -> bool {
+        self.own.get(&at.seq).is_some_and(|epoch| *epoch != at.epoch)
+    }
+
+    /// The log has this entry. An own message in its place is lost, and those that were stored with or before it.
+    pub(super) fn replace_own(&mut self, at: Cursor) {
+        if self.replaces_own(at)
+            && let Some(lost) = self.own.remove(&at.seq)
+        {
+            self.own.retain(|seq, epoch| *seq < at.seq || *epoch > lost);
+            self.lose(at.seq);
+        }
+    }
+
+    /// Where the application is to be told that the log is cut to, before it is told of anything up to `next`, for own messages
+    /// that are lost: what was told, or below.
+    pub(super) fn owed_cut(&self, next: u64) -> Option<Cursor> {
+        let seq = self.lost.filter(|lost| *lost <= next)?.saturating_sub(1);
+        if seq >= self.told.seq {
+            return Some(self.told);
+        }
+        Some(self.epoch_at(seq).map_or(Cursor::default(), |epoch| Cursor { epoch, seq }))
+    }
+
+    /// Whether something is here of which only the log can tell what became of it.
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.lost.is_some() || !self.own.is_empty()
     }
 
     /// The log is asked for, what this device stored so far included.
@@ -196,19 +257,20 @@ impl Place {
     }
 
     /// The log was read to its end, and ends at `head`. Own messages above that, which were stored when it was asked for, are
-    /// lost. Returns whether the application is to be told that it is cut to what was told.
-    pub(super) fn owes_cut(&mut self, head: u64) -> bool {
+    /// lost.
+    pub(super) fn ends(&mut self, head: u64) {
         if self.own_asked > head {
             let later = self.own.split_off(&(self.own_asked + 1));
             self.disown(head);
             self.own.extend(later);
         }
-        self.owes_cut
     }
 
     /// Passes over own messages that are next. Of another epoch they are not: rule 3, and the log can be asked.
     pub(super) fn absorb(&mut self) {
-        while let Some((&seq, &epoch)) = self.own.first_key_value() {
+        while self.lost.is_none()
+            && let Some((&seq, &epoch)) = self.own.first_key_value()
+        {
             if seq > self.told.seq + 1 || (seq == self.told.seq + 1 && epoch != self.told.epoch && seq > 1) {
                 return;
             }

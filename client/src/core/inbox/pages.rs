@@ -46,6 +46,12 @@ impl Inbox {
                 self.keep(&conversation, now_ms);
             }
         }
+        let at = self.place(&conversation).told();
+        if let Some(to) = self.place(&conversation).owed_cut(at.seq) {
+            // The page answers another cursor.
+            self.cut_to(&conversation, to, told);
+            return self.syncs.go_on(&conversation);
+        }
         if let Some(gap) = gap {
             let epoch = if gap.to == head.seq { head.epoch } else { before.epoch };
             self.gap(&conversation, Cursor { epoch, seq: gap.to }, told);
@@ -67,8 +73,10 @@ impl Inbox {
                 self.syncs.go_on(&conversation);
             }
             (true, false) => {
-                if self.place(&conversation).owes_cut(head.seq) {
-                    self.cut_to(&conversation, last, told);
+                let place = self.place(&conversation);
+                place.ends(head.seq);
+                if let Some(to) = place.owed_cut(u64::MAX) {
+                    self.cut_to(&conversation, to, told);
                 }
                 self.reached(&conversation, now_ms);
             }
@@ -109,6 +117,12 @@ impl Inbox {
                 self.gap(conversation, Cursor { epoch: last.epoch, seq: entry.seq - 1 }, told);
             }
             if entry.seq > last.seq {
+                let place = self.place(conversation);
+                place.replace_own(Cursor { epoch: entry.epoch, seq: entry.seq });
+                if let Some(to) = place.owed_cut(entry.seq) {
+                    // Before the application is told what there is instead.
+                    self.cut_to(conversation, to, told);
+                }
                 self.show(entry, told);
             }
         }
@@ -177,6 +191,9 @@ impl Inbox {
 
     /// The log has nothing up to `to`.
     fn gap(&mut self, conversation: &str, to: Cursor, told: &mut Told) {
+        if let Some(to) = self.place(conversation).owed_cut(to.seq) {
+            self.cut_to(conversation, to, told);
+        }
         let Some(place) = self.places.get_mut(conversation) else { return };
         let from = place.told().seq + 1;
         if to.seq >= from {

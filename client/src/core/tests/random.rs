@@ -45,7 +45,8 @@ fn run(seed: u64, steps: u32, traced: bool) -> Vec<String> {
             970..975 => world.server.takeover(conversation, 0),
             975..978 => world.server.takeover(conversation, count % 5),
             978..981 => world.server.trim(conversation, count),
-            981..987 => world.server.gap(),
+            981..983 => world.server.turn(conversation),
+            983..987 => world.server.gap(),
             987..992 => world.server.head(conversation),
             _ => world.server.resync(),
         }
@@ -57,6 +58,7 @@ fn run(seed: u64, steps: u32, traced: bool) -> Vec<String> {
         world.server.resync();
     }
     world.check_complete();
+    world.check_own();
     for (key, outcome) in &world.settled {
         let payload = Bytes::from(format!("own {key}"));
         let stored = world.server.logs.values().flat_map(|log| &log.entries);

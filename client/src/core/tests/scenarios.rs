@@ -695,3 +695,94 @@ fn own_messages_that_a_failover_lost_are_told_also_when_something_before_them_is
         assert_eq!(world.machine.cursor("d:alice:bob"), Some(Cursor { epoch: 1, seq: end }));
     }
 }
+
+/// An own message is stored in a copy of the log that has 1 to `end`; then the one from before is back, with 4. That is here
+/// already if the own message lies below it.
+fn own_in_a_copy_that_goes_away(conversation: &str, end: usize, disconnects: bool) -> World {
+    let mut world = World::new(26, &[conversation]);
+    fill(&mut world, conversation, 3);
+    world.settle(5_000);
+    let mut first = world.server.log(conversation).entries.clone();
+    let bob = world.server.append(conversation, "bob", text(4));
+    first.push_back(world.server.log(conversation).entry(bob.seq).unwrap().clone());
+    if end < 3 {
+        world.settle(5_000);
+    } else {
+        world.server.flow.clear();
+    }
+    world.server.log(conversation).entries.truncate(end);
+    world.server.log(conversation).epoch = 2;
+    world.send(conversation, 60_000);
+    world.tick(1);
+    while world.settled.is_empty() {
+        assert!(world.deliver_request() | world.deliver_frame() | world.take(), "it is acknowledged");
+    }
+    if disconnects {
+        world.lose();
+    }
+    world.server.log(conversation).entries = first;
+    world.server.takeover(conversation, 0);
+    world.server.notify(notify::Event::Resync(Resync { conversations: Vec::new() }));
+    world.settle(600_000);
+    world
+}
+
+fn cuts(world: &World) -> Vec<u64> {
+    let to = |notice: &Notice| match notice {
+        Notice::Truncated { to, .. } => Some(to.seq),
+        _ => None,
+    };
+    world.notices.iter().filter_map(to).collect()
+}
+
+#[test]
+fn an_own_message_that_another_one_replaces_is_told_to_be_lost() {
+    for conversation in ["d:alice:bob", "g:tea"] {
+        for disconnects in [false, true] {
+            let mut world = own_in_a_copy_that_goes_away(conversation, 3, disconnects);
+            let ack = world.settled[&1].as_ref().unwrap();
+            assert_eq!((ack.epoch, ack.seq), (2, 4), "{conversation}");
+            assert_eq!(cuts(&world), [3], "{conversation} {disconnects}");
+            assert_eq!(seqs(&world, conversation), [1, 2, 3, 4]);
+            world.server.log(conversation).delivered = Some(Cursor { epoch: 1, seq: 4 });
+            world.check_complete();
+        }
+    }
+}
+
+#[test]
+fn an_own_message_below_what_is_here_is_told_to_be_lost_when_that_comes_back() {
+    for disconnects in [false, true] {
+        let mut world = own_in_a_copy_that_goes_away("d:alice:bob", 1, disconnects);
+        let ack = world.settled[&1].as_ref().unwrap();
+        assert_eq!((ack.epoch, ack.seq), (2, 2));
+        assert_eq!(cuts(&world), [1], "{disconnects}");
+        assert_eq!(seqs(&world, "d:alice:bob"), [1, 2, 3, 4]);
+        assert_eq!(world.machine.cursor("d:alice:bob"), Some(Cursor { epoch: 1, seq: 4 }));
+        world.check_complete();
+    }
+}
+
+#[test]
+fn an_own_message_above_an_end_that_is_back_is_told_to_be_lost_after_a_login() {
+    let mut world = own_in_a_copy_that_ends_where_we_are();
+    assert_eq!(cuts(&world), [3]);
+    world.check_complete();
+}
+
+/// What it stored lies above the end of a log that is back just as it is here.
+fn own_in_a_copy_that_ends_where_we_are() -> World {
+    let mut world = World::new(27, &["d:alice:bob"]);
+    fill(&mut world, "d:alice:bob", 3);
+    world.settle(5_000);
+    world.server.log("d:alice:bob").epoch = 2;
+    world.send("d:alice:bob", 60_000);
+    world.tick(1);
+    while world.settled.is_empty() {
+        assert!(world.deliver_request() | world.deliver_frame() | world.take(), "it is acknowledged");
+    }
+    world.lose();
+    world.server.takeover("d:alice:bob", 1);
+    world.settle(600_000);
+    world
+}

@@ -59,6 +59,7 @@ pub(super) struct Log {
     pub(super) entries: VecDeque<Entry>,
     /// By stream: the last number taken.
     streams: BTreeMap<u64, u64>,
+    kept: Option<(u64, VecDeque<Entry>, BTreeMap<u64, u64>)>,
     /// The device's, as acknowledged.
     pub(super) delivered: Option<Cursor>,
     /// Seqs that were this device's own, also if they were cut since.
@@ -73,6 +74,7 @@ impl Log {
             trimmed_epoch: 0,
             entries: VecDeque::new(),
             streams: BTreeMap::new(),
+            kept: None,
             delivered: None,
             owned: BTreeSet::new(),
         }
@@ -284,6 +286,26 @@ impl Server {
         if cut && self.session.as_ref().is_some_and(|session| session.attached.contains(conversation)) {
             let conversation = conversation.into();
             self.notify(notify::Event::Truncated(Truncated { conversation, to: Some(to) }));
+        }
+    }
+
+    /// Another copy of the store serves this: what was kept of it at the last time, and has not changed since.
+    pub(super) fn turn(&mut self, conversation: &str) {
+        let log = self.log(conversation);
+        let now = (log.first, log.entries.clone(), log.streams.clone());
+        let (epoch, kept) = (log.epoch, log.kept.replace(now));
+        if let Some((first, entries, streams)) = kept.filter(|(first, ..)| *first == log.first) {
+            (log.first, log.entries, log.streams, log.epoch) = (first, entries, streams, epoch);
+            log.delivered = log.delivered.filter(|at| log.holds(*at));
+            log.epoch += 1;
+            let (to, conversation) = (log.head(), conversation.to_owned());
+            if self.session.as_ref().is_some_and(|session| session.attached.contains(&conversation)) {
+                if conversation.starts_with("g:") {
+                    self.notify(notify::Event::Truncated(Truncated { conversation, to: Some(to) }));
+                } else {
+                    self.notify(notify::Event::Resync(Resync { conversations: vec![conversation] }));
+                }
+            }
         }
     }
 

@@ -42,6 +42,10 @@ pub(super) struct World {
     pub(super) saved: BTreeMap<String, Position>,
     pub(super) settled: BTreeMap<u64, Result<SendAck, SendError>>,
     pub(super) sends: u64,
+    /// To which conversations.
+    sent: BTreeMap<u64, String>,
+    /// Own messages that were acknowledged to this process, unless it took a cut below them since.
+    pub(super) acked: BTreeMap<(String, u64), u64>,
     in_flight_syncs: BTreeMap<u64, String>,
     /// When each conversation was acknowledged last on this connection.
     acked_ms: BTreeMap<String, u64>,
@@ -80,6 +84,8 @@ impl World {
             saved: BTreeMap::new(),
             settled: BTreeMap::new(),
             sends: 0,
+            sent: BTreeMap::new(),
+            acked: BTreeMap::new(),
             in_flight_syncs: BTreeMap::new(),
             acked_ms: BTreeMap::new(),
             waiting_max: 0,
@@ -148,6 +154,9 @@ impl World {
                     Outcome::SendAck(ack) => ack,
                     _ => SendAck::default(),
                 });
+                if let (Some(conversation), Ok(ack)) = (self.sent.get(&key), &outcome) {
+                    self.acked.insert((conversation.clone(), ack.seq), key);
+                }
                 assert!(self.settled.insert(key, outcome).is_none(), "settled twice");
             }
             Action::Save(batch) => {
@@ -270,6 +279,7 @@ impl World {
             Notice::Truncated { conversation, to } => {
                 let shown = self.shown.entry(conversation.clone()).or_default();
                 shown.messages.split_off(&(to.seq + 1));
+                self.acked.retain(|(name, seq), _| name != conversation || *seq <= to.seq);
                 shown.place = shown.place.min(to.seq);
             }
             _ => {}
@@ -280,6 +290,7 @@ impl World {
     pub(super) fn restart(&mut self) {
         self.cut();
         self.waiting.clear();
+        self.acked.clear();
         let saved = self.saved.clone();
         let seed = self.random.next();
         self.machine = Machine::new(self.settings.clone(), seed, saved, self.now_ms);
@@ -289,6 +300,7 @@ impl World {
     pub(super) fn send(&mut self, conversation: &str, deadline_ms: u64) -> u64 {
         self.sends += 1;
         let key = self.sends;
+        self.sent.insert(key, conversation.into());
         let payload = Bytes::from(format!("own {key}"));
         let message = Outgoing { payload, ..Outgoing::default() };
         let deadline_ms = self.now_ms + deadline_ms;
@@ -308,6 +320,17 @@ impl World {
                 let next = self.machine.next_ms().unwrap_or(until_ms);
                 self.now_ms = next.clamp(self.now_ms + 1, until_ms);
             }
+        }
+    }
+
+    /// What the application believes to be stored of its own, against the log.
+    pub(super) fn check_own(&self) {
+        let seed = self.seed;
+        for ((conversation, seq), key) in &self.acked {
+            let log = &self.server.logs[conversation];
+            let payload = Bytes::from(format!("own {key}"));
+            let is_there = log.entry(*seq).is_some_and(|entry| entry.payload == payload);
+            assert!(is_there || *seq < log.first, "seed {seed}: {conversation} has no own {seq}: {key}");
         }
     }
 
