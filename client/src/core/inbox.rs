@@ -82,9 +82,10 @@ impl Inbox {
         }
     }
 
-    /// Conversations with a cursor.
+    /// Conversations with a cursor, or where this device stored something.
     pub(super) fn known(&self) -> impl Iterator<Item = &String> {
-        self.places.iter().filter(|(_, place)| place.begun).map(|(conversation, _)| conversation)
+        let known = |place: &Place| place.begun || place.is_unsettled();
+        self.places.iter().filter(move |(_, place)| known(place)).map(|(conversation, _)| conversation)
     }
 
     /// What this device has of a conversation.
@@ -166,7 +167,7 @@ impl Inbox {
         let place = self.place(conversation);
         let told = place.told();
         if !place.begun {
-            if vouches && (newest || head.seq == 0) {
+            if vouches && (newest || head.seq == 0) && !place.is_unsettled() {
                 place.begin(head);
                 place.checked = true;
                 return self.keep(conversation, now_ms);
@@ -199,7 +200,7 @@ impl Inbox {
         let head = standing.head.unwrap_or_default();
         let vouches = self.vouches(conversation);
         let place = self.place(conversation);
-        if !place.begun && !standing.news {
+        if !place.begun && !standing.news && !place.is_unsettled() {
             if !vouches {
                 return true;
             }
@@ -356,7 +357,7 @@ impl Inbox {
 
     /// The server no longer shows this conversation to the user.
     fn gone(&mut self, conversation: &str, told: &mut Told) {
-        if self.cursor(conversation).is_some() {
+        if self.places.get(conversation).is_some_and(|place| place.begun || place.is_unsettled()) {
             told.tell(Event::Removed { conversation: conversation.into() });
         }
         self.forget(conversation);

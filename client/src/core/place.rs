@@ -97,6 +97,19 @@ impl Place {
         self.note(at);
     }
 
+    /// The server has `at` for the place to begin. Own messages that lie up to there are not in what it sends: whether the log
+    /// still has them, only reading on from the first of them tells. Returns whether it begins there instead.
+    pub(super) fn begin_at_own(&mut self, at: Cursor) -> bool {
+        let own = self.own.first_key_value().filter(|(seq, _)| **seq <= at.seq);
+        let Some(own) = own.map(|(&seq, &epoch)| Cursor { epoch, seq }) else {
+            self.begin(at);
+            return false;
+        };
+        self.own.remove(&own.seq);
+        self.begin(own);
+        true
+    }
+
     /// The place that was kept of an earlier process.
     pub(super) fn resume(&mut self, kept: Position) {
         let Position { cursor, epochs } = kept;

@@ -25,6 +25,7 @@ impl Default for Queue {
 
 impl Queue {
     /// Bytes that wait.
+    #[inline]
     pub fn bytes(&self) -> u32 {
         self.bytes
     }
@@ -50,6 +51,7 @@ pub struct Pool {
 }
 
 /// Bytes of a payload.
+#[inline]
 pub fn payload_bytes(payload: &Payload) -> &[u8] {
     match payload {
         Payload::Shared { bytes, start } => &bytes[*start as usize..],
@@ -74,6 +76,7 @@ impl Pool {
     }
 
     /// Adds to a queue unless that would exceed `bytes_max`, or the pool's nodes. Returns whether it was added.
+    #[inline]
     pub fn push(&mut self, queue: &mut Queue, payload: Payload, bytes_max: u32) -> bool {
         let bytes = payload_bytes(&payload).len();
         if queue.bytes as usize + bytes > bytes_max as usize || self.nodes.len() >= OUTBOX_NODES_MAX as usize
@@ -102,6 +105,7 @@ impl Pool {
         self.bytes += bytes as u64;
     }
 
+    #[inline]
     fn take(&mut self, node: Node) -> u32 {
         let id = self.free.pop().unwrap_or_else(|| {
             self.next += 1;
@@ -111,6 +115,7 @@ impl Pool {
         id
     }
 
+    #[inline]
     fn pop(&mut self, queue: &mut Queue) -> Option<Payload> {
         let node = self.nodes.remove(queue.head)?;
         self.free.push(queue.head);
@@ -130,6 +135,7 @@ impl Pool {
     }
 
     /// The next send: the first payload as it is, or as many as fit copied together.
+    #[inline]
     pub fn next_send(&mut self, queue: &mut Queue) -> Option<Payload> {
         let first = self.pop(queue)?;
         let fits = |pool: &Pool, queue: &Queue, bytes: usize| {

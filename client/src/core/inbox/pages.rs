@@ -41,7 +41,12 @@ impl Inbox {
                 // The head came while it was read: what lies below it is not ours yet, and where we begin was not said.
                 return self.syncs.pause(&conversation, now_ms, 0);
             }
-            place.begin(first.map_or(head, |first| Cursor { epoch: 0, seq: first.saturating_sub(1) }));
+            let at = first.map_or(head, |first| Cursor { epoch: 0, seq: first.saturating_sub(1) });
+            if place.begin_at_own(at) {
+                // The page answers another cursor. It may be acknowledged after a login, so it is saved.
+                self.dirty.insert(conversation.clone());
+                return self.syncs.go_on(&conversation);
+            }
             if first.is_none() {
                 self.keep(&conversation, now_ms);
             }
@@ -147,7 +152,9 @@ impl Inbox {
         let Some(place) = self.places.get_mut(conversation) else { return false };
         place.disown(to.seq);
         if !place.begun {
-            place.begin(to);
+            if place.begin_at_own(to) {
+                self.dirty.insert(conversation.into());
+            }
             return true;
         }
         let to = match place.epoch_at(to.seq) {

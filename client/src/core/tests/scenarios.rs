@@ -5,10 +5,10 @@ use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
 use millrace_protocol::messages::client::{
     Code, Cursor, Deliver, Head, Joined, LoginAck, Notify, Peeked, PresenceSubscribe, Refused, Removed,
-    Response, Resync, RoomJoin, Standing, SyncPage, Typing, notify,
+    Response, Resync, RoomJoin, SendAck, Standing, SyncPage, Typing, notify,
 };
 
-use super::server::Frame;
+use super::server::{DEVICE, Frame, USER};
 use super::world::World;
 use crate::Reason;
 use crate::core::{Action, Event, Machine, Position, Settings, Start};
@@ -785,4 +785,76 @@ fn own_in_a_copy_that_ends_where_we_are() -> World {
     world.server.takeover("d:alice:bob", 1);
     world.settle(600_000);
     world
+}
+
+/// A device without a cursor is told that it stored `at`, and hears nothing of the log before the connection is gone.
+fn own_before_it_began(conversation: &str, at: Cursor) -> World {
+    let mut world = World::new(28, &[]);
+    world.settle(5_000);
+    world.send(conversation, 60_000);
+    let ack = SendAck { seq: at.seq, epoch: at.epoch, ..SendAck::default() };
+    answer(&mut world, Outcome::SendAck(ack), |op| matches!(op, Op::Send(_)));
+    assert_eq!(world.settled.len(), 1, "it is acknowledged");
+    world.lose();
+    world
+}
+
+#[test]
+fn an_own_message_of_a_conversation_that_is_gone_altogether_is_told_to_be_lost() {
+    let mut world = own_before_it_began("d:alice:bob", Cursor { epoch: 1, seq: 16 });
+    world.settle(60_000);
+    assert_eq!(cuts(&world), [0]);
+    assert_eq!(world.machine.cursor("d:alice:bob"), Some(Cursor::default()));
+    assert!(world.acked.is_empty());
+}
+
+#[test]
+fn own_messages_below_where_the_server_has_one_begin_are_looked_up() {
+    for is_there in [false, true] {
+        let mut world = own_before_it_began("d:alice:bob", Cursor { epoch: 1, seq: 2 });
+        world.started.insert("d:alice:bob".into());
+        fill(&mut world, "d:alice:bob", if is_there { 2 } else { 1 });
+        if is_there {
+            let log = world.server.log("d:alice:bob");
+            let entry = log.entries.back_mut().unwrap();
+            (entry.sender, entry.device) = (USER, DEVICE);
+            log.owned.insert(2);
+        }
+        world.server.takeover("d:alice:bob", 0);
+        for seq in world.server.log("d:alice:bob").head().seq + 1..=5 {
+            world.server.append("d:alice:bob", "bob", text(seq));
+        }
+        // Another device of the user was further.
+        world.server.log("d:alice:bob").delivered = Some(Cursor { epoch: 2, seq: 3 });
+        world.settle(60_000);
+        assert_eq!(cuts(&world), if is_there { vec![] } else { vec![1] });
+        assert_eq!(seqs(&world, "d:alice:bob"), if is_there { vec![3, 4, 5] } else { vec![2, 3, 4, 5] });
+        assert_eq!(world.machine.cursor("d:alice:bob"), Some(Cursor { epoch: 2, seq: 5 }));
+    }
+}
+
+#[test]
+fn who_stored_something_in_a_group_that_is_gone_is_told_so_also_without_a_cursor() {
+    let mut world = own_before_it_began("g:tea", Cursor { epoch: 1, seq: 2 });
+    let syncs = |op: &Op| matches!(op, Op::Sync(_));
+    until_asked(&mut world, syncs);
+    answer(
+        &mut world,
+        Outcome::Refused(Refused { code: Code::NotMember.into(), ..Refused::default() }),
+        syncs,
+    );
+    world.settle(1_000);
+    assert!(world.notices.contains(&Notice::Removed { conversation: "g:tea".into() }));
+}
+
+#[test]
+fn own_messages_below_where_a_log_was_cut_before_it_began_are_looked_up() {
+    let mut world = own_before_it_began("d:alice:bob", Cursor { epoch: 2, seq: 2 });
+    world.started.insert("d:alice:bob".into());
+    fill(&mut world, "d:alice:bob", 3);
+    // The server's cursor is of neither copy.
+    world.server.log("d:alice:bob").delivered = Some(Cursor { epoch: 4, seq: 7 });
+    world.settle(60_000);
+    assert_eq!(cuts(&world), [1]);
+    assert_eq!(seqs(&world, "d:alice:bob"), [2, 3]);
 }
