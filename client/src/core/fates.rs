@@ -114,6 +114,9 @@ impl Fates {
 
     /// The other side has everything up to a seq, where there is another one.
     pub(super) fn reached(&mut self, conversation: &str, through: u64, told: &mut Told) {
+        if self.waiting.is_empty() {
+            return;
+        }
         match Conversation::parse(conversation) {
             Some(Conversation::Direct(a, b)) if a != b => {}
             _ => return,

@@ -351,14 +351,13 @@ impl Machine {
         let Some(conversation) = self.outbox.conversation_of(id).map(str::to_owned) else { return };
         self.own_stored(&conversation, &ack);
         for (sending, outcome) in self.outbox.acknowledged(id, ack) {
-            let Sending { key, fate_within_ms } = sending;
+            let within_ms = sending.fate_within_ms;
             if let Ok(ack) = &outcome
-                && fate_within_ms > 0
+                && within_ms > 0
             {
-                let (told, now_ms) = (&mut self.told, self.now_ms);
-                self.fates.asked(&conversation, ack.seq, fate_within_ms, now_ms, told);
+                self.fates.asked(&conversation, ack.seq, within_ms, self.now_ms, &mut self.told);
             }
-            self.settle_message((Sending { key, fate_within_ms }, outcome));
+            self.settle_message((sending, outcome));
         }
         if !self.outbox.asks_fate(&conversation) {
             self.fates.forget_early(&conversation);

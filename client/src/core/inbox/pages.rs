@@ -51,8 +51,8 @@ impl Inbox {
                 self.keep(&conversation, now_ms);
             }
         }
-        let at = self.place(&conversation).told();
-        if let Some(to) = self.place(&conversation).owed_cut(at.seq) {
+        let place = self.place(&conversation);
+        if let Some(to) = place.owed_cut(place.told().seq) {
             // The page answers another cursor.
             self.cut_to(&conversation, to, told);
             return self.syncs.go_on(&conversation);
