@@ -2,9 +2,8 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
-use crate::{Redis, Server, binary, free_port, get, wait_until};
+use crate::{Redis, Server, binary, free_port, wait_ready};
 
 /// Which fleet.
 #[derive(Clone, Copy, Default)]
@@ -119,10 +118,7 @@ impl Fleet {
     }
 
     fn wait_ready(&self, gateway: usize) {
-        let admin = self.gateways[gateway].admin();
-        wait_until(&format!("{admin} is ready"), Duration::from_secs(20), || {
-            matches!(get(&admin, "/readyz"), Ok((200, _))).then_some(())
-        });
+        wait_ready(&self.gateways[gateway].admin());
     }
 }
 

@@ -10,4 +10,4 @@ mod server;
 pub use fleet::{Fleet, Shape, key_args, user_token, write_keys};
 pub use http::get;
 pub use redis::Redis;
-pub use server::{Server, binary, free_port, gateway_token, wait_until};
+pub use server::{Server, binary, free_port, gateway_token, wait_ready, wait_until};

@@ -9,6 +9,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::http::get;
+
 /// A server must say within this time that it listens.
 const START_WITHIN: Duration = Duration::from_secs(20);
 
@@ -61,6 +63,13 @@ pub struct Server {
     listening: String,
 }
 
+/// Waits until the server with this admin port is ready.
+pub fn wait_ready(admin: &str) {
+    wait_until(&format!("{admin} is ready"), Duration::from_secs(20), || {
+        matches!(get(admin, "/readyz"), Ok((200, _))).then_some(())
+    });
+}
+
 impl Server {
     /// Starts `name` and waits for its `listening key=value …` line. Its log goes to the test's own stderr.
     pub fn start<S: AsRef<OsStr>>(name: &str, args: impl IntoIterator<Item = S>) -> Server {
@@ -86,6 +95,18 @@ impl Server {
             panic!("{name} did not say within {START_WITHIN:?} that it listens ({ended:?})");
         }
         server
+    }
+
+    /// A standalone gateway with one shard, its store in `data`, and more arguments.
+    pub fn standalone(data: &Path, more: &[&str]) -> Server {
+        let data = data.to_str().expect("a path in UTF-8");
+        let own = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--shards", "1", "--data-dir", data];
+        Server::start("millrace-gateway", [&own, more].concat())
+    }
+
+    /// Waits until it takes logins: until it has its lease it answers them UNAVAILABLE.
+    pub fn wait_ready(&self) {
+        wait_ready(&self.address("admin"));
     }
 
     /// The address behind `key=` in the server's `listening` line.

@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use millrace_protocol::client_session::{ClientSession, ServerFrame, decode_notify, decode_response, op};
 use millrace_protocol::messages::client::request::Op;
@@ -109,20 +109,8 @@ fn ws_frame(first: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 fn gateway(data: &std::path::Path) -> Server {
-    let data = data.to_str().expect("a path in UTF-8");
-    let server = Server::start(
-        "millrace-gateway",
-        ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--shards", "1"]
-            .into_iter()
-            .chain(["--data-dir", data]),
-    );
-    // Until it has its lease it answers logins UNAVAILABLE.
-    let admin = server.address("admin");
-    let begun = Instant::now();
-    while get(&admin, "/readyz").map(|(status, _)| status) != Ok(200) {
-        assert!(begun.elapsed() < Duration::from_secs(10), "it is not ready");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let server = Server::standalone(data, &[]);
+    server.wait_ready();
     server
 }
 

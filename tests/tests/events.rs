@@ -40,22 +40,12 @@ async fn a_standalone_gateway_tells_over_its_admin_port() {
     let data = dir.path().join("data");
     let policies = dir.path().join("policies.toml");
     std::fs::write(&policies, "events = true\n").expect("a file");
-    let (data, policies) = (data.to_str().expect("UTF-8"), policies.to_str().expect("UTF-8"));
-    let gateway = Server::start(
-        "millrace-gateway",
-        ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--shards", "1"].into_iter().chain([
-            "--data-dir",
-            data,
-            "--events-max",
-            "1000",
-            "--policies",
-            policies,
-        ]),
-    );
+    let policies = policies.to_str().expect("UTF-8");
+    let gateway = Server::standalone(&data, &["--events-max", "1000", "--policies", policies]);
     let state = dir.path().join("state.json");
     let admin = gateway.address("admin");
     let args = ["--admin", &admin, "--state", state.to_str().expect("UTF-8")];
-    let token = || gateway_token(std::path::Path::new(data), "ann");
+    let token = || gateway_token(&data, "ann");
     assert_eq!(of_kind(&consume(&args), "message").len(), 0);
 
     say(&gateway.address("tcp"), token(), &["one", "two"]).await;
@@ -71,8 +61,7 @@ async fn a_standalone_gateway_tells_over_its_admin_port() {
 
     // A small group's log tells of its changes; of a large one the members are told beside it.
     let (ann, _events) = login(&gateway.address("tcp"), token()).await;
-    let (bob, _bob_events) =
-        login(&gateway.address("tcp"), gateway_token(std::path::Path::new(data), "bob")).await;
+    let (bob, _bob_events) = login(&gateway.address("tcp"), gateway_token(&data, "bob")).await;
     ann.create_group("tea", ["cid"]).await.expect("a group");
     bob.join_group("tea").await.expect("in");
     let lines = consume(&args);

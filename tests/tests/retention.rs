@@ -17,18 +17,9 @@ async fn who_is_below_what_is_kept_is_told_a_gap() {
     let dir = tempfile::tempdir().expect("a directory");
     let (data, policies) = (dir.path().join("data"), dir.path().join("policies.toml"));
     std::fs::write(&policies, "[retention]\nbytes = 4000\n").expect("a file");
-    let (data, policies) = (data.to_str().expect("UTF-8"), policies.to_str().expect("UTF-8"));
-    let gateway = Server::start(
-        "millrace-gateway",
-        ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--shards", "1"].into_iter().chain([
-            "--data-dir",
-            data,
-            "--policies",
-            policies,
-        ]),
-    );
+    let gateway = Server::standalone(&data, &["--policies", policies.to_str().expect("UTF-8")]);
     let login = async |user: &str| {
-        let token = gateway_token(std::path::Path::new(data), user);
+        let token = gateway_token(&data, user);
         let mut config = Config::new([gateway.address("tcp")], token);
         config.device = "phone".to_owned();
         Client::connect(config).await.expect("a login")

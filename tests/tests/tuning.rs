@@ -374,9 +374,7 @@ async fn a_fleet_works_under_the_profile() {
     let listen = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--gateway-id", "1", "--shards", "1"];
     let args = [&listen[..], &["--dispatchers", &by_name, "--io", "uring"], &keys].concat();
     let gateway = confined("millrace-gateway", &[], &args);
-    wait_until("the gateway is ready", Duration::from_secs(20), || {
-        matches!(get(&gateway.address("admin"), "/readyz"), Ok((200, _))).then_some(())
-    });
+    gateway.wait_ready();
     let tokens = ["alice", "bob"].map(|user| {
         let made = Command::new(millrace_tests::binary("millrace-gateway"))
             .args(["token", "--user", user])

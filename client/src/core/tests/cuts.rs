@@ -1,11 +1,15 @@
 //! Logs that are not what they were: cut at their end by a failover, trimmed at their beginning, fanned out with holes.
 
-use millrace_protocol::messages::client::Cursor;
+use millrace_protocol::messages::client::request::Op;
+use millrace_protocol::messages::client::response::Outcome;
+use millrace_protocol::messages::client::{
+    Code, Cursor, Head, Notify, Peeked, Refused, Resync, Standing, SyncPage, notify,
+};
 
-use super::scenarios::{fill, seqs, text};
+use super::scenarios::{answer, fill, seqs, text, until_asked};
 use super::world::World;
-use crate::core::Position;
 use crate::core::place::Place;
+use crate::core::{Event, Position};
 use crate::event::Event as Notice;
 
 #[test]
@@ -167,4 +171,64 @@ fn a_cut_is_not_overlooked_while_others_are_being_read() {
     while world.deliver_frame() {}
     world.settle(20_000);
     world.check_complete();
+}
+
+#[test]
+fn a_standing_from_before_a_head_does_not_vouch_for_the_log() {
+    let mut world = World::new(22, &["g:tea"]);
+    fill(&mut world, "g:tea", 6);
+    world.settle(1_000);
+    let earlier = world.server.log("g:tea").entries.clone();
+    world.server.takeover("g:tea", 2);
+    fill(&mut world, "g:tea", 8);
+    world.settle(5_000);
+    let ours = Cursor { epoch: 2, seq: 12 };
+    assert_eq!(world.saved["g:tea"].cursor, ours);
+    world.server.notify(notify::Event::Resync(Resync { conversations: Vec::new() }));
+    let peeks = |op: &Op| matches!(op, Op::Peek(_));
+    until_asked(&mut world, peeks);
+    // The earlier log is the one there is again, and a head of it comes first.
+    let log = world.server.log("g:tea");
+    (log.entries, log.epoch, log.delivered) = (earlier, 3, None);
+    let conn = world.conn.unwrap();
+    let head = notify::Event::Head(Head { conversation: "g:tea".into(), epoch: 3, seq: 6 });
+    world.step(Event::Notify { conn, notify: Notify { event: Some(head) } });
+    let conversation = "g:tea".to_owned();
+    let (head, delivered) = (Some(ours), Some(ours));
+    let standing = Standing { conversation: conversation.clone(), head, delivered, ..Standing::default() };
+    answer(&mut world, Outcome::Peeked(Peeked { standings: vec![standing] }), peeks);
+    // It is cut to the end of the earlier log, which is not enough; and going on is refused for now.
+    let syncs = |op: &Op| matches!(op, Op::Sync(_));
+    let truncated = Some(Cursor { epoch: 1, seq: 6 });
+    let page = SyncPage { conversation, truncated, more: true, ..SyncPage::default() };
+    answer(&mut world, Outcome::SyncPage(page), syncs);
+    let busy = Refused { code: Code::Busy.into(), retry_after_ms: 500, ..Refused::default() };
+    answer(&mut world, Outcome::Refused(busy), syncs);
+    world.server.append("g:tea", "carol", text(7));
+    world.settle(60_000);
+    world.check_complete();
+}
+
+#[test]
+fn a_new_device_does_not_begin_at_a_standing_from_before_a_failover() {
+    let mut world = World::new(24, &["d:alice:bob"]);
+    fill(&mut world, "d:alice:bob", 8);
+    let acked = Some(Cursor { epoch: 1, seq: 8 });
+    world.server.log("d:alice:bob").delivered = acked;
+    world.started.insert("d:alice:bob".into());
+    let peeks = |op: &Op| matches!(op, Op::Peek(_));
+    until_asked(&mut world, peeks);
+    // What it was asked for is answered by the owner before; the log of the next one has another 7 and 8.
+    world.server.takeover("d:alice:bob", 2);
+    world.server.append("d:alice:bob", "bob", text(70));
+    world.server.append("d:alice:bob", "bob", text(80));
+    let conn = world.conn.unwrap();
+    let conversation = "d:alice:bob".to_owned();
+    let resync = notify::Event::Resync(Resync { conversations: vec![conversation.clone()] });
+    world.step(Event::Notify { conn, notify: Notify { event: Some(resync) } });
+    let (head, delivered) = (acked, acked);
+    let standing = Standing { conversation, head, delivered, ..Standing::default() };
+    answer(&mut world, Outcome::Peeked(Peeked { standings: vec![standing] }), peeks);
+    world.settle(600_000);
+    assert_eq!(seqs(&world, "d:alice:bob"), [7, 8]);
 }

@@ -2,6 +2,7 @@
 
 mod cuts;
 mod fates;
+mod own;
 mod random;
 mod scenarios;
 mod server;

@@ -4,11 +4,11 @@ use bytes::Bytes;
 use millrace_protocol::messages::client::request::Op;
 use millrace_protocol::messages::client::response::Outcome;
 use millrace_protocol::messages::client::{
-    Code, Cursor, Deliver, Head, Joined, LoginAck, Notify, Peeked, PresenceSubscribe, Refused, Removed,
-    Response, Resync, RoomJoin, SendAck, Standing, SyncPage, Typing, notify,
+    Code, Cursor, Deliver, Head, Joined, LoginAck, Notify, Peeked, PresenceSubscribe, Removed, Response,
+    Resync, RoomJoin, Standing, SyncPage, Typing, notify,
 };
 
-use super::server::{DEVICE, Frame, USER};
+use super::server::Frame;
 use super::world::World;
 use crate::Reason;
 use crate::core::{Action, Event, Machine, Position, Settings, Start};
@@ -204,7 +204,7 @@ fn who_is_no_member_any_more_has_no_cursor() {
 }
 
 /// Answers the next request, which `takes` recognizes.
-fn answer(world: &mut World, outcome: Outcome, takes: impl Fn(&Op) -> bool) {
+pub(super) fn answer(world: &mut World, outcome: Outcome, takes: impl Fn(&Op) -> bool) {
     world.tick(0);
     let index = world.to_server.iter().position(|(_, _, op)| takes(op)).expect("asked");
     let (conn, id, _) = world.to_server.remove(index).unwrap();
@@ -519,7 +519,7 @@ fn a_login_that_is_given_up_is_tried_again_though_the_pause_is_none() {
 }
 
 /// Until such a request is on its way to the server.
-fn until_asked(world: &mut World, asks: impl Fn(&Op) -> bool) {
+pub(super) fn until_asked(world: &mut World, asks: impl Fn(&Op) -> bool) {
     for _ in 0..1_000 {
         world.tick(1);
         if world.to_server.iter().any(|(_, _, op)| asks(op)) {
@@ -583,42 +583,6 @@ fn a_servers_cursor_that_was_lost_is_no_place_to_begin() {
 }
 
 #[test]
-fn a_standing_from_before_a_head_does_not_vouch_for_the_log() {
-    let mut world = World::new(22, &["g:tea"]);
-    fill(&mut world, "g:tea", 6);
-    world.settle(1_000);
-    let earlier = world.server.log("g:tea").entries.clone();
-    world.server.takeover("g:tea", 2);
-    fill(&mut world, "g:tea", 8);
-    world.settle(5_000);
-    let ours = Cursor { epoch: 2, seq: 12 };
-    assert_eq!(world.saved["g:tea"].cursor, ours);
-    world.server.notify(notify::Event::Resync(Resync { conversations: Vec::new() }));
-    let peeks = |op: &Op| matches!(op, Op::Peek(_));
-    until_asked(&mut world, peeks);
-    // The earlier log is the one there is again, and a head of it comes first.
-    let log = world.server.log("g:tea");
-    (log.entries, log.epoch, log.delivered) = (earlier, 3, None);
-    let conn = world.conn.unwrap();
-    let head = notify::Event::Head(Head { conversation: "g:tea".into(), epoch: 3, seq: 6 });
-    world.step(Event::Notify { conn, notify: Notify { event: Some(head) } });
-    let conversation = "g:tea".to_owned();
-    let (head, delivered) = (Some(ours), Some(ours));
-    let standing = Standing { conversation: conversation.clone(), head, delivered, ..Standing::default() };
-    answer(&mut world, Outcome::Peeked(Peeked { standings: vec![standing] }), peeks);
-    // It is cut to the end of the earlier log, which is not enough; and going on is refused for now.
-    let syncs = |op: &Op| matches!(op, Op::Sync(_));
-    let truncated = Some(Cursor { epoch: 1, seq: 6 });
-    let page = SyncPage { conversation, truncated, more: true, ..SyncPage::default() };
-    answer(&mut world, Outcome::SyncPage(page), syncs);
-    let busy = Refused { code: Code::Busy.into(), retry_after_ms: 500, ..Refused::default() };
-    answer(&mut world, Outcome::Refused(busy), syncs);
-    world.server.append("g:tea", "carol", text(7));
-    world.settle(60_000);
-    world.check_complete();
-}
-
-#[test]
 fn nothing_counts_before_the_login_is_answered() {
     let mut world = World::new(23, &["g:tea"]);
     fill(&mut world, "g:tea", 3);
@@ -636,225 +600,4 @@ fn nothing_counts_before_the_login_is_answered() {
     world.settle(5_000);
     world.check_complete();
     assert!(!world.shown.contains_key("r:lobby"));
-}
-
-#[test]
-fn a_new_device_does_not_begin_at_a_standing_from_before_a_failover() {
-    let mut world = World::new(24, &["d:alice:bob"]);
-    fill(&mut world, "d:alice:bob", 8);
-    let acked = Some(Cursor { epoch: 1, seq: 8 });
-    world.server.log("d:alice:bob").delivered = acked;
-    world.started.insert("d:alice:bob".into());
-    let peeks = |op: &Op| matches!(op, Op::Peek(_));
-    until_asked(&mut world, peeks);
-    // What it was asked for is answered by the owner before; the log of the next one has another 7 and 8.
-    world.server.takeover("d:alice:bob", 2);
-    world.server.append("d:alice:bob", "bob", text(70));
-    world.server.append("d:alice:bob", "bob", text(80));
-    let conn = world.conn.unwrap();
-    let conversation = "d:alice:bob".to_owned();
-    let resync = notify::Event::Resync(Resync { conversations: vec![conversation.clone()] });
-    world.step(Event::Notify { conn, notify: Notify { event: Some(resync) } });
-    let (head, delivered) = (acked, acked);
-    let standing = Standing { conversation, head, delivered, ..Standing::default() };
-    answer(&mut world, Outcome::Peeked(Peeked { standings: vec![standing] }), peeks);
-    world.settle(600_000);
-    assert_eq!(seqs(&world, "d:alice:bob"), [7, 8]);
-}
-
-#[test]
-fn own_messages_that_a_failover_lost_are_told_also_when_something_before_them_is_missing() {
-    for (count, end) in [(1, 4), (2, 3)] {
-        let mut world = World::new(25, &["d:alice:bob"]);
-        fill(&mut world, "d:alice:bob", 3);
-        world.settle(5_000);
-        world.server.faults.skip_live = 1_000;
-        world.server.append("d:alice:bob", "bob", text(4));
-        world.server.faults.skip_live = 0;
-        world.send("d:alice:bob", 60_000);
-        for _ in 0..20 {
-            world.tick(1);
-            world.deliver_request();
-            world.deliver_frame();
-            world.take();
-        }
-        assert_eq!(world.settled.len(), 1, "it is acknowledged, as 5");
-        assert_eq!(seqs(&world, "d:alice:bob"), [1, 2, 3], "4 is missing");
-        world.server.takeover("d:alice:bob", count);
-        world.server.notify(notify::Event::Resync(Resync { conversations: Vec::new() }));
-        world.settle(600_000);
-        let told: Vec<Cursor> = world
-            .notices
-            .iter()
-            .filter_map(|notice| match notice {
-                Notice::Truncated { to, .. } => Some(*to),
-                _ => None,
-            })
-            .collect();
-        assert_eq!(told, [Cursor { epoch: 1, seq: end }], "5 is lost");
-        assert_eq!(world.machine.cursor("d:alice:bob"), Some(Cursor { epoch: 1, seq: end }));
-    }
-}
-
-/// An own message is stored in a copy of the log that has 1 to `end`; then the one from before is back, with 4. That is here
-/// already if the own message lies below it.
-fn own_in_a_copy_that_goes_away(conversation: &str, end: usize, disconnects: bool) -> World {
-    let mut world = World::new(26, &[conversation]);
-    fill(&mut world, conversation, 3);
-    world.settle(5_000);
-    let mut first = world.server.log(conversation).entries.clone();
-    let bob = world.server.append(conversation, "bob", text(4));
-    first.push_back(world.server.log(conversation).entry(bob.seq).unwrap().clone());
-    if end < 3 {
-        world.settle(5_000);
-    } else {
-        world.server.flow.clear();
-    }
-    world.server.log(conversation).entries.truncate(end);
-    world.server.log(conversation).epoch = 2;
-    world.send(conversation, 60_000);
-    world.tick(1);
-    while world.settled.is_empty() {
-        assert!(world.deliver_request() | world.deliver_frame() | world.take(), "it is acknowledged");
-    }
-    if disconnects {
-        world.lose();
-    }
-    world.server.log(conversation).entries = first;
-    world.server.takeover(conversation, 0);
-    world.server.notify(notify::Event::Resync(Resync { conversations: Vec::new() }));
-    world.settle(600_000);
-    world
-}
-
-fn cuts(world: &World) -> Vec<u64> {
-    let to = |notice: &Notice| match notice {
-        Notice::Truncated { to, .. } => Some(to.seq),
-        _ => None,
-    };
-    world.notices.iter().filter_map(to).collect()
-}
-
-#[test]
-fn an_own_message_that_another_one_replaces_is_told_to_be_lost() {
-    for conversation in ["d:alice:bob", "g:tea"] {
-        for disconnects in [false, true] {
-            let mut world = own_in_a_copy_that_goes_away(conversation, 3, disconnects);
-            let ack = world.settled[&1].as_ref().unwrap();
-            assert_eq!((ack.epoch, ack.seq), (2, 4), "{conversation}");
-            assert_eq!(cuts(&world), [3], "{conversation} {disconnects}");
-            assert_eq!(seqs(&world, conversation), [1, 2, 3, 4]);
-            world.server.log(conversation).delivered = Some(Cursor { epoch: 1, seq: 4 });
-            world.check_complete();
-        }
-    }
-}
-
-#[test]
-fn an_own_message_below_what_is_here_is_told_to_be_lost_when_that_comes_back() {
-    for disconnects in [false, true] {
-        let mut world = own_in_a_copy_that_goes_away("d:alice:bob", 1, disconnects);
-        let ack = world.settled[&1].as_ref().unwrap();
-        assert_eq!((ack.epoch, ack.seq), (2, 2));
-        assert_eq!(cuts(&world), [1], "{disconnects}");
-        assert_eq!(seqs(&world, "d:alice:bob"), [1, 2, 3, 4]);
-        assert_eq!(world.machine.cursor("d:alice:bob"), Some(Cursor { epoch: 1, seq: 4 }));
-        world.check_complete();
-    }
-}
-
-#[test]
-fn an_own_message_above_an_end_that_is_back_is_told_to_be_lost_after_a_login() {
-    let mut world = own_in_a_copy_that_ends_where_we_are();
-    assert_eq!(cuts(&world), [3]);
-    world.check_complete();
-}
-
-/// What it stored lies above the end of a log that is back just as it is here.
-fn own_in_a_copy_that_ends_where_we_are() -> World {
-    let mut world = World::new(27, &["d:alice:bob"]);
-    fill(&mut world, "d:alice:bob", 3);
-    world.settle(5_000);
-    world.server.log("d:alice:bob").epoch = 2;
-    world.send("d:alice:bob", 60_000);
-    world.tick(1);
-    while world.settled.is_empty() {
-        assert!(world.deliver_request() | world.deliver_frame() | world.take(), "it is acknowledged");
-    }
-    world.lose();
-    world.server.takeover("d:alice:bob", 1);
-    world.settle(600_000);
-    world
-}
-
-/// A device without a cursor is told that it stored `at`, and hears nothing of the log before the connection is gone.
-fn own_before_it_began(conversation: &str, at: Cursor) -> World {
-    let mut world = World::new(28, &[]);
-    world.settle(5_000);
-    world.send(conversation, 60_000);
-    let ack = SendAck { seq: at.seq, epoch: at.epoch, ..SendAck::default() };
-    answer(&mut world, Outcome::SendAck(ack), |op| matches!(op, Op::Send(_)));
-    assert_eq!(world.settled.len(), 1, "it is acknowledged");
-    world.lose();
-    world
-}
-
-#[test]
-fn an_own_message_of_a_conversation_that_is_gone_altogether_is_told_to_be_lost() {
-    let mut world = own_before_it_began("d:alice:bob", Cursor { epoch: 1, seq: 16 });
-    world.settle(60_000);
-    assert_eq!(cuts(&world), [0]);
-    assert_eq!(world.machine.cursor("d:alice:bob"), Some(Cursor::default()));
-    assert!(world.acked.is_empty());
-}
-
-#[test]
-fn own_messages_below_where_the_server_has_one_begin_are_looked_up() {
-    for is_there in [false, true] {
-        let mut world = own_before_it_began("d:alice:bob", Cursor { epoch: 1, seq: 2 });
-        world.started.insert("d:alice:bob".into());
-        fill(&mut world, "d:alice:bob", if is_there { 2 } else { 1 });
-        if is_there {
-            let log = world.server.log("d:alice:bob");
-            let entry = log.entries.back_mut().unwrap();
-            (entry.sender, entry.device) = (USER, DEVICE);
-            log.owned.insert(2);
-        }
-        world.server.takeover("d:alice:bob", 0);
-        for seq in world.server.log("d:alice:bob").head().seq + 1..=5 {
-            world.server.append("d:alice:bob", "bob", text(seq));
-        }
-        // Another device of the user was further.
-        world.server.log("d:alice:bob").delivered = Some(Cursor { epoch: 2, seq: 3 });
-        world.settle(60_000);
-        assert_eq!(cuts(&world), if is_there { vec![] } else { vec![1] });
-        assert_eq!(seqs(&world, "d:alice:bob"), if is_there { vec![3, 4, 5] } else { vec![2, 3, 4, 5] });
-        assert_eq!(world.machine.cursor("d:alice:bob"), Some(Cursor { epoch: 2, seq: 5 }));
-    }
-}
-
-#[test]
-fn who_stored_something_in_a_group_that_is_gone_is_told_so_also_without_a_cursor() {
-    let mut world = own_before_it_began("g:tea", Cursor { epoch: 1, seq: 2 });
-    let syncs = |op: &Op| matches!(op, Op::Sync(_));
-    until_asked(&mut world, syncs);
-    answer(
-        &mut world,
-        Outcome::Refused(Refused { code: Code::NotMember.into(), ..Refused::default() }),
-        syncs,
-    );
-    world.settle(1_000);
-    assert!(world.notices.contains(&Notice::Removed { conversation: "g:tea".into() }));
-}
-
-#[test]
-fn own_messages_below_where_a_log_was_cut_before_it_began_are_looked_up() {
-    let mut world = own_before_it_began("d:alice:bob", Cursor { epoch: 2, seq: 2 });
-    world.started.insert("d:alice:bob".into());
-    fill(&mut world, "d:alice:bob", 3);
-    // The server's cursor is of neither copy.
-    world.server.log("d:alice:bob").delivered = Some(Cursor { epoch: 4, seq: 7 });
-    world.settle(60_000);
-    assert_eq!(cuts(&world), [1]);
-    assert_eq!(seqs(&world, "d:alice:bob"), [2, 3]);
 }
