@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use millrace_client::{Client, Config, Event, conversation};
-use millrace_tests::{Redis, Server, free_port, gateway_token, get, wait_until};
+use millrace_tests::{Redis, Server, free_port, gateway_token, get};
 
 fn tuning(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").join("tuning").join(file)
